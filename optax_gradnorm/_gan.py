@@ -1,0 +1,165 @@
+"""Gradient autoscaled normalization."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_gradnorm._layers import AxisName, Layer, Mask, StackedAxes, layer_resolver
+from optax_gradnorm._moments import center, global_std, statistics_dtype
+
+
+class GanState(NamedTuple):
+    """What `gan` remembers and shows: scalars, float32 (float64 if a layer is float64).
+
+    Attributes:
+      first_sigma: the first finite, non-zero global standard deviation; 0 until there was one.
+      sigma: global standard deviation of the last gradients.
+      scale: multiplier of the last update; 1 before the first.
+    """
+
+    first_sigma: jax.Array
+    sigma: jax.Array
+    scale: jax.Array
+
+
+def default_autoscale(sigma: jax.Array, first_sigma: jax.Array) -> jax.Array:
+    r"""The multiplier of `gan`: our definition, which meets what is known of the paper's.
+
+    .. math::
+      \alpha_t = \phi(\sigma_t)^p, \quad \phi(s) = \frac{s}{1 + s}, \quad p = \frac{1}{1 - \ln \phi(\sigma_1)}
+
+    It is smooth, has no hyperparameter, lies strictly between 0 and 1 for positive standard deviations and
+    falls with :math:`\sigma_t`. The exponent is fixed by the first gradients, so that
+    :math:`\alpha_1 > 1/e` however small they are.
+
+    Args:
+      sigma: global standard deviation of the gradients, a scalar.
+      first_sigma: its first finite, non-zero value, a scalar of the same dtype.
+
+    Returns:
+      The multiplier, a scalar of the same dtype; 0 where `sigma` is 0.
+
+    Raises:
+      Nothing.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax_gradnorm
+      >>> for sigma in (1.0, 0.1, 0.01):
+      ...     print(f"{optax_gradnorm.default_autoscale(jnp.array(sigma), jnp.array(1.0)):.3f}")
+      0.664
+      0.243
+      0.065
+
+    References:
+      The clues are those in the accounts of Yun, `Insights from Gradient Dynamics: Gradient Autoscaled
+      Normalization <https://arxiv.org/abs/2509.03677>`_, 2025; its own formula may differ.
+    """
+    log_phi = -jnp.log1p(1 / sigma)
+    first_log_phi = -jnp.log1p(1 / first_sigma)
+    scale = jnp.exp(log_phi / (1 - first_log_phi))
+    return jnp.minimum(scale, 1 - jnp.finfo(scale.dtype).epsneg)
+
+
+def gan(
+    *,
+    autoscale: Callable[[jax.Array, jax.Array], jax.Array] = default_autoscale,
+    mask: Mask = None,
+    stacked_axes: StackedAxes = 0,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformation:
+    r"""Centres every layer's gradient and scales all of them by one multiplier (GAN).
+
+    .. math::
+      u_l = \alpha_t (g_l - \mu_l), \quad
+      \sigma_t = \sqrt{\frac{\sum_l \sum (g_l - \mu_l)^2}{\sum_l n_l}}, \quad
+      \alpha_t = \mathrm{autoscale}(\sigma_t, \sigma_1)
+
+    with :math:`\mu_l` the mean over the :math:`n_l` elements of layer :math:`l`, :math:`\sigma_t` the global
+    standard deviation at step :math:`t`, and :math:`\sigma_1` its first finite, non-zero value. No layer is
+    divided by its own standard deviation, so none is amplified.
+
+    The formula of the multiplier is not printed in any text that reached us; `default_autoscale` is our
+    own, and `autoscale` takes any other. A constant multiplier cancels in Adam, up to its epsilon; under
+    SGD it is a factor on the learning rate.
+
+    Args:
+      autoscale: a function from two scalars, the global standard deviation and its first finite, non-zero
+        value, to the multiplier.
+      mask: which leaves are layers, as in `znorm`.
+      stacked_axes: how many leading axes of a leaf index separate layers, as in `znorm`.
+      axis_name: mesh axes over which a leaf is sharded, as in `znorm`. Replicated leaves count once.
+
+    Returns:
+      An `optax.GradientTransformation` with the state `GanState`. Updates keep each leaf's shape and
+      dtype; statistics are taken in float32 (float64 for float64 leaves), at any scale the dtype holds. A
+      constant layer gives 0. A NaN or an infinity reaches the multiplier and so every layer of that step,
+      but not `first_sigma`: wrap in `optax.apply_if_finite` to skip such steps.
+
+    Raises:
+      ValueError: `stacked_axes` is negative; at `init`, `mask`, `stacked_axes` or `axis_name` does not fit
+        the tree.
+      TypeError: `autoscale` is not callable, or another argument holds something else than booleans,
+        integers or axis names.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optax_gradnorm
+      >>> optimizer = optax.chain(optax_gradnorm.gan(), optax.sgd(1.0))
+      >>> params = {"kernel": jnp.zeros((2, 2))}
+      >>> state = optimizer.init(params)
+      >>> grads = {"kernel": jnp.array([[1.0, 3.0], [3.0, 1.0]])}
+      >>> updates, state = optimizer.update(grads, state)
+      >>> print(f"sigma {state[0].sigma:.3f}, scale {state[0].scale:.3f}")
+      sigma 1.000, scale 0.664
+      >>> bool((updates["kernel"] == -state[0].scale * jnp.array([[-1.0, 1.0], [1.0, -1.0]])).all())
+      True
+
+    References:
+      Yun, `Insights from Gradient Dynamics: Gradient Autoscaled Normalization
+      <https://arxiv.org/abs/2509.03677>`_, 2025.
+    """
+    if not callable(autoscale):
+        raise TypeError(f"autoscale must be a function of (sigma, first_sigma), got {autoscale!r}")
+    resolve = layer_resolver(mask, stacked_axes, axis_name)
+
+    def init_fn(params):
+        dtype = jnp.dtype(jnp.float32)
+        for leaf, layer in zip(jax.tree.leaves(params), resolve(params), strict=True):
+            if layer is not None and statistics_dtype(leaf.dtype) == jnp.float64:
+                dtype = jnp.dtype(jnp.float64)
+        # Three buffers, not one thrice: a state may be donated.
+        return GanState(jnp.zeros((), dtype), jnp.zeros((), dtype), jnp.ones((), dtype))
+
+    def update_fn(updates, state, params=None):
+        del params
+        leaves, structure = jax.tree.flatten(updates)
+        layers = resolve(updates)
+        centered = [
+            None if layer is None else center(g, layer.own_axes(g.ndim), layer.axis_names)
+            for g, layer in zip(leaves, layers, strict=True)
+        ]
+        dtype = state.first_sigma.dtype
+        sigma = global_std([(c, layer) for c, layer in zip(centered, layers, strict=True) if c], dtype)
+
+        usable = jnp.isfinite(sigma) & (sigma > 0)
+        seen = state.first_sigma > 0
+        first_sigma = jnp.where(seen | ~usable, state.first_sigma, sigma)
+        # Until there is a first standard deviation every layer is 0 or NaN: any stand-in will do.
+        scale = autoscale(sigma, jnp.where(first_sigma > 0, first_sigma, 1))
+        scale = jnp.asarray(scale).astype(dtype)
+
+        def rescale(gradient, c):
+            if c is None:
+                return gradient
+            factor = (scale.astype(c.unit.dtype) * c.unit).astype(c.values.dtype)
+            return (c.values * factor).astype(gradient.dtype)
+
+        leaves = [rescale(g, c) for g, c in zip(leaves, centered, strict=True)]
+        return jax.tree.unflatten(structure, leaves), GanState(first_sigma, sigma, scale)
+
+    return optax.GradientTransformation(init_fn, update_fn)

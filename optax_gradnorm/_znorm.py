@@ -1,0 +1,96 @@
+"""Z-score gradient normalization."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_gradnorm._layers import AxisName, Layer, Mask, StackedAxes, layer_resolver
+from optax_gradnorm._moments import center
+
+
+def znorm(
+    eps: jax.typing.ArrayLike = 1e-10,
+    *,
+    mask: Mask = None,
+    stacked_axes: StackedAxes = 0,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformation:
+    r"""Gives every layer's gradient zero mean and unit standard deviation.
+
+    .. math::
+      u = \frac{g - \mu}{\sigma + \epsilon}
+
+    with :math:`\mu` and :math:`\sigma` the mean and the population standard deviation over all elements of
+    the layer. It is stateless and goes in front of an optimizer. The update does not depend on the
+    gradient's scale, so under SGD the learning rate alone sets the step.
+
+    Args:
+      eps: added to the standard deviation; a non-negative number, which may be traced.
+      mask: which leaves are layers: a pytree of booleans (or a prefix of one) with the structure of the
+        gradients, or a function from the gradients to one. By default every leaf with more than one
+        dimension; biases and norm scales pass through unchanged.
+      stacked_axes: how many leading axes of a leaf index separate layers, as in parameters stacked for
+        `lax.scan`: an integer, a pytree of integers, or a function from the gradients to one.
+      axis_name: mesh axes over which a leaf is sharded inside `shard_map` or `pmap`: a name, a tuple of
+        names, a pytree of these with `None` for replicated leaves, or a function from the gradients to
+        one. Under `jit` with sharded arrays nothing needs saying.
+
+    Returns:
+      An `optax.GradientTransformation` with an empty state. Updates keep each leaf's shape and dtype;
+      statistics are taken in float32 (float64 for float64 leaves), at any scale the dtype holds. Complex
+      leaves have a complex mean and the variance :math:`E|g - \mu|^2`. A constant layer and a layer of
+      one element give 0; a NaN or an infinity makes its own layer NaN and no other.
+
+    Raises:
+      ValueError: `eps` or `stacked_axes` is negative; at `init`, `mask`, `stacked_axes` or `axis_name`
+        does not fit the tree.
+      TypeError: an argument holds something else than numbers, booleans, integers or axis names.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optax_gradnorm
+      >>> optimizer = optax.chain(optax_gradnorm.znorm(), optax.sgd(0.5))
+      >>> params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+      >>> state = optimizer.init(params)
+      >>> grads = {"kernel": jnp.array([[1.0, 3.0], [3.0, 1.0]]) * 1e-3, "bias": jnp.ones(2)}
+      >>> updates, state = optimizer.update(grads, state)
+      >>> print(updates["kernel"].round(4))
+      [[ 0.5 -0.5]
+       [-0.5  0.5]]
+      >>> print(updates["bias"])
+      [-0.5 -0.5]
+
+    References:
+      Yun, `ZNorm: Z-Score Gradient Normalization Accelerating Skip-Connected Network Training without
+      Architectural Modification <https://arxiv.org/abs/2408.01215>`_, 2024.
+
+      Yun, `Mitigating Gradient Overlap in Deep Residual Networks with Gradient Normalization for Improved
+      Non-Convex Optimization <https://arxiv.org/abs/2410.21564>`_, 2024, equation 32.
+    """
+    if isinstance(eps, int | float | np.number) and not eps >= 0:
+        raise ValueError(f"eps must be a non-negative number, got {eps}")
+    if isinstance(eps, str) or eps is None:
+        raise TypeError(f"eps must be a non-negative number, got {eps!r}")
+    resolve = layer_resolver(mask, stacked_axes, axis_name)
+
+    def init_fn(params):
+        resolve(params)
+        return optax.EmptyState()
+
+    def normalize(gradient, layer: Layer | None):
+        if layer is None:
+            return gradient
+        values, _, std, unit = center(gradient, layer.own_axes(gradient.ndim), layer.axis_names)
+        divisor = std + jnp.asarray(eps).astype(std.dtype) / unit
+        divisor = jnp.where(divisor == 0, 1, divisor)
+        return (values / divisor.astype(values.dtype)).astype(gradient.dtype)
+
+    def update_fn(updates, state, params=None):
+        del params
+        leaves, structure = jax.tree.flatten(updates)
+        leaves = [normalize(g, layer) for g, layer in zip(leaves, resolve(updates), strict=True)]
+        return jax.tree.unflatten(structure, leaves), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
