@@ -1,0 +1,1 @@
+"""Experiments that measure what gradient normalization does: run as `python -m experiments`."""

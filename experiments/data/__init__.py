@@ -1,0 +1,1 @@
+"""Data sets, by name: every source gives the same arrays."""

@@ -1,0 +1,1 @@
+"""Models, by name: Flax NNX modules called as `model(images, train=True)`."""
