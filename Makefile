@@ -1,0 +1,35 @@
+# Every target sets up what it needs in .venv; only Python >= 3.11 and make have to be there before.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/experiments.stamp  ## Compare the gradient normalizers on real digits
+	$(BIN)/python -m experiments compare
+
+test: .venv/test.stamp  ## Run the tests
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+lint: .venv/test.stamp  ## Check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: .venv/experiments.stamp  ## Time the transformations beside their peers
+	$(BIN)/python -m benchmarks.transforms
+
+clean:  ## Remove the environment and everything generated
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis runs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/venv.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python >= 3.11 is needed, $(PYTHON) is older: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+# One stamp per extra: a second call has nothing to install and starts at once.
+.venv/%.stamp: .venv/venv.stamp pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[$*]'
+	@touch $@
