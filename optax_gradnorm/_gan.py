@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._layers import AxisName, Layer, Mask, StackedAxes, layer_resolver
+from optax_gradnorm._layers import AxisName, Mask, StackedAxes, layer_resolver
 from optax_gradnorm._moments import center, global_std, statistics_dtype
 
 
@@ -144,7 +144,8 @@ def gan(
             for g, layer in zip(leaves, layers, strict=True)
         ]
         dtype = state.first_sigma.dtype
-        sigma = global_std([(c, layer) for c, layer in zip(centered, layers, strict=True) if c], dtype)
+        pairs = zip(centered, layers, strict=True)
+        sigma = global_std([(c, layer) for c, layer in pairs if c is not None and layer is not None], dtype)
 
         usable = jnp.isfinite(sigma) & (sigma > 0)
         seen = state.first_sigma > 0
