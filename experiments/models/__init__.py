@@ -1,1 +1,67 @@
 """Models, by name: Flax NNX modules called as `model(images, train=True)`."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.models.resnet import bottleneck_resnet, cifar_resnet
+from experiments.models.vgg import VGG
+
+CIFAR_DEPTHS = (8, 20, 32, 44, 56, 110, 152)
+
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in CIFAR_DEPTHS},
+    **{
+        f"resnet{depth}_identity_pad": partial(cifar_resnet, depth, shortcut="identity_pad")
+        for depth in CIFAR_DEPTHS
+    },
+    **{f"plain{depth}": partial(cifar_resnet, depth, shortcut="none") for depth in CIFAR_DEPTHS},
+    "resnet50": partial(bottleneck_resnet, 50),
+    "resnet50_small": partial(bottleneck_resnet, 50, small_stem=True),
+    "resnet101": partial(bottleneck_resnet, 101),
+    "resnet101_small": partial(bottleneck_resnet, 101, small_stem=True),
+    "vgg16": partial(VGG, use_batch_norm=False),
+    "vgg16_bn": partial(VGG, use_batch_norm=True),
+}
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    channels: int,
+    image_size: int,
+    rngs: nnx.Rngs,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> nnx.Module:
+    """Builds a model.
+
+    Args:
+      name: one of `MODELS`. 'resnet20' and its like are the CIFAR family (so 'resnet152' is not the
+        ImageNet network of that depth); 'resnet50' and 'resnet101' are the bottleneck networks, with
+        '_small' with a 3x3 stem for small images; 'plain56' is 'resnet56' without skip connections.
+      num_classes: number of logits.
+      channels: of the images.
+      image_size: height and width of the images.
+      rngs: stream 'params' initialises the parameters.
+      dtype: of the computation, float32 or bfloat16; parameters and statistics are float32.
+
+    Returns:
+      A module; `model(images, train=True)` takes float images [n, height, width, channels], already
+      normalised, and gives float32 logits [n, num_classes]. In training, BatchNorm uses the batch's
+      statistics and updates the running ones; otherwise it uses the running ones.
+
+    Raises:
+      ValueError: an unknown name, an image size the model cannot take, or another dtype.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
+    dtype = jnp.dtype(dtype)
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}")
+    return MODELS[name](
+        num_classes=num_classes, channels=channels, image_size=image_size, rngs=rngs, dtype=dtype
+    )

@@ -1,0 +1,61 @@
+"""What every source of data gives."""
+
+import dataclasses
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """A data set is missing, damaged, or not what its name says. The message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Labelled images of one size, for training and for evaluation.
+
+    Attributes:
+      name: as given to `experiments.data.load`.
+      train_images: uint8 [n, height, width, channels].
+      train_labels: int32 [n], from 0 to `num_classes` - 1.
+      test_images: uint8, as the training images.
+      test_labels: int32, as the training labels.
+      num_classes: number of classes.
+      mean: float32 [channels], of all training images of the set, where 255 counts as 1.
+      std: float32 [channels], in the same unit.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def make_dataset(name, train_images, train_labels, test_images, test_labels, num_classes: int) -> Dataset:
+    """Builds a `Dataset`, with mean and standard deviation measured on the training images."""
+    mean, std = _mean_and_std(train_images)
+    return Dataset(
+        name,
+        np.ascontiguousarray(train_images, np.uint8),
+        np.asarray(train_labels, np.int32),
+        np.ascontiguousarray(test_images, np.uint8),
+        np.asarray(test_labels, np.int32),
+        num_classes,
+        mean,
+        std,
+    )
+
+
+def _mean_and_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per channel, exactly: from how often each of the 256 values occurs."""
+    values = np.arange(256) / 255
+    means, stds = [], []
+    for channel in range(images.shape[-1]):
+        share = np.bincount(images[..., channel].ravel(), minlength=256) / images[..., channel].size
+        mean = share @ values
+        means.append(mean)
+        stds.append(np.sqrt(share @ (values - mean) ** 2))
+    return np.array(means, np.float32), np.array(stds, np.float32)

@@ -1,0 +1,199 @@
+"""Residual networks: the CIFAR family with 6n+2 layers, and the bottleneck networks made for ImageNet.
+
+He et al., "Deep Residual Learning for Image Recognition", 2015, arXiv 1512.03385, sections 4.1 and 4.2.
+Convolutions start He-normal (fan-in) and have no bias; BatchNorm has momentum 0.9 and epsilon 1e-5.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.models._layers import batch_norm, conv
+
+Shortcut = Literal["projection", "identity_pad", "none"]
+
+
+class Projection(nnx.Module):
+    """Shortcut for a block that changes the shape: a 1x1 convolution and BatchNorm (option B)."""
+
+    def __init__(self, in_features: int, out_features: int, strides: int, *, dtype, rngs: nnx.Rngs):
+        self.conv = conv(in_features, out_features, 1, strides, dtype=dtype, rngs=rngs)
+        self.norm = batch_norm(out_features, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.norm(self.conv(x), use_running_average=not train)
+
+
+def identity_pad(x: jax.Array, out_features: int, strides: int) -> jax.Array:
+    """Shortcut without parameters: every `strides`-th pixel, new channels filled with zeros (option A)."""
+    x = x[:, ::strides, ::strides]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, out_features - x.shape[-1])))
+
+
+class Block(nnx.Module):
+    """A residual block: relu(branch(x) + shortcut(x)), or relu(branch(x)) in a plain network."""
+
+    def __init__(
+        self, in_features: int, out_features: int, strides: int, *, shortcut: Shortcut, dtype, rngs: nnx.Rngs
+    ):
+        self.out_features = out_features
+        self.strides = strides
+        self.plain = shortcut == "none"
+        changes_shape = strides != 1 or in_features != out_features
+        self.projection = (
+            Projection(in_features, out_features, strides, dtype=dtype, rngs=rngs)
+            if shortcut == "projection" and changes_shape
+            else None
+        )
+
+    def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """The residual branch, before the addition."""
+        raise NotImplementedError
+
+    def shortcut(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """What is added to the branch: the identity, or the option for changed shapes."""
+        if self.plain:
+            raise ValueError("a block of a plain network has no shortcut")
+        if self.projection is not None:
+            return self.projection(x, train=train)
+        return identity_pad(x, self.out_features, self.strides)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = self.branch(x, train=train)
+        if not self.plain:
+            y = y + self.shortcut(x, train=train)
+        return nnx.relu(y)
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions."""
+
+    expansion = 1
+
+    def __init__(self, in_features: int, features: int, strides: int, *, shortcut: Shortcut, dtype, rngs: nnx.Rngs):
+        self.conv1 = conv(in_features, features, 3, strides, dtype=dtype, rngs=rngs)
+        self.norm1 = batch_norm(features, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(features, features, 3, dtype=dtype, rngs=rngs)
+        self.norm2 = batch_norm(features, dtype=dtype, rngs=rngs)
+        super().__init__(in_features, features, strides, shortcut=shortcut, dtype=dtype, rngs=rngs)
+
+    def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = nnx.relu(self.norm1(self.conv1(x), use_running_average=not train))
+        return self.norm2(self.conv2(x), use_running_average=not train)
+
+
+class BottleneckBlock(Block):
+    """1x1, 3x3 (which has the stride) and 1x1 convolutions; four times as many features leave it."""
+
+    expansion = 4
+
+    def __init__(self, in_features: int, features: int, strides: int, *, shortcut: Shortcut, dtype, rngs: nnx.Rngs):
+        out_features = features * self.expansion
+        self.conv1 = conv(in_features, features, 1, dtype=dtype, rngs=rngs)
+        self.norm1 = batch_norm(features, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(features, features, 3, strides, dtype=dtype, rngs=rngs)
+        self.norm2 = batch_norm(features, dtype=dtype, rngs=rngs)
+        self.conv3 = conv(features, out_features, 1, dtype=dtype, rngs=rngs)
+        self.norm3 = batch_norm(out_features, dtype=dtype, rngs=rngs)
+        super().__init__(in_features, out_features, strides, shortcut=shortcut, dtype=dtype, rngs=rngs)
+
+    def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = nnx.relu(self.norm1(self.conv1(x), use_running_average=not train))
+        x = nnx.relu(self.norm2(self.conv2(x), use_running_average=not train))
+        return self.norm3(self.conv3(x), use_running_average=not train)
+
+
+class ResNet(nnx.Module):
+    """Stem, stages of residual blocks, mean over the image, linear layer.
+
+    Attributes:
+      stages: `stages[s][b]` is a block, with methods `branch` and `shortcut`; every stage but the first
+        halves the image.
+      to_logits: the linear layer. (Named so that the names of layers sort in the network's order.)
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[BottleneckBlock],
+        blocks_per_stage: tuple[int, ...],
+        features_per_stage: tuple[int, ...],
+        *,
+        shortcut: Shortcut,
+        small_stem: bool,
+        num_classes: int,
+        channels: int,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          block: the kind of block.
+          blocks_per_stage: number of blocks in each stage.
+          features_per_stage: width of each stage; a bottleneck block gives four times as many.
+          shortcut: of blocks that change the shape; 'none' drops every skip connection.
+          small_stem: a 3x3 convolution, for small images, in place of 7x7 with stride 2 and max-pooling.
+          num_classes: number of logits.
+          channels: of the images.
+          dtype: of the computation; parameters and statistics are float32.
+          rngs: stream 'params' initialises the parameters.
+        """
+        self.small_stem = small_stem
+        width = features_per_stage[0]
+        kernel_size, strides = (3, 1) if small_stem else (7, 2)
+        self.conv = conv(channels, width, kernel_size, strides, dtype=dtype, rngs=rngs)
+        self.norm = batch_norm(width, dtype=dtype, rngs=rngs)
+        self.stages = nnx.List()
+        for stage, (depth, features) in enumerate(zip(blocks_per_stage, features_per_stage, strict=True)):
+            blocks = nnx.List()
+            for i in range(depth):
+                strides = 2 if stage > 0 and i == 0 else 1
+                blocks.append(block(width, features, strides, shortcut=shortcut, dtype=dtype, rngs=rngs))
+                width = features * block.expansion
+            self.stages.append(blocks)
+        self.to_logits = nnx.Linear(width, num_classes, dtype=dtype, rngs=rngs)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks, from the images to the logits."""
+        return [block for stage in self.stages for block in stage]
+
+    def stem(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """What the first block gets."""
+        x = nnx.relu(self.norm(self.conv(images), use_running_average=not train))
+        if self.small_stem:
+            return x
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        x = self.stem(images, train=train)
+        for block in self.blocks:
+            x = block(x, train=train)
+        return self.to_logits(jnp.mean(x, axis=(1, 2))).astype(jnp.float32)
+
+
+def cifar_resnet(depth: int, *, shortcut: Shortcut = "projection", image_size: int, **options) -> ResNet:
+    """The CIFAR network with `depth` = 6n+2 layers: n basic blocks of 16, of 32 and of 64 features."""
+    del image_size  # Any: the last layer sees the mean over the image.
+    n, rest = divmod(depth - 2, 6)
+    if n < 1 or rest:
+        raise ValueError(f"depth must be 6n+2 (8, 14, 20, ...), got {depth}")
+    return ResNet(BasicBlock, (n, n, n), (16, 32, 64), shortcut=shortcut, small_stem=True, **options)
+
+
+def bottleneck_resnet(depth: int, *, small_stem: bool = False, image_size: int, **options) -> ResNet:
+    """ResNet-50 or ResNet-101, with stride 2 in the 3x3 convolution of a block as is usual today."""
+    del image_size
+    depths = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+    if depth not in depths:
+        raise ValueError(f"depth must be one of {', '.join(map(str, depths))}, got {depth}")
+    return ResNet(
+        BottleneckBlock,
+        depths[depth],
+        (64, 128, 256, 512),
+        shortcut="projection",
+        small_stem=small_stem,
+        **options,
+    )
