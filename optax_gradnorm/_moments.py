@@ -37,7 +37,7 @@ def center(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ..
     dtype = statistics_dtype(gradient.dtype)
     info = jnp.finfo(dtype)
     if jnp.iscomplexobj(gradient):
-        gradient = gradient.astype(jnp.result_type(dtype, jnp.complex64))
+        gradient = gradient.astype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)
         magnitude = jnp.maximum(jnp.abs(gradient.real), jnp.abs(gradient.imag))
     else:
         gradient = gradient.astype(dtype)
@@ -52,9 +52,9 @@ def center(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ..
     # A product, not a quotient: XLA would rather store quotients than compute them twice.
     scaled = gradient * (1 / unit).astype(gradient.dtype)
 
-    mean = _mean(scaled, axes, axis_names)
+    mean = mean_over(scaled, axes, axis_names)
     values = scaled - mean
-    std = jnp.sqrt(_mean(_squared_magnitude(values), axes, axis_names))
+    std = jnp.sqrt(mean_over(_squared_magnitude(values), axes, axis_names))
     # Equal elements differ from their computed mean by its rounding, up to 3 units in the last place.
     constant = std <= 8 * info.eps * jnp.abs(mean)
     return Centered(jnp.where(constant, 0, values), mean, jnp.where(constant, 0, std), unit)
@@ -87,6 +87,7 @@ def _squared_magnitude(x: jax.Array) -> jax.Array:
     return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
 
 
-def _mean(x: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]) -> jax.Array:
+def mean_over(x: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]) -> jax.Array:
+    """Mean over `axes`, kept as 1, and over the mesh axes that shard them."""
     mean = jnp.mean(x, axes, keepdims=True)
     return lax.pmean(mean, axis_names) if axis_names else mean
