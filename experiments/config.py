@@ -3,6 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import math
+import numbers
+import types
+
+from experiments.methods import METHODS, OPTIMIZERS, SCHEDULES, choose
+
+AUGMENTATIONS = ("none", "crop_flip")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +39,9 @@ class Run:
         test set; 0 evaluates on the test set.
       validation_seed: of that split.
       dtype: of the computation, 'float32' or 'bfloat16'; parameters and statistics stay float32.
+
+    Raises:
+      ValueError: a field holds something it cannot; one line names the field, the value and the choices.
     """
 
     dataset: str
@@ -54,10 +65,59 @@ class Run:
     validation_seed: int = 0
     dtype: str = "float32"
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            object.__setattr__(self, field.name, _convert(field.name, field.type, value))
+        choose("method", self.method, METHODS)
+        choose("optimizer", self.optimizer, OPTIMIZERS)
+        choose("schedule", self.schedule, SCHEDULES)
+        choose("augment", self.augment, dict.fromkeys(AUGMENTATIONS))
+        choose("dtype", self.dtype, dict.fromkeys(DTYPES))
+        self._check("learning_rate", self.learning_rate > 0, "greater than 0")
+        self._check("epochs", self.epochs >= 1, "at least 1")
+        self._check("batch_size", self.batch_size >= 1, "at least 1")
+        self._check("seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
+        self._check("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "from 0 to less than epochs")
+        self._check("step_epochs", self.step_epochs >= 1, "at least 1")
+        self._check("step_factor", 0 < self.step_factor <= 1, "greater than 0 and at most 1")
+        self._check("weight_decay", self.weight_decay >= 0, "at least 0")
+        self._check("label_smoothing", 0 <= self.label_smoothing < 1, "from 0 to less than 1")
+        self._check("train_examples", self.train_examples is None or self.train_examples >= 1, "at least 1")
+        self._check("test_examples", self.test_examples is None or self.test_examples >= 1, "at least 1")
+        self._check("validation_examples", self.validation_examples >= 0, "at least 0")
+        self._check("validation_seed", 0 <= self.validation_seed < 2**32, "from 0 to 2**32 - 1")
+
+    def _check(self, field: str, valid: bool, choices: str) -> None:
+        if not valid:
+            raise ValueError(f"{field} must be {choices}, got {getattr(self, field)!r}")
+
     @property
     def name(self) -> str:
-        """Readable and unique: a file name for the run's record."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+        """Readable and unique: a file name for the run's record.
+
+        Only fields that differ from their default count, so a field added later changes no name.
+        """
+        fields = dataclasses.fields(self)
+        stated = {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
+        digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
         dataset = self.dataset.partition(":")[0]
         parts = (dataset, self.model, self.method, self.optimizer, f"lr{self.learning_rate:g}", f"s{self.seed}")
         return "-".join((*parts, digest[:8]))
+
+
+def _convert(field: str, kind: type | types.UnionType, value: object) -> object:
+    """Makes equal values the same value (1 and 1.0, NumPy's and Python's), so that equal runs share a name."""
+    if value is None and kind == int | None:
+        return None
+    if kind is str:
+        if isinstance(value, str) and value:
+            return value
+        raise ValueError(f"{field} must be a name, got {value!r}")
+    if kind is float:
+        if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+        raise ValueError(f"{field} must be a finite number, got {value!r}")
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    raise ValueError(f"{field} must be an integer, got {value!r}")

@@ -1,0 +1,316 @@
+"""A run's record and checkpoint on disk. Nothing else in the project knows what these files look like.
+
+A folder of records holds, per run, `NAME.json` (the record) and, while the run is under way or where it was
+asked for, `NAME.npz` (the checkpoint). Both are replaced whole, so that a process killed at any moment, or
+a full disk, leaves the last complete file.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+
+import optax_gradnorm
+from experiments.config import Run
+
+SCHEMA = 1
+STATUSES = ("running", "finished", "diverged", "failed")
+
+
+class RecordError(Exception):
+    """A record or a checkpoint cannot be read or written. The message is one line and names the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochMetrics:
+    """What one epoch measured.
+
+    Attributes:
+      epoch: its number, from 1.
+      train_loss: mean of the training objective (label smoothing included) over the epoch's steps.
+      train_accuracy: share of the epoch's training images, as augmented, that were classified rightly
+        before the step they took part in.
+      test_loss: mean cross-entropy, without label smoothing, after the epoch.
+      test_accuracy: share of the test images classified rightly after the epoch.
+      nonfinite_steps: steps whose loss or gradient had a NaN or an infinity.
+      seconds: wall time of training and evaluation, without compilation and without writing files.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    nonfinite_steps: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What is known of one run.
+
+    Attributes:
+      run: its configuration.
+      status: 'running' (also: was killed, and will go on), 'finished', 'diverged' (the loss became NaN or
+        infinite, and the run ended there) or 'failed'.
+      message: why it failed.
+      parameters: number of trained parameters.
+      data: 'train_images' and 'test_images' (how many), 'image_shape' [height, width, channels],
+        'num_classes', and 'mean' and 'std' per channel where 255 counts as 1.
+      environment: as `describe_environment` gives it where the run started.
+      resumed: one entry per restart: 'after_epoch', and what had changed in the environment.
+      compile_seconds: time to compile the training epoch and the evaluation, in the last start.
+      epochs: one entry per finished epoch.
+    """
+
+    run: Run
+    status: str = "running"
+    message: str = ""
+    parameters: int = 0
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    resumed: tuple[Mapping[str, Any], ...] = ()
+    compile_seconds: float = 0.0
+    epochs: tuple[EpochMetrics, ...] = ()
+
+    def __post_init__(self):
+        if self.status not in STATUSES:
+            raise ValueError(f"unknown status {self.status!r}; choose from {', '.join(STATUSES)}")
+
+
+def write_record(out: str | Path, record: RunRecord) -> Path:
+    """Writes a record, in place of an older one.
+
+    Args:
+      out: folder of the records, made if missing.
+      record: what to write.
+
+    Returns:
+      The record's file.
+
+    Raises:
+      RecordError: the file cannot be written; an older record is left as it was.
+    """
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    fields = {"schema": SCHEMA, **fields, "run": dataclasses.asdict(record.run)}
+    epochs = ",\n".join("  " + _to_json(dataclasses.asdict(epoch)) for epoch in fields.pop("epochs"))
+    lines = [f'"{name}": {_to_json(value)}' for name, value in fields.items()]
+    lines.append(f'"epochs": [\n{epochs}\n]' if epochs else '"epochs": []')
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    return _write_whole(_record_path(out, record.run), lambda file: file.write(text.encode()))
+
+
+def read_record(out: str | Path, run: Run) -> RunRecord | None:
+    """Reads the record of a run.
+
+    Args:
+      out: folder of the records.
+      run: the run.
+
+    Returns:
+      Its record, or `None` if it has none.
+
+    Raises:
+      RecordError: the record is damaged, of another format, or of another run.
+    """
+    path = _record_path(out, run)
+    try:
+        record = _read(path)
+    except FileNotFoundError:
+        return None
+    if record.run != run:
+        raise RecordError(f"{path} is the record of another run")
+    return record
+
+
+def read_records(out: str | Path) -> list[RunRecord]:
+    """Reads all records of a folder, by name of the run.
+
+    Raises:
+      RecordError: there is no such folder, or a record is damaged or of another format.
+    """
+    if not Path(out).is_dir():
+        raise RecordError(f"there is no folder {out}")
+    return [_read(path) for path in sorted(Path(out).glob("*.json"))]
+
+
+def write_checkpoint(out: str | Path, run: Run, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a run's checkpoint, in place of an older one.
+
+    Args:
+      out: folder of the records.
+      run: the run.
+      arrays: by name; NumPy's own dtypes.
+
+    Raises:
+      RecordError: the file cannot be written; an older checkpoint is left as it was.
+    """
+    _write_whole(_checkpoint_path(out, run), lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+
+def read_checkpoint(out: str | Path, run: Run) -> dict[str, np.ndarray] | None:
+    """Reads a run's checkpoint.
+
+    Returns:
+      The arrays by name, or `None` if there is no checkpoint.
+
+    Raises:
+      RecordError: the file is damaged.
+    """
+    path = _checkpoint_path(out, run)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise RecordError(f"cannot read {path}: {error}; remove it to start the run again") from error
+
+
+def has_checkpoint(out: str | Path, run: Run) -> bool:
+    """Whether there is a checkpoint of the run."""
+    return _checkpoint_path(out, run).exists()
+
+
+def remove_checkpoint(out: str | Path, run: Run) -> None:
+    """Removes a run's checkpoint, if there is one."""
+    _checkpoint_path(out, run).unlink(missing_ok=True)
+
+
+def describe_environment(devices: int = 1) -> dict[str, Any]:
+    """What a run's metrics and times may depend on; no path and no host name.
+
+    Args:
+      devices: number of devices that the run uses.
+
+    Returns:
+      Versions of Python and of the packages, operating system, processor, kind and number of devices,
+      number of CPU cores of the machine and of this process, and the source's commit.
+    """
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        "optax_gradnorm": optax_gradnorm.__version__,
+        "platform": platform.platform(),
+        "backend": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": devices,
+        "cpu_count": os.cpu_count(),
+        "cpu_usable": _usable_cores(),
+        **_commit(),
+    }
+
+
+def _usable_cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@functools.cache
+def _commit() -> dict[str, Any]:
+    """Commit of the checkout that this file belongs to, and whether its code was changed since."""
+    here = Path(__file__).resolve()
+    root = here.parent.parent
+
+    def git(*arguments: str) -> str:
+        # Without optional locks: many workers may look at one checkout.
+        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # A copy inside somebody else's checkout is not theirs.
+        git("ls-files", "--error-unmatch", str(here))
+        changes = git("status", "--porcelain", "--", "optax_gradnorm", "experiments", ":!experiments/results")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def _record_path(out: str | Path, run: Run) -> Path:
+    return Path(out) / f"{run.name}.json"
+
+
+def _checkpoint_path(out: str | Path, run: Run) -> Path:
+    return Path(out) / f"{run.name}.npz"
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(_encode(value), allow_nan=False)
+
+
+def _encode(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become 'nan', 'inf' and '-inf', which `float` reads."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _read(path: Path) -> RunRecord:
+    try:
+        content = json.loads(path.read_bytes())
+        schema = content.pop("schema")
+        if schema != SCHEMA:
+            raise ValueError(f"its schema is {schema!r}, this version reads {SCHEMA}")
+        content["run"] = Run(**content["run"])
+        content["epochs"] = tuple(_decode_epoch(**epoch) for epoch in content["epochs"])
+        content["resumed"] = tuple(content["resumed"])
+        record = RunRecord(**content)
+        if [epoch.epoch for epoch in record.epochs] != list(range(1, len(record.epochs) + 1)):
+            raise ValueError("its epochs are not 1, 2, 3, ...")
+        return record
+    except FileNotFoundError:
+        raise
+    except KeyError as error:
+        raise RecordError(f"cannot read {path}: it has no {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RecordError(f"cannot read {path}: {error}") from error
+
+
+def _decode_epoch(*, epoch: int, nonfinite_steps: int, **floats: float | str) -> EpochMetrics:
+    metrics = {name: float(value) for name, value in floats.items()}
+    return EpochMetrics(epoch=int(epoch), nonfinite_steps=int(nonfinite_steps), **metrics)
+
+
+def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+    """Writes a file so that there is always either the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename outlast a power failure, and keeps two renames in order."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,436 @@
+"""Training of one run: a whole epoch is one compiled `lax.scan` with the data set on the device."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from experiments import models, records
+from experiments.config import Run
+from experiments.data import Dataset
+from experiments.methods import make_optimizer
+from experiments.records import EpochMetrics, RecordError, RunRecord
+
+EVALUATION_BATCH = 500
+CROP_PADDING = 4
+
+
+class TrainState(NamedTuple):
+    """All that changes in training.
+
+    Attributes:
+      params: nested dictionaries of float32 arrays.
+      batch_stats: running statistics of the normalizers, as the parameters.
+      opt_state: of the chain that `make_optimizer` gives.
+    """
+
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    opt_state: optax.OptState
+
+
+def train(
+    run: Run,
+    dataset: Dataset,
+    *,
+    out: str | Path,
+    on_epoch: Callable[[RunRecord], None] | None = None,
+    devices: int = 1,
+    keep_checkpoint: bool = False,
+) -> RunRecord:
+    """Makes a run, or what is left of it.
+
+    After every epoch the record and then a checkpoint are written. A run that was killed goes on after
+    its last checkpoint; a run that has ended is not made again. Equal runs give equal metrics, on CPU bit
+    for bit, however often they were interrupted.
+
+    Args:
+      run: what to train.
+      dataset: the images to train on and to evaluate on, as `experiments.data.select` gives them.
+      out: folder of the records.
+      on_epoch: called after each epoch with the record so far.
+      devices: number of devices that share each batch.
+      keep_checkpoint: leaves the finished run's checkpoint, for `load_model`.
+
+    Returns:
+      The run's record, with status 'finished', or 'diverged' if a loss was NaN or infinite.
+
+    Raises:
+      ValueError: the run does not fit the data or the devices.
+      RecordError: a record or a checkpoint cannot be read or written.
+    """
+    record = records.read_record(out, run)
+    if record is not None and _has_ended(record, out, keep_checkpoint):
+        return record
+
+    mesh = make_mesh(devices)
+    _check_batch_size(run, dataset, devices)
+    optimizer = make_optimizer(run, steps_per_epoch=len(dataset.train_images) // run.batch_size)
+    graphdef, state = init_state(run, dataset, optimizer)
+    record, state = _resume(record, state, out) or (_start(run, dataset, state), state)
+    record = _note_environment(record, devices)
+
+    if len(record.epochs) < run.epochs:
+        state, train_data, test_data = _replicate(mesh, state, dataset)
+        started = time.perf_counter()
+        train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, mesh)
+        train_epoch = train_epoch.lower(state, *train_data, np.int32(0)).compile()
+        evaluate = make_evaluate(dataset, graphdef, mesh)
+        evaluate = evaluate.lower(state, *test_data).compile()
+        record = dataclasses.replace(record, compile_seconds=round(time.perf_counter() - started, 3))
+        records.write_record(out, record)
+
+        for epoch in range(len(record.epochs), run.epochs):
+            started = time.perf_counter()
+            state, train_measurements = train_epoch(state, *train_data, np.int32(epoch))
+            test_measurements = evaluate(state, *test_data)
+            measurements = jax.device_get(train_measurements | test_measurements)
+            seconds = time.perf_counter() - started
+            metrics = _summarize(run, dataset, epoch + 1, measurements, seconds)
+            record = dataclasses.replace(record, epochs=(*record.epochs, metrics))
+            if not math.isfinite(metrics.train_loss + metrics.test_loss):
+                record = dataclasses.replace(record, status="diverged")
+            # The record comes first: it may know one epoch more than the checkpoint, but never one less.
+            records.write_record(out, record)
+            if record.status == "running":
+                records.write_checkpoint(out, run, _to_arrays(state, epoch + 1))
+            if on_epoch is not None:
+                on_epoch(record)
+            if record.status == "diverged":
+                break
+
+    if record.status == "running":
+        record = dataclasses.replace(record, status="finished")
+        records.write_record(out, record)
+    if record.status == "diverged" or not keep_checkpoint:
+        records.remove_checkpoint(out, run)
+    return record
+
+
+def load_model(run: Run, *, out: str | Path) -> nnx.Module:
+    """Builds the model of a finished run that kept its checkpoint.
+
+    Args:
+      run: the run.
+      out: folder of the records.
+
+    Returns:
+      The trained model, to be called as `model(images, train=False)`; its record's `data` has the mean and
+      standard deviation by which to normalise images.
+
+    Raises:
+      RecordError: the run has no record, has not finished or kept no checkpoint, or a file is damaged.
+    """
+    record = records.read_record(out, run)
+    if record is None or record.status != "finished":
+        raise RecordError(f"run {run.name} has not finished in {out}")
+    arrays = records.read_checkpoint(out, run)
+    if arrays is None:
+        raise RecordError(f"run {run.name} has no checkpoint in {out}: train it with keep_checkpoint=True")
+    data = record.data
+    graphdef, params, batch_stats = _create_model(run, data["image_shape"], data["num_classes"])
+    params = _from_arrays(params, arrays, run, "params/")
+    batch_stats = _from_arrays(batch_stats, arrays, run, "batch_stats/")
+    return nnx.merge(graphdef, params, batch_stats)
+
+
+def init_state(
+    run: Run, dataset: Dataset, optimizer: optax.GradientTransformation
+) -> tuple[nnx.GraphDef, TrainState]:
+    """Builds the model and everything that training changes.
+
+    Args:
+      run: names the model and its dtype, and gives the seed.
+      dataset: gives the shape of the images and the number of classes.
+      optimizer: the run's.
+
+    Returns:
+      The model's graph definition and the state before the first step.
+
+    Raises:
+      ValueError: the model is unknown or does not take such images.
+    """
+    graphdef, params, batch_stats = _create_model(run, dataset.train_images.shape[1:], dataset.num_classes)
+    return graphdef, TrainState(params, batch_stats, optimizer.init(params))
+
+
+def make_mesh(devices: int) -> Mesh:
+    """Mesh of the first devices, with the single axis 'batch'.
+
+    Raises:
+      ValueError: there are not so many.
+    """
+    if not 1 <= devices <= jax.device_count():
+        raise ValueError(f"devices must be from 1 to the {jax.device_count()} there are, got {devices}")
+    return jax.make_mesh((devices,), ("batch",), (AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def make_train_epoch(
+    run: Run,
+    dataset: Dataset,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+):
+    """Makes the jitted function that trains for one epoch.
+
+    Args:
+      run: the run.
+      dataset: gives mean and standard deviation, and the number of classes and of training images.
+      graphdef: the model's, from `init_state`.
+      optimizer: the run's.
+      mesh: of the devices that share each batch; see `make_mesh`.
+
+    Returns:
+      A function `(state, images, labels, epoch) -> (state, measurements)`: it takes the training images,
+      uint8 [n, height, width, channels], their labels, int32 [n], and the number of epochs done, int32,
+      and donates the state. The measurements are scalars: 'train_loss' (float32), 'train_correct' and
+      'nonfinite_steps' (int32).
+    """
+    steps = len(dataset.train_images) // run.batch_size
+    data_key = _keys(run)[1]
+    normalize = _normalizer(dataset)
+    by_batch = NamedSharding(mesh, PartitionSpec("batch"))
+
+    def loss_and_outputs(params, batch_stats, images, labels):
+        model = nnx.merge(graphdef, params, batch_stats)
+        logits = model(images, train=True)
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, dataset.num_classes), run.label_smoothing)
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        return loss, (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    def train_epoch(state, images, labels, epoch):
+        order_key, augment_key = jax.random.split(jax.random.fold_in(data_key, epoch))
+        order = jax.random.permutation(order_key, len(images))[: steps * run.batch_size]
+
+        def step(state, batch):
+            indices, key = batch
+            batch_images = lax.with_sharding_constraint(images[indices], by_batch)
+            batch_labels = lax.with_sharding_constraint(labels[indices], by_batch)
+            if run.augment == "crop_flip":
+                batch_images = crop_and_flip(batch_images, key)
+            (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(
+                state.params, state.batch_stats, normalize(batch_images), batch_labels
+            )
+            # Optax mixes Python floats with integer counters, which strict promotion refuses.
+            with jax.numpy_dtype_promotion("standard"):
+                updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            correct = jnp.sum(jnp.argmax(logits, axis=-1) == batch_labels)
+            return TrainState(params, batch_stats, opt_state), (loss, correct, _all_finite((loss, gradients)))
+
+        batches = order.reshape(steps, run.batch_size), jax.random.split(augment_key, steps)
+        state, (losses, correct, finite) = lax.scan(step, state, batches)
+        return state, {
+            "train_loss": jnp.mean(losses),
+            "train_correct": jnp.sum(correct),
+            "nonfinite_steps": jnp.sum(~finite),
+        }
+
+    return jax.jit(train_epoch, donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def make_evaluate(dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh):
+    """Makes the jitted function that evaluates a model on all test images, each exactly once.
+
+    Args:
+      dataset: gives mean, standard deviation and the number of test images.
+      graphdef: the model's, from `init_state`.
+      mesh: of the devices that share each batch; see `make_mesh`.
+
+    Returns:
+      A function `(state, images, labels) -> measurements` that takes the test images, uint8 [n, height,
+      width, channels], and their labels, int32 [n]. The measurements are scalars: 'test_loss' (float32,
+      mean cross-entropy) and 'test_correct' (int32).
+    """
+    count = len(dataset.test_images)
+    batches = math.ceil(count / EVALUATION_BATCH)
+    # Batches of nearly equal size, so that little is padded; the devices share each.
+    batch_size = math.ceil(count / batches / mesh.size) * mesh.size
+    padding = batches * batch_size - count
+    normalize = _normalizer(dataset)
+    by_batch = NamedSharding(mesh, PartitionSpec(None, "batch"))
+
+    def in_batches(array):
+        padded = jnp.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
+        return lax.with_sharding_constraint(padded.reshape(batches, batch_size, *array.shape[1:]), by_batch)
+
+    def evaluate(state, images, labels):
+        model = nnx.merge(graphdef, state.params, state.batch_stats)
+
+        def measure(batch):
+            batch_images, batch_labels, is_image = batch
+            logits = model(normalize(batch_images), train=False)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch_labels)
+            correct = jnp.argmax(logits, axis=-1) == batch_labels
+            return jnp.sum(losses, where=is_image), jnp.sum(correct & is_image)
+
+        is_image = jnp.ones(count, bool)
+        losses, correct = lax.map(measure, jax.tree.map(in_batches, (images, labels, is_image)))
+        return {"test_loss": jnp.sum(losses) / count, "test_correct": jnp.sum(correct)}
+
+    return jax.jit(evaluate, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def crop_and_flip(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Shifts each image by up to 4 pixels both ways, with black beyond its edge, and mirrors every second.
+
+    Args:
+      images: any dtype, [n, height, width, channels].
+      key: random key.
+
+    Returns:
+      Images of the same shape and dtype.
+    """
+    crop_key, flip_key = jax.random.split(key)
+    count, *shape = images.shape
+    border = (CROP_PADDING, CROP_PADDING)
+    padded = jnp.pad(images, ((0, 0), border, border, (0, 0)))
+    corners = jax.random.randint(crop_key, (count, 2), 0, 2 * CROP_PADDING + 1)
+    crop = jax.vmap(lambda image, corner: lax.dynamic_slice(image, (corner[0], corner[1], 0), shape))
+    flip = jax.random.bernoulli(flip_key, shape=(count, 1, 1, 1))
+    cropped = crop(padded, corners)
+    return jnp.where(flip, cropped[:, :, ::-1], cropped)
+
+
+def _normalizer(dataset: Dataset) -> Callable[[jax.Array], jax.Array]:
+    """A function from uint8 to float32 images, both [n, height, width, channels]."""
+    mean = dataset.mean.reshape(1, 1, 1, -1)
+    # A channel that never changes would be divided by zero.
+    std = np.where(dataset.std > 0, dataset.std, 1).astype(np.float32).reshape(1, 1, 1, -1)
+    return lambda images: (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _keys(run: Run) -> jax.Array:
+    """One random key for the model's initialisation, one for shuffling and augmentation."""
+    return jax.random.split(jax.random.key(run.seed))
+
+
+def _create_model(run: Run, image_shape, num_classes: int):
+    """The model as graph definition, parameters and running statistics."""
+    height, width, channels = image_shape
+    if height != width:
+        raise ValueError(f"images must be square, got {height} x {width}")
+    model = models.create(
+        run.model,
+        num_classes=num_classes,
+        channels=channels,
+        image_size=height,
+        rngs=nnx.Rngs(_keys(run)[0]),
+        dtype=jnp.dtype(run.dtype),
+    )
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+
+def _replicate(mesh: Mesh, state: TrainState, dataset: Dataset):
+    """State, training and test data on every device of the mesh."""
+    train_data = dataset.train_images, dataset.train_labels
+    test_data = dataset.test_images, dataset.test_labels
+    return jax.device_put((state, train_data, test_data), NamedSharding(mesh, PartitionSpec()))
+
+
+def _summarize(
+    run: Run, dataset: Dataset, epoch: int, measurements: Mapping[str, np.ndarray], seconds: float
+) -> EpochMetrics:
+    trained = len(dataset.train_images) // run.batch_size * run.batch_size
+    return EpochMetrics(
+        epoch=epoch,
+        train_loss=_shortest(measurements["train_loss"]),
+        train_accuracy=int(measurements["train_correct"]) / trained,
+        test_loss=_shortest(measurements["test_loss"]),
+        test_accuracy=int(measurements["test_correct"]) / len(dataset.test_images),
+        nonfinite_steps=int(measurements["nonfinite_steps"]),
+        seconds=round(seconds, 4),
+    )
+
+
+def _shortest(value: np.ndarray) -> float:
+    """The number with the fewest digits that is this float32: short in a record, and nothing is lost."""
+    return float(str(np.float32(value)))
+
+
+def _check_batch_size(run: Run, dataset: Dataset, devices: int) -> None:
+    if run.batch_size > len(dataset.train_images):
+        count = len(dataset.train_images)
+        raise ValueError(f"batch_size is {run.batch_size}, but there are only {count} training images")
+    if run.batch_size % devices:
+        raise ValueError(f"batch_size is {run.batch_size}, which {devices} devices cannot share equally")
+    if len(dataset.test_images) == 0:
+        raise ValueError(f"dataset {dataset.name} has no test images")
+
+
+def _has_ended(record: RunRecord, out: str | Path, keep_checkpoint: bool) -> bool:
+    if record.status == "finished":
+        return not keep_checkpoint or records.has_checkpoint(out, record.run)
+    return record.status == "diverged"
+
+
+def _start(run: Run, dataset: Dataset, state: TrainState) -> RunRecord:
+    data = {
+        "train_images": len(dataset.train_images),
+        "test_images": len(dataset.test_images),
+        "image_shape": list(dataset.train_images.shape[1:]),
+        "num_classes": dataset.num_classes,
+        "mean": dataset.mean.tolist(),
+        "std": dataset.std.tolist(),
+    }
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return RunRecord(run, parameters=parameters, data=data)
+
+
+def _resume(record: RunRecord | None, state: TrainState, out: str | Path) -> tuple[RunRecord, TrainState] | None:
+    """Record and state after the last checkpoint, or `None` if the run has to start at the beginning."""
+    arrays = None if record is None else records.read_checkpoint(out, record.run)
+    if record is None or arrays is None:
+        return None
+    epochs = int(arrays["epoch"])
+    if epochs > len(record.epochs):  # the record was removed, or is not the one of this checkpoint
+        return None
+    state = _from_arrays(state, arrays, record.run)
+    return dataclasses.replace(record, status="running", message="", epochs=record.epochs[:epochs]), state
+
+
+def _note_environment(record: RunRecord, devices: int) -> RunRecord:
+    environment = records.describe_environment(devices)
+    if not record.epochs:
+        return dataclasses.replace(record, environment=environment)
+    changes = {key: value for key, value in environment.items() if record.environment.get(key) != value}
+    restart = {"after_epoch": len(record.epochs), **changes}
+    return dataclasses.replace(record, resumed=(*record.resumed, restart))
+
+
+def _to_arrays(state: TrainState, epoch: int) -> dict[str, np.ndarray]:
+    """A checkpoint: every array of the state by its path, and the number of epochs done."""
+    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
+    return {"epoch": np.array(epoch), **{_name(path): leaf for path, leaf in leaves}}
+
+
+def _from_arrays(tree: Any, arrays: Mapping[str, np.ndarray], run: Run, prefix: str = "") -> Any:
+    """The tree with its arrays taken from a checkpoint."""
+
+    def take(path, leaf):
+        name = prefix + _name(path)
+        if name not in arrays or arrays[name].shape != leaf.shape or arrays[name].dtype != leaf.dtype:
+            raise RecordError(f"the checkpoint of {run.name} is of another model or optimizer: see {name!r}")
+        return arrays[name]
+
+    return jax.tree_util.tree_map_with_path(take, tree)
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
