@@ -1,0 +1,205 @@
+"""Gradient statistics per layer, recorded in the optimizer's state."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_gradnorm._layers import AxisName, Mask, PyTree, StackedAxes, _is_flax_box, layer_resolver
+from optax_gradnorm._moments import center, global_std
+
+
+class GradientDynamicsState(NamedTuple):
+    """Statistics of the last gradients that `track_gradient_dynamics` saw; zeros before the first.
+
+    Attributes:
+      count: number of updates so far, int32.
+      mean: mean of each layer: a pytree with the structure of the parameters, in which leaves that are not
+        layers are `optax.MaskedNode`. A scalar per layer, or an array with the shape of the stacked axes;
+        float32, complex64 for complex layers.
+      std: population standard deviation of each layer, likewise; always float32.
+      global_std: standard deviation of all layers together, each about its own mean (the `sigma` of
+        `gan`): a float32 scalar.
+    """
+
+    count: jax.Array
+    mean: PyTree
+    std: PyTree
+    global_std: jax.Array
+
+
+def track_gradient_dynamics(
+    *,
+    mask: Mask = None,
+    stacked_axes: StackedAxes = 0,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformation:
+    r"""Records mean and standard deviation of every layer's gradient, and leaves the updates as they are.
+
+    .. math::
+      \mu_l = \frac{1}{n_l} \sum g_l, \quad
+      \sigma_l = \sqrt{\frac{1}{n_l} \sum (g_l - \mu_l)^2}, \quad
+      \sigma = \sqrt{\frac{\sum_l n_l \sigma_l^2}{\sum_l n_l}}
+
+    with sums over all :math:`n_l` elements of layer :math:`l`. Put it in front of a normalizer to see raw
+    gradients, behind it to see what the optimizer gets. The state holds the last step only: return it from
+    a `lax.scan` over an epoch to have the whole trace, one transfer per epoch.
+
+    Args:
+      mask: which leaves are layers, as in `znorm`.
+      stacked_axes: how many leading axes of a leaf index separate layers, as in `znorm`.
+      axis_name: mesh axes over which a leaf is sharded, as in `znorm`. Replicated leaves count once.
+
+    Returns:
+      An `optax.GradientTransformation` with the state `GradientDynamicsState`, whose structure, shapes and
+      dtypes never change; `gradient_dynamics` finds it in the state of any optimizer. Updates are returned
+      untouched. Statistics are those of `znorm` and `gan`, at any scale the dtype holds, and are stored in
+      single precision (float64 layers are measured in float64 and rounded). A NaN or an infinity shows in
+      its own layer and in the global standard deviation of that step alone.
+
+    Raises:
+      ValueError: `stacked_axes` is negative; at `init`, `mask`, `stacked_axes` or `axis_name` does not fit
+        the tree.
+      TypeError: an argument holds something else than booleans, integers or axis names.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optax_gradnorm
+      >>> optimizer = optax.chain(optax_gradnorm.track_gradient_dynamics(), optax.adam(1e-3))
+      >>> params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+      >>> state = optimizer.init(params)
+      >>> grads = {"kernel": jnp.array([[1.0, 3.0], [3.0, 1.0]]), "bias": jnp.ones(2)}
+      >>> updates, state = optimizer.update(grads, state)
+      >>> dynamics = optax_gradnorm.gradient_dynamics(state)
+      >>> print(dynamics.mean["kernel"], dynamics.std["kernel"], dynamics.global_std)
+      2.0 1.0 1.0
+      >>> optax_gradnorm.layer_names(dynamics.std)
+      ['kernel']
+
+    References:
+      Yun, `Insights from Gradient Dynamics: Gradient Autoscaled Normalization
+      <https://arxiv.org/abs/2509.03677>`_, 2025.
+    """
+    resolve = layer_resolver(mask, stacked_axes, axis_name)
+
+    def init_fn(params):
+        if type(params).__name__ == "_ParamsPlaceholder":
+            # optax.tree_map_params asks which parts mirror the parameters: statistics do not.
+            return GradientDynamicsState(*(jnp.zeros(()) for _ in GradientDynamicsState._fields))
+
+        layers = resolve(params)
+
+        def per_layer(dtype_of):
+            values = [
+                optax.MaskedNode() if layer is None else jnp.zeros(g.shape[: layer.stacked_axes], dtype_of(g))
+                for g, layer in zip(jax.tree.leaves(params), layers, strict=True)
+            ]
+            return _without_boxes(jax.tree.unflatten(jax.tree.structure(params), values))
+
+        # Each array its own buffer: a state may be donated.
+        return GradientDynamicsState(
+            count=jnp.zeros((), jnp.int32),
+            mean=per_layer(lambda g: jnp.complex64 if jnp.iscomplexobj(g) else jnp.float32),
+            std=per_layer(lambda g: jnp.float32),
+            global_std=jnp.zeros((), jnp.float32),
+        )
+
+    def update_fn(updates, state, params=None):
+        del params
+        layers = [
+            (center(g, layer.own_axes(g.ndim), layer.axis_names), layer)
+            for g, layer in zip(jax.tree.leaves(updates), resolve(updates), strict=True)
+            if layer is not None
+        ]
+
+        def fill(tree, values):
+            # The structure given by `init`: gradients may come in another container than parameters.
+            leaves, structure = jax.tree.flatten(tree)
+            new = [v.reshape(x.shape).astype(x.dtype) for x, v in zip(leaves, values, strict=True)]
+            return jax.tree.unflatten(structure, new)
+
+        return updates, GradientDynamicsState(
+            count=optax.safe_increment(state.count),
+            mean=fill(state.mean, [c.mean * c.unit.astype(c.mean.dtype) for c, _ in layers]),
+            std=fill(state.std, [c.std * c.unit for c, _ in layers]),
+            global_std=global_std(layers, state.global_std.dtype),
+        )
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def gradient_dynamics(opt_state: Any, which: int | str | None = None) -> GradientDynamicsState:
+    """Finds the statistics that `track_gradient_dynamics` recorded, anywhere in an optimizer's state.
+
+    Args:
+      opt_state: the state of any optimizer, however chained and wrapped; an `nnx.Optimizer`'s too.
+      which: needed when several transformations record: the index among them, in the order of the state,
+        or a name on the path to one, such as a name given to `optax.named_chain` or a label of
+        `optax.partition`.
+
+    Returns:
+      The `GradientDynamicsState`, of plain arrays.
+
+    Raises:
+      ValueError: there is no such state, or several and `which` does not single one out.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optax_gradnorm
+      >>> optimizer = optax.named_chain(
+      ...     ("raw", optax_gradnorm.track_gradient_dynamics()),
+      ...     ("znorm", optax_gradnorm.znorm()),
+      ...     ("normalized", optax_gradnorm.track_gradient_dynamics()),
+      ...     ("sgd", optax.sgd(0.1)),
+      ... )
+      >>> params = {"kernel": jnp.zeros((2, 2))}
+      >>> grads = {"kernel": jnp.array([[1.0, 3.0], [3.0, 1.0]]) * 100}
+      >>> _, state = optimizer.update(grads, optimizer.init(params))
+      >>> print(optax_gradnorm.gradient_dynamics(state, "raw").global_std)
+      100.0
+      >>> print(optax_gradnorm.gradient_dynamics(state, "normalized").global_std)
+      1.0
+    """
+    found = [
+        (_path(path), node)
+        for path, node in jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=_is_dynamics_state)[0]
+        if _is_dynamics_state(node)
+    ]
+    if not found:
+        raise ValueError("opt_state holds no track_gradient_dynamics state")
+    if which is None:
+        chosen = found
+    elif isinstance(which, str):
+        chosen = [(path, node) for path, node in found if which in path]
+    else:
+        chosen = found[which : which + 1] if which >= 0 else []
+    if len(chosen) != 1:
+        paths = ", ".join(f"{index}: {'/'.join(path) or '(root)'}" for index, (path, _) in enumerate(found))
+        raise ValueError(
+            f"which must single out one track_gradient_dynamics state by its index or a name on its path, "
+            f"got {which!r}; opt_state holds {len(found)} ({paths})"
+        )
+    return _without_boxes(chosen[0][1])
+
+
+def _is_dynamics_state(node: Any) -> bool:
+    return isinstance(node, GradientDynamicsState)
+
+
+def _path(path) -> list[str]:
+    return [jax.tree_util.keystr((key,), simple=True) for key in path]
+
+
+def _without_boxes(tree: PyTree) -> PyTree:
+    """Takes statistics out of the boxes that Flax puts around arrays, whose metadata speak of parameters."""
+
+    def unbox(node):
+        if not _is_flax_box(node):
+            return node
+        content = jax.tree.leaves(node, is_leaf=lambda n: isinstance(n, optax.MaskedNode))
+        return content[0] if len(content) == 1 else node
+
+    return jax.tree.map(unbox, tree, is_leaf=_is_flax_box)
