@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+from experiments.data import arrays, cifar, digits
+from experiments.data.cifar import prepare
 from experiments.data.dataset import DataError, Dataset
+from experiments.data.subsets import select
 
 NAMES = ("digits", "cifar10", "cifar100", "arrays:PATH.npz")
 
-__all__ = ["NAMES", "DataError", "Dataset", "load"]
+__all__ = ["NAMES", "DataError", "Dataset", "load", "prepare", "select"]
 
 
 def load(name: str, data_dir: str | Path | None = None) -> Dataset:
@@ -25,7 +28,10 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
       ValueError: the name is unknown.
     """
     if name == "digits":
-        from experiments.data import digits
-
         return digits.load()
+    if name in cifar.NUM_CLASSES:
+        return cifar.load(name, data_dir)
+    source, separator, path = name.partition(":")
+    if source == "arrays" and separator:
+        return arrays.load(path)
     raise ValueError(f"unknown dataset {name!r}; choose from {', '.join(NAMES)}")

@@ -21,7 +21,7 @@ class Dataset:
       test_labels: int32, as the training labels.
       num_classes: number of classes.
       mean: float32 [channels], of all training images of the set, where 255 counts as 1.
-      std: float32 [channels], in the same unit.
+      std: float32 [channels], in the same unit; 1 for a channel that never changes.
     """
 
     name: str
@@ -57,5 +57,6 @@ def _mean_and_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         share = np.bincount(images[..., channel].ravel(), minlength=256) / images[..., channel].size
         mean = share @ values
         means.append(mean)
-        stds.append(np.sqrt(share @ (values - mean) ** 2))
+        is_constant = np.count_nonzero(share) == 1
+        stds.append(1.0 if is_constant else np.sqrt(share @ (values - mean) ** 2))
     return np.array(means, np.float32), np.array(stds, np.float32)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models._layers import batch_norm, conv
+from experiments.models._layers import BatchNorm, conv
 
 Shortcut = Literal["projection", "identity_pad", "none"]
 
@@ -20,10 +20,10 @@ class Projection(nnx.Module):
 
     def __init__(self, in_features: int, out_features: int, strides: int, *, dtype, rngs: nnx.Rngs):
         self.conv = conv(in_features, out_features, 1, strides, dtype=dtype, rngs=rngs)
-        self.norm = batch_norm(out_features, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(out_features, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return self.norm(self.conv(x), use_running_average=not train)
+        return self.norm(self.conv(x), train=train)
 
 
 def identity_pad(x: jax.Array, out_features: int, strides: int) -> jax.Array:
@@ -74,14 +74,14 @@ class BasicBlock(Block):
 
     def __init__(self, in_features: int, features: int, strides: int, *, shortcut: Shortcut, dtype, rngs: nnx.Rngs):
         self.conv1 = conv(in_features, features, 3, strides, dtype=dtype, rngs=rngs)
-        self.norm1 = batch_norm(features, dtype=dtype, rngs=rngs)
+        self.norm1 = BatchNorm(features, dtype=dtype, rngs=rngs)
         self.conv2 = conv(features, features, 3, dtype=dtype, rngs=rngs)
-        self.norm2 = batch_norm(features, dtype=dtype, rngs=rngs)
+        self.norm2 = BatchNorm(features, dtype=dtype, rngs=rngs)
         super().__init__(in_features, features, strides, shortcut=shortcut, dtype=dtype, rngs=rngs)
 
     def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = nnx.relu(self.norm1(self.conv1(x), use_running_average=not train))
-        return self.norm2(self.conv2(x), use_running_average=not train)
+        x = nnx.relu(self.norm1(self.conv1(x), train=train))
+        return self.norm2(self.conv2(x), train=train)
 
 
 class BottleneckBlock(Block):
@@ -92,17 +92,17 @@ class BottleneckBlock(Block):
     def __init__(self, in_features: int, features: int, strides: int, *, shortcut: Shortcut, dtype, rngs: nnx.Rngs):
         out_features = features * self.expansion
         self.conv1 = conv(in_features, features, 1, dtype=dtype, rngs=rngs)
-        self.norm1 = batch_norm(features, dtype=dtype, rngs=rngs)
+        self.norm1 = BatchNorm(features, dtype=dtype, rngs=rngs)
         self.conv2 = conv(features, features, 3, strides, dtype=dtype, rngs=rngs)
-        self.norm2 = batch_norm(features, dtype=dtype, rngs=rngs)
+        self.norm2 = BatchNorm(features, dtype=dtype, rngs=rngs)
         self.conv3 = conv(features, out_features, 1, dtype=dtype, rngs=rngs)
-        self.norm3 = batch_norm(out_features, dtype=dtype, rngs=rngs)
+        self.norm3 = BatchNorm(out_features, dtype=dtype, rngs=rngs)
         super().__init__(in_features, out_features, strides, shortcut=shortcut, dtype=dtype, rngs=rngs)
 
     def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = nnx.relu(self.norm1(self.conv1(x), use_running_average=not train))
-        x = nnx.relu(self.norm2(self.conv2(x), use_running_average=not train))
-        return self.norm3(self.conv3(x), use_running_average=not train)
+        x = nnx.relu(self.norm1(self.conv1(x), train=train))
+        x = nnx.relu(self.norm2(self.conv2(x), train=train))
+        return self.norm3(self.conv3(x), train=train)
 
 
 class ResNet(nnx.Module):
@@ -144,7 +144,7 @@ class ResNet(nnx.Module):
         width = features_per_stage[0]
         kernel_size, strides = (3, 1) if small_stem else (7, 2)
         self.conv = conv(channels, width, kernel_size, strides, dtype=dtype, rngs=rngs)
-        self.norm = batch_norm(width, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(width, dtype=dtype, rngs=rngs)
         self.stages = nnx.List()
         for stage, (depth, features) in enumerate(zip(blocks_per_stage, features_per_stage, strict=True)):
             blocks = nnx.List()
@@ -162,7 +162,7 @@ class ResNet(nnx.Module):
 
     def stem(self, images: jax.Array, *, train: bool) -> jax.Array:
         """What the first block gets."""
-        x = nnx.relu(self.norm(self.conv(images), use_running_average=not train))
+        x = nnx.relu(self.norm(self.conv(images), train=train))
         if self.small_stem:
             return x
         return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

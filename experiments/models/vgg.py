@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models._layers import batch_norm, conv
+from experiments.models._layers import BatchNorm, conv
 
 # Features of the convolutions between two max-poolings.
 GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -44,7 +44,7 @@ class VGG(nnx.Module):
         for features in (features for group in GROUPS for features in group):
             self.convs.append(conv(channels, features, 3, use_bias=not use_batch_norm, dtype=dtype, rngs=rngs))
             if use_batch_norm:
-                self.norms.append(batch_norm(features, dtype=dtype, rngs=rngs))
+                self.norms.append(BatchNorm(features, dtype=dtype, rngs=rngs))
             channels = features
         self.to_logits = nnx.Linear(channels * (image_size // 32) ** 2, num_classes, dtype=dtype, rngs=rngs)
 
@@ -55,7 +55,7 @@ class VGG(nnx.Module):
             for _ in group:
                 x = self.convs[layer](x)
                 if self.norms:
-                    x = self.norms[layer](x, use_running_average=not train)
+                    x = self.norms[layer](x, train=train)
                 x = nnx.relu(x)
                 layer += 1
             x = nnx.max_pool(x, (2, 2), strides=(2, 2))
