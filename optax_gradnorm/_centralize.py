@@ -4,7 +4,7 @@ import jax
 import optax
 
 from optax_gradnorm._layers import AxisName, Layer, Mask, StackedAxes, layer_resolver
-from optax_gradnorm._moments import center, mean_over
+from optax_gradnorm._moments import center
 
 
 def centralize(
@@ -74,10 +74,7 @@ def centralize(
     def subtract_mean(gradient, layer: Layer | None):
         if layer is None:
             return gradient
-        axes = averaged_axes(gradient.ndim, layer)
-        values, _, _, unit = center(gradient, axes, layer.axis_names)
-        # Of thousands of units some have a mean rounded badly: the mean of what is left repairs it.
-        values = values - mean_over(values, axes, layer.axis_names)
+        values, _, _, unit = center(gradient, averaged_axes(gradient.ndim, layer), layer.axis_names)
         return (values * unit.astype(values.dtype)).astype(gradient.dtype)
 
     def update_fn(updates, state, params=None):
