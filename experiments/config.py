@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import numbers
-import types
+from typing import Any
 
 from experiments.methods import METHODS, OPTIMIZERS, SCHEDULES, choose
 
@@ -102,12 +102,19 @@ class Run:
         stated = {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
         digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
         dataset = self.dataset.partition(":")[0]
-        parts = (dataset, self.model, self.method, self.optimizer, f"lr{self.learning_rate:g}", f"s{self.seed}")
+        parts = (
+            dataset,
+            self.model,
+            self.method,
+            self.optimizer,
+            f"lr{self.learning_rate:g}",
+            f"s{self.seed}",
+        )
         return "-".join((*parts, digest[:8]))
 
 
-def _convert(field: str, kind: type | types.UnionType, value: object) -> object:
-    """Makes equal values the same value (1 and 1.0, NumPy's and Python's), so that equal runs share a name."""
+def _convert(field: str, kind: Any, value: object) -> object:
+    """Makes equal values identical (1 and 1.0, NumPy's and Python's), so that equal runs share a name."""
     if value is None and kind == int | None:
         return None
     if kind is str:

@@ -201,7 +201,10 @@ def describe_environment(devices: int = 1) -> dict[str, Any]:
     """
     return {
         "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        **{
+            package: importlib.metadata.version(package)
+            for package in ("jax", "jaxlib", "flax", "optax", "numpy")
+        },
         "optax_gradnorm": optax_gradnorm.__version__,
         "platform": platform.platform(),
         "backend": jax.default_backend(),

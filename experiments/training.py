@@ -18,11 +18,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from experiments import models, records
 from experiments.config import Run
 from experiments.data import Dataset
+from experiments.data.pipeline import augment, normalize
 from experiments.methods import make_optimizer
 from experiments.records import EpochMetrics, RecordError, RunRecord
 
 EVALUATION_BATCH = 500
-CROP_PADDING = 4
 
 
 class TrainState(NamedTuple):
@@ -34,8 +34,8 @@ class TrainState(NamedTuple):
       opt_state: of the chain that `make_optimizer` gives.
     """
 
-    params: dict[str, Any]
-    batch_stats: dict[str, Any]
+    params: optax.Params
+    batch_stats: optax.Params
     opt_state: optax.OptState
 
 
@@ -81,22 +81,14 @@ def train(
     record = _note_environment(record, devices)
 
     if len(record.epochs) < run.epochs:
-        state, train_data, test_data = _replicate(mesh, state, dataset)
+        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
         started = time.perf_counter()
-        train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, mesh)
-        train_epoch = train_epoch.lower(state, *train_data, np.int32(0)).compile()
-        evaluate = make_evaluate(dataset, graphdef, mesh)
-        evaluate = evaluate.lower(state, *test_data).compile()
+        run_epoch = _compile_epoch(run, dataset, graphdef, optimizer, mesh, state)
         record = dataclasses.replace(record, compile_seconds=round(time.perf_counter() - started, 3))
         records.write_record(out, record)
 
         for epoch in range(len(record.epochs), run.epochs):
-            started = time.perf_counter()
-            state, train_measurements = train_epoch(state, *train_data, np.int32(epoch))
-            test_measurements = evaluate(state, *test_data)
-            measurements = jax.device_get(train_measurements | test_measurements)
-            seconds = time.perf_counter() - started
-            metrics = _summarize(run, dataset, epoch + 1, measurements, seconds)
+            state, metrics = run_epoch(state, epoch)
             record = dataclasses.replace(record, epochs=(*record.epochs, metrics))
             if not math.isfinite(metrics.train_loss + metrics.test_loss):
                 record = dataclasses.replace(record, status="diverged")
@@ -192,14 +184,12 @@ def make_train_epoch(
       mesh: of the devices that share each batch; see `make_mesh`.
 
     Returns:
-      A function `(state, images, labels, epoch) -> (state, measurements)`: it takes the training images,
-      uint8 [n, height, width, channels], their labels, int32 [n], and the number of epochs done, int32,
-      and donates the state. The measurements are scalars: 'train_loss' (float32), 'train_correct' and
-      'nonfinite_steps' (int32).
+      A function `(state, images, labels, seed, epoch) -> (state, measurements)`: it takes the training
+      images, uint8 [n, height, width, channels], their labels, int32 [n], the seed, uint32, and the number
+      of epochs done, int32, and donates the state. The measurements are scalars: 'train_loss' (float32),
+      'train_correct' and 'nonfinite_steps' (int32).
     """
     steps = len(dataset.train_images) // run.batch_size
-    data_key = _keys(run)[1]
-    normalize = _normalizer(dataset)
     by_batch = NamedSharding(mesh, PartitionSpec("batch"))
 
     def loss_and_outputs(params, batch_stats, images, labels):
@@ -209,18 +199,19 @@ def make_train_epoch(
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         return loss, (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
-    def train_epoch(state, images, labels, epoch):
-        order_key, augment_key = jax.random.split(jax.random.fold_in(data_key, epoch))
+    def train_epoch(state, images, labels, seed, epoch):
+        order_key, augment_keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), epoch))
         order = jax.random.permutation(order_key, len(images))[: steps * run.batch_size]
 
         def step(state, batch):
-            indices, key = batch
+            indices, augment_key = batch
             batch_images = lax.with_sharding_constraint(images[indices], by_batch)
             batch_labels = lax.with_sharding_constraint(labels[indices], by_batch)
-            if run.augment == "crop_flip":
-                batch_images = crop_and_flip(batch_images, key)
+            batch_images = normalize(
+                augment(batch_images, augment_key, run.augment), dataset.mean, dataset.std
+            )
             (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(
-                state.params, state.batch_stats, normalize(batch_images), batch_labels
+                state.params, state.batch_stats, batch_images, batch_labels
             )
             # Optax mixes Python floats with integer counters, which strict promotion refuses.
             with jax.numpy_dtype_promotion("standard"):
@@ -229,7 +220,7 @@ def make_train_epoch(
             correct = jnp.sum(jnp.argmax(logits, axis=-1) == batch_labels)
             return TrainState(params, batch_stats, opt_state), (loss, correct, _all_finite((loss, gradients)))
 
-        batches = order.reshape(steps, run.batch_size), jax.random.split(augment_key, steps)
+        batches = order.reshape(steps, run.batch_size), jax.random.split(augment_keys, steps)
         state, (losses, correct, finite) = lax.scan(step, state, batches)
         return state, {
             "train_loss": jnp.mean(losses),
@@ -258,7 +249,6 @@ def make_evaluate(dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh):
     # Batches of nearly equal size, so that little is padded; the devices share each.
     batch_size = math.ceil(count / batches / mesh.size) * mesh.size
     padding = batches * batch_size - count
-    normalize = _normalizer(dataset)
     by_batch = NamedSharding(mesh, PartitionSpec(None, "batch"))
 
     def in_batches(array):
@@ -270,7 +260,7 @@ def make_evaluate(dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh):
 
         def measure(batch):
             batch_images, batch_labels, is_image = batch
-            logits = model(normalize(batch_images), train=False)
+            logits = model(normalize(batch_images, dataset.mean, dataset.std), train=False)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch_labels)
             correct = jnp.argmax(logits, axis=-1) == batch_labels
             return jnp.sum(losses, where=is_image), jnp.sum(correct & is_image)
@@ -282,42 +272,8 @@ def make_evaluate(dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh):
     return jax.jit(evaluate, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def crop_and_flip(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Shifts each image by up to 4 pixels both ways, with black beyond its edge, and mirrors every second.
-
-    Args:
-      images: any dtype, [n, height, width, channels].
-      key: random key.
-
-    Returns:
-      Images of the same shape and dtype.
-    """
-    crop_key, flip_key = jax.random.split(key)
-    count, *shape = images.shape
-    border = (CROP_PADDING, CROP_PADDING)
-    padded = jnp.pad(images, ((0, 0), border, border, (0, 0)))
-    corners = jax.random.randint(crop_key, (count, 2), 0, 2 * CROP_PADDING + 1)
-    crop = jax.vmap(lambda image, corner: lax.dynamic_slice(image, (corner[0], corner[1], 0), shape))
-    flip = jax.random.bernoulli(flip_key, shape=(count, 1, 1, 1))
-    cropped = crop(padded, corners)
-    return jnp.where(flip, cropped[:, :, ::-1], cropped)
-
-
-def _normalizer(dataset: Dataset) -> Callable[[jax.Array], jax.Array]:
-    """A function from uint8 to float32 images, both [n, height, width, channels]."""
-    mean = dataset.mean.reshape(1, 1, 1, -1)
-    # A channel that never changes would be divided by zero.
-    std = np.where(dataset.std > 0, dataset.std, 1).astype(np.float32).reshape(1, 1, 1, -1)
-    return lambda images: (images.astype(jnp.float32) / 255 - mean) / std
-
-
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
-def _keys(run: Run) -> jax.Array:
-    """One random key for the model's initialisation, one for shuffling and augmentation."""
-    return jax.random.split(jax.random.key(run.seed))
 
 
 def _create_model(run: Run, image_shape, num_classes: int):
@@ -325,38 +281,54 @@ def _create_model(run: Run, image_shape, num_classes: int):
     height, width, channels = image_shape
     if height != width:
         raise ValueError(f"images must be square, got {height} x {width}")
+    # Of JAX's generators this one compiles ten times faster than the default, once per layer shape.
+    key = jax.random.key(run.seed, impl="rbg")
     model = models.create(
         run.model,
         num_classes=num_classes,
         channels=channels,
         image_size=height,
-        rngs=nnx.Rngs(_keys(run)[0]),
+        rngs=nnx.Rngs(key),
         dtype=jnp.dtype(run.dtype),
     )
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
-def _replicate(mesh: Mesh, state: TrainState, dataset: Dataset):
-    """State, training and test data on every device of the mesh."""
-    train_data = dataset.train_images, dataset.train_labels
-    test_data = dataset.test_images, dataset.test_labels
-    return jax.device_put((state, train_data, test_data), NamedSharding(mesh, PartitionSpec()))
-
-
-def _summarize(
-    run: Run, dataset: Dataset, epoch: int, measurements: Mapping[str, np.ndarray], seconds: float
-) -> EpochMetrics:
+def _compile_epoch(
+    run: Run,
+    dataset: Dataset,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state: TrainState,
+) -> Callable[[TrainState, int], tuple[TrainState, EpochMetrics]]:
+    """Puts the data on the devices and compiles training and evaluation, once for all epochs."""
+    arrays = dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels
+    *train_data, test_images, test_labels = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+    # The seed is an argument, so that a run with another seed finds its program in the compilation cache.
+    seed = np.uint32(run.seed)
+    train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, mesh)
+    train_epoch = train_epoch.lower(state, *train_data, seed, np.int32(0)).compile()
+    evaluate = make_evaluate(dataset, graphdef, mesh)
+    evaluate = evaluate.lower(state, test_images, test_labels).compile()
     trained = len(dataset.train_images) // run.batch_size * run.batch_size
-    return EpochMetrics(
-        epoch=epoch,
-        train_loss=_shortest(measurements["train_loss"]),
-        train_accuracy=int(measurements["train_correct"]) / trained,
-        test_loss=_shortest(measurements["test_loss"]),
-        test_accuracy=int(measurements["test_correct"]) / len(dataset.test_images),
-        nonfinite_steps=int(measurements["nonfinite_steps"]),
-        seconds=round(seconds, 4),
-    )
+
+    def run_epoch(state: TrainState, epoch: int) -> tuple[TrainState, EpochMetrics]:
+        started = time.perf_counter()
+        state, train_measurements = train_epoch(state, *train_data, seed, np.int32(epoch))
+        measured = jax.device_get(train_measurements | evaluate(state, test_images, test_labels))
+        return state, EpochMetrics(
+            epoch=epoch + 1,
+            train_loss=_shortest(measured["train_loss"]),
+            train_accuracy=int(measured["train_correct"]) / trained,
+            test_loss=_shortest(measured["test_loss"]),
+            test_accuracy=int(measured["test_correct"]) / len(dataset.test_images),
+            nonfinite_steps=int(measured["nonfinite_steps"]),
+            seconds=round(time.perf_counter() - started, 4),
+        )
+
+    return run_epoch
 
 
 def _shortest(value: np.ndarray) -> float:
@@ -393,7 +365,9 @@ def _start(run: Run, dataset: Dataset, state: TrainState) -> RunRecord:
     return RunRecord(run, parameters=parameters, data=data)
 
 
-def _resume(record: RunRecord | None, state: TrainState, out: str | Path) -> tuple[RunRecord, TrainState] | None:
+def _resume(
+    record: RunRecord | None, state: TrainState, out: str | Path
+) -> tuple[RunRecord, TrainState] | None:
     """Record and state after the last checkpoint, or `None` if the run has to start at the beginning."""
     arrays = None if record is None else records.read_checkpoint(out, record.run)
     if record is None or arrays is None:
