@@ -1,5 +1,6 @@
 """Gradient normalization for optax: ZNorm, GAN and centralization as gradient transformations."""
 
+from optax_gradnorm import overlap
 from optax_gradnorm._centralize import centralize
 from optax_gradnorm._dynamics import GradientDynamicsState, gradient_dynamics, track_gradient_dynamics
 from optax_gradnorm._gan import GanState, default_autoscale, gan
@@ -16,6 +17,7 @@ __all__ = [
     "gan",
     "gradient_dynamics",
     "layer_names",
+    "overlap",
     "track_gradient_dynamics",
     "znorm",
 ]
