@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from optax_gradnorm._layers import AxisName, Layer, Mask, StackedAxes, layer_resolver
+from optax_gradnorm._layers import AxisName, Layer, Mask, StackedAxes, check_integer, layer_resolver
 from optax_gradnorm._moments import center
 
 
@@ -11,7 +11,7 @@ def centralize(
     *,
     feature_axis: int = -1,
     mask: Mask = None,
-    stacked_axes: StackedAxes = 0,
+    stacked_axes: StackedAxes = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformation:
     r"""Subtracts from the gradient of each output unit's weights their mean.
@@ -54,8 +54,7 @@ def centralize(
       Yong et al., `Gradient Centralization: A New Optimization Technique for Deep Neural Networks
       <https://arxiv.org/abs/2004.01461>`_, 2020, equation 1.
     """
-    if isinstance(feature_axis, bool) or not isinstance(feature_axis, int):
-        raise TypeError(f"feature_axis must be an integer, got {feature_axis!r}")
+    feature_axis = check_integer("feature_axis", feature_axis)
     resolve = layer_resolver(mask, stacked_axes, axis_name)
 
     def averaged_axes(ndim: int, layer: Layer) -> tuple[int, ...]:

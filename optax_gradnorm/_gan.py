@@ -68,7 +68,7 @@ def gan(
     *,
     autoscale: Callable[[jax.Array, jax.Array], jax.Array] = default_autoscale,
     mask: Mask = None,
-    stacked_axes: StackedAxes = 0,
+    stacked_axes: StackedAxes = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformation:
     r"""Centres every layer's gradient and scales all of them by one multiplier (GAN).

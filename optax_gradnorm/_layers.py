@@ -10,7 +10,7 @@ import numpy as np
 
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree] | None
-StackedAxes = int | PyTree | Callable[[PyTree], PyTree]
+StackedAxes = int | PyTree | Callable[[PyTree], PyTree] | None
 AxisName = str | tuple[str, ...] | PyTree | Callable[[PyTree], PyTree] | None
 
 
@@ -34,7 +34,7 @@ def layer_resolver(mask: Mask, stacked_axes: StackedAxes, axis_name: AxisName) -
     Args:
       mask: booleans, a prefix of the tree or a function of it; `None` takes every leaf with more than
         one dimension of its own.
-      stacked_axes: number of leading axes that index separate layers.
+      stacked_axes: number of leading axes that index separate layers; `None` is 0.
       axis_name: mesh axes over which a leaf is sharded.
 
     Returns:
@@ -44,11 +44,12 @@ def layer_resolver(mask: Mask, stacked_axes: StackedAxes, axis_name: AxisName) -
       TypeError, ValueError: an argument is wrong. What depends on the tree is raised by the returned
         function, which transformations call in `init`.
     """
+    stacked_axes = 0 if stacked_axes is None else stacked_axes
     # A bare value is checked now; pytrees and functions have to wait for the tree.
-    if not _is_function(stacked_axes) and jax.tree_util.all_leaves([stacked_axes]):
-        _check_stacked_axes(stacked_axes)
-    if isinstance(mask, str):
-        raise TypeError(f"mask must hold booleans, got {mask!r}")
+    checks = [(mask, _check_mask), (stacked_axes, _check_stacked_axes), (axis_name, _check_axis_names)]
+    for option, check in checks:
+        if not _is_function(option) and jax.tree_util.all_leaves([option]):
+            check(option)
 
     def resolve(tree: PyTree) -> list[Layer | None]:
         paths_and_leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -59,7 +60,13 @@ def layer_resolver(mask: Mask, stacked_axes: StackedAxes, axis_name: AxisName) -
         stacks = _per_leaf("stacked_axes", stacked_axes, tree)
         names = _per_leaf("axis_name", axis_name, tree, is_leaf=_is_axis_name)
         return [
-            _resolve_leaf(path, leaf, m, _check_stacked_axes(s), _check_axis_names(n))
+            _resolve_leaf(
+                path,
+                leaf,
+                None if m is None else _check_mask(m),
+                _check_stacked_axes(s),
+                _check_axis_names(n),
+            )
             for (path, leaf), m, s, n in zip(paths_and_leaves, masks, stacks, names, strict=True)
         ]
 
@@ -124,26 +131,38 @@ def _per_leaf(argument: str, option: Any, tree: PyTree, is_leaf=None) -> list[An
             lambda value, subtree: [value] * len(jax.tree.leaves(subtree)), option, tree, is_leaf=is_leaf
         )
     except (ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        # JAX says on several lines where they differ, and calls the option the "tree_map tree".
+        reason = " ".join(str(error).split()).replace("tree_map tree", argument)
         raise ValueError(
             f"{argument} must have the structure of the gradients, or a prefix of it: {reason}"
         ) from None
     return jax.tree.leaves(broadcast, is_leaf=is_leaf)
 
 
-def _check_stacked_axes(value: Any) -> int:
+def check_integer(argument: str, value: Any) -> int:
+    """Returns a static integer, NumPy's and concrete scalars of JAX included."""
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
-            "stacked_axes must be a Python integer, got a traced value; "
+            f"{argument} must be a Python integer, got the traced {value}; "
             "under optax.inject_hyperparams name it in static_args"
         )
-    if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0:
-        value = value[()].item()
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        raise TypeError(f"stacked_axes must hold integers, got {value!r}")
+    number = value.item() if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 else value
+    if isinstance(number, bool | np.bool_) or not isinstance(number, int | np.integer):
+        raise TypeError(f"{argument} must be an integer, got {value!r}")
+    return int(number)
+
+
+def _check_mask(value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"mask must hold booleans, got {value!r}")
+    return bool(value)
+
+
+def _check_stacked_axes(value: Any) -> int:
+    value = check_integer("stacked_axes", value)
     if value < 0:
         raise ValueError(f"stacked_axes must not be negative, got {value}")
-    return int(value)
+    return value
 
 
 def _check_axis_names(value: Any) -> tuple[str, ...]:
@@ -159,11 +178,9 @@ def _check_axis_names(value: Any) -> tuple[str, ...]:
 def _resolve_leaf(path, leaf, mask: bool | None, stacked_axes: int, axis_names: tuple[str, ...]):
     shape = getattr(leaf, "shape", ())
     dtype = getattr(leaf, "dtype", None)
-    if mask is not None and not isinstance(mask, bool | np.bool_):
-        raise TypeError(f"mask must hold booleans, got {mask!r}")
     if mask and stacked_axes > len(shape):
         raise ValueError(f"stacked_axes is {stacked_axes} for {_name(path)!r}, whose shape is {shape}")
-    eligible = len(shape) - stacked_axes > 1 if mask is None else bool(mask)
+    eligible = len(shape) - stacked_axes > 1 if mask is None else mask
     if not eligible or dtype is None or 0 in shape or not jnp.issubdtype(dtype, jnp.inexact):
         return None
     return Layer(stacked_axes, axis_names)

@@ -1,5 +1,8 @@
 """Z-score gradient normalization."""
 
+from numbers import Real
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +16,7 @@ def znorm(
     eps: jax.typing.ArrayLike = 1e-10,
     *,
     mask: Mask = None,
-    stacked_axes: StackedAxes = 0,
+    stacked_axes: StackedAxes = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformation:
     r"""Gives every layer's gradient zero mean and unit standard deviation.
@@ -31,7 +34,8 @@ def znorm(
         gradients, or a function from the gradients to one. By default every leaf with more than one
         dimension; biases and norm scales pass through unchanged.
       stacked_axes: how many leading axes of a leaf index separate layers, as in parameters stacked for
-        `lax.scan`: an integer, a pytree of integers, or a function from the gradients to one.
+        `lax.scan`: an integer, a pytree of integers (or a prefix of one), or a function from the gradients
+        to one. `None` is 0, and lets `optax.inject_hyperparams` trace `eps` alone.
       axis_name: mesh axes over which a leaf is sharded inside `shard_map` or `pmap`: a name, a tuple of
         names, a pytree of these with `None` for replicated leaves, or a function from the gradients to
         one. Under `jit` with sharded arrays nothing needs saying.
@@ -69,10 +73,8 @@ def znorm(
       Yun, `Mitigating Gradient Overlap in Deep Residual Networks with Gradient Normalization for Improved
       Non-Convex Optimization <https://arxiv.org/abs/2410.21564>`_, 2024, equation 32.
     """
-    if isinstance(eps, int | float | np.number) and not eps >= 0:
-        raise ValueError(f"eps must be a non-negative number, got {eps}")
-    if isinstance(eps, str) or eps is None:
-        raise TypeError(f"eps must be a non-negative number, got {eps!r}")
+    if not isinstance(eps, jax.core.Tracer):
+        _check_eps(eps)
     resolve = layer_resolver(mask, stacked_axes, axis_name)
 
     def init_fn(params):
@@ -94,3 +96,10 @@ def znorm(
         return jax.tree.unflatten(structure, leaves), state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _check_eps(eps: Any) -> None:
+    if isinstance(eps, bool) or not isinstance(eps, Real | np.ndarray | jax.Array) or np.ndim(eps) > 0:
+        raise TypeError(f"eps must be a non-negative number, got {eps!r}")
+    if not eps >= 0:
+        raise ValueError(f"eps must be a non-negative number, got {eps}")

@@ -1,0 +1,19 @@
+"""Strict JAX on eight forced host devices, for every test."""
+
+import os
+
+# Before JAX starts its backend; a caller's own choice stays.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+import hypothesis
+import jax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples on every run, and no time limit on one: the first example compiles.
+hypothesis.settings.register_profile(
+    "reproducible", derandomize=True, deadline=None, database=None, max_examples=50
+)
+hypothesis.settings.load_profile("reproducible")

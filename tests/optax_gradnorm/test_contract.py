@@ -1,0 +1,243 @@
+"""One contract for every transformation: what it does to each dtype and each kind of leaf."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_gradnorm
+
+from . import reference
+
+TRANSFORMATIONS = {
+    "znorm": optax_gradnorm.znorm(),
+    "gan": optax_gradnorm.gan(),
+    "centralize": optax_gradnorm.centralize(),
+}
+DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64]
+LEAVES = {
+    "scalar": lambda dtype: jnp.asarray(2.5, dtype),
+    "vector": lambda dtype: jnp.asarray([1.5, -2.0, 0.25], dtype),
+    "single element": lambda dtype: jnp.full((1, 1), 7.3, dtype),
+    "constant": lambda dtype: jnp.full((3, 3, 5), -0.1, dtype),
+    "empty": lambda dtype: jnp.zeros((0, 3), dtype),
+    "None": lambda dtype: None,
+    "MaskedNode": lambda dtype: optax.MaskedNode(),
+}
+
+
+def weights(dtype):
+    values = np.random.default_rng(0).standard_normal((7, 5)) + 0.5
+    if dtype == jnp.complex64:
+        values = values + 1j * np.random.default_rng(1).standard_normal((7, 5))
+    return jnp.asarray(values, dtype)
+
+
+def identical(left, right):
+    left, right = jax.tree.leaves(left), jax.tree.leaves(right)
+    return len(left) == len(right) and all(
+        a.dtype == b.dtype and a.shape == b.shape and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("kind", LEAVES)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_contract(name, kind, dtype):
+    transformation = TRANSFORMATIONS[name]
+    grads = {"weights": weights(dtype), "leaf": LEAVES[kind](dtype)}
+    state = transformation.init(grads)
+    updates, new_state = jax.jit(transformation.update)(grads, state)
+
+    def description(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+    assert jax.tree.structure(updates) == jax.tree.structure(grads)
+    assert description(updates) == description(grads)
+    assert description(new_state) == description(state)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves((updates, new_state)))
+
+    if kind in ("single element", "constant"):
+        assert not np.any(np.asarray(updates["leaf"]))
+    else:
+        assert identical(updates["leaf"], grads["leaf"])
+
+    layers = [grads["weights"]] + ([grads["leaf"]] if kind in ("single element", "constant") else [])
+    expected = {
+        "znorm": lambda: reference.znorm(layers[0]),
+        "centralize": lambda: reference.centralize(layers[0]),
+        "gan": lambda: reference.gan(layers)[0],
+    }[name]()
+    bound = 2e-6 + float(jnp.finfo(dtype).eps)
+    assert reference.error(updates["weights"], expected) <= bound
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_trees_without_layers(name):
+    transformation = TRANSFORMATIONS[name]
+    for grads in ({}, [], None, {"a": None}, {"bias": jnp.ones(3)}, optax.MaskedNode(), jnp.ones(())):
+        updates, state = transformation.update(grads, transformation.init(grads))
+        assert jax.tree.structure(updates) == jax.tree.structure(grads)
+        assert identical(updates, grads)
+        assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_a_bare_array_is_a_tree(name):
+    transformation = TRANSFORMATIONS[name]
+    bare, _ = transformation.update(weights(jnp.float32), transformation.init(weights(jnp.float32)))
+    inside = {"weights": weights(jnp.float32)}
+    wrapped, _ = transformation.update(inside, transformation.init(inside))
+    assert identical(bare, wrapped["weights"])
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_integer_and_float0_leaves_pass_through(name):
+    """As `jax.grad(..., allow_int=True)` gives them."""
+    params = {
+        "kernel": weights(jnp.float32),
+        "table": jnp.arange(6).reshape(2, 3),
+        "flag": jnp.ones((2, 2), bool),
+    }
+    grads = jax.grad(lambda p: jnp.sum(p["kernel"] ** 2), allow_int=True)(params)
+    assert grads["table"].dtype == jax.dtypes.float0
+    transformation = TRANSFORMATIONS[name]
+    state = transformation.init(params)
+    updates, _ = transformation.update(grads, state)
+    assert updates["table"] is grads["table"]
+    assert updates["flag"] is grads["flag"]
+    expected, _ = transformation.update({"kernel": grads["kernel"]}, state)
+    assert identical(updates["kernel"], expected["kernel"])
+    updates, _ = jax.jit(transformation.update)(params, state)
+    assert identical(updates["table"], params["table"])
+    assert identical(updates["flag"], params["flag"])
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_numpy_leaves(name):
+    transformation = TRANSFORMATIONS[name]
+    grads = {"kernel": np.asarray(weights(jnp.float32)), "bias": np.ones(3, np.float32)}
+    updates, _ = transformation.update(grads, transformation.init(grads))
+    expected, _ = transformation.update(jax.tree.map(jnp.asarray, grads), transformation.init(grads))
+    assert identical(updates, expected)
+
+
+CONSTANTS = [1.0, -1.0, 0.1, 1 / 3, 1e-30, -7e-31, 3.3e37, 3e38, 123456.789, 5.877472e-39]
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (3, 7), (13, 77), (1, 1021), (3, 3, 37, 61), (100_003, 3)], ids=str
+)
+def test_constant_layers_give_exactly_zero(name, shape):
+    transformation = TRANSFORMATIONS[name]
+    update = jax.jit(transformation.update)
+    for value in CONSTANTS:
+        layer = jnp.full(shape, value, jnp.float32)
+        u, _ = update(layer, transformation.init(layer))
+        assert not np.any(np.asarray(u)), value
+    znorm = optax_gradnorm.znorm(eps=0.0)
+    assert not np.any(np.asarray(znorm.update(layer, znorm.init(layer))[0]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_bad_number_stays_in_its_layer(bad):
+    good = {"a": weights(jnp.float32), "bias": jnp.ones(3), "c": weights(jnp.bfloat16)}
+    for name in ("znorm", "centralize"):
+        update = TRANSFORMATIONS[name].update
+        grads = {**good, "b": weights(jnp.float32).at[2, 3].set(bad)}
+        updates, _ = update(grads, optax.EmptyState())
+        alone, _ = update(good, optax.EmptyState())
+        assert identical({k: updates[k] for k in good}, alone)
+        finite = np.isfinite(np.asarray(updates["b"]))
+        if name == "znorm":
+            assert not finite.any()
+        else:
+            assert not finite[:, 3].any()
+            assert finite[:, [0, 1, 2, 4]].all()
+        stacked = optax_gradnorm.znorm(stacked_axes=1)
+        stack = jnp.stack([grads["a"], grads["b"], grads["a"]])
+        finite = np.isfinite(np.asarray(stacked.update(stack, stacked.init(stack))[0]))
+        assert finite[[0, 2]].all()
+        assert not finite[1].any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_gan_recovers_from_a_bad_step(bad):
+    gan = TRANSFORMATIONS["gan"]
+    update = jax.jit(gan.update)
+    good = {"a": weights(jnp.float32), "b": 3 * weights(jnp.float32), "bias": jnp.ones(2)}
+    worse = {**good, "a": good["a"].at[0, 0].set(bad)}
+    fresh_updates, fresh_state = update(good, gan.init(good))
+
+    # At the first step: nothing is remembered.
+    updates, state = update(worse, gan.init(good))
+    assert float(state.first_sigma) == 0
+    assert not np.isfinite(float(state.sigma))
+    assert identical(updates["bias"], good["bias"])
+    updates, state = update(good, state)
+    assert identical((updates, state), (fresh_updates, fresh_state))
+
+    # Later: the first deviation stays.
+    _, state = update(worse, state)
+    assert identical(state.first_sigma, fresh_state.first_sigma)
+    updates, state = update(good, state)
+    assert identical((updates, state), (fresh_updates, fresh_state))
+
+
+def test_gan_with_an_all_zero_first_step():
+    gan = TRANSFORMATIONS["gan"]
+    update = jax.jit(gan.update)
+    good = {"a": weights(jnp.float32)}
+    zero = jax.tree.map(jnp.zeros_like, good)
+    updates, state = update(zero, gan.init(good))
+    assert not np.any(np.asarray(updates["a"]))
+    assert float(state.first_sigma) == 0
+    assert np.isfinite(jax.tree.leaves(state)).all()
+    assert identical(update(good, state), update(good, gan.init(good)))
+    # An all-zero step later changes nothing that is remembered.
+    _, state = update(good, state)
+    updates, later = update(zero, state)
+    assert not np.any(np.asarray(updates["a"]))
+    assert identical(later.first_sigma, state.first_sigma)
+
+
+def test_masks():
+    grads = {
+        "a": {"kernel": weights(jnp.float32), "bias": jnp.arange(3.0)},
+        "b": {"kernel": weights(jnp.float32)},
+    }
+    normal = {"a": {"kernel": True, "bias": False}, "b": {"kernel": True}}
+    default = optax_gradnorm.znorm()
+    expected, _ = default.update(grads, default.init(grads))
+    for mask in (
+        normal,
+        lambda tree: normal,
+        jax.tree.map(np.bool_, normal),
+        lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree),
+    ):
+        znorm = optax_gradnorm.znorm(mask=mask)
+        assert identical(znorm.update(grads, znorm.init(grads))[0], expected)
+
+    prefix = optax_gradnorm.znorm(mask={"a": True, "b": False})
+    updates, _ = prefix.update(grads, prefix.init(grads))
+    assert reference.error(updates["a"]["bias"], reference.znorm(grads["a"]["bias"])) <= 2e-6
+    assert identical(updates["a"]["kernel"], expected["a"]["kernel"])
+    assert identical(updates["b"], grads["b"])
+
+    for mask in (False, {"a": False, "b": False}):
+        nothing = optax_gradnorm.znorm(mask=mask)
+        assert identical(nothing.update(grads, nothing.init(grads))[0], grads)
+    everything = optax_gradnorm.gan(mask=True)
+    updates, _ = everything.update(grads, everything.init(grads))
+    for u, e in zip(jax.tree.leaves(updates), reference.gan(jax.tree.leaves(grads)), strict=True):
+        assert reference.error(u, e) <= 2e-6
+
+
+def test_masked_scalar_is_a_layer_of_one_element():
+    for name in ("znorm", "gan"):
+        transformation = getattr(optax_gradnorm, name)(mask=True)
+        update, _ = transformation.update(jnp.asarray(3.0), transformation.init(jnp.asarray(3.0)))
+        assert float(update) == 0
