@@ -171,7 +171,8 @@ def read_checkpoint(out: str | Path, run: Run) -> dict[str, np.ndarray] | None:
     """
     path = _checkpoint_path(out, run)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, because `np.load` leaves a file open that it cannot read.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except FileNotFoundError:
         return None
@@ -280,7 +281,7 @@ def _read(path: Path) -> RunRecord:
         raise
     except KeyError as error:
         raise RecordError(f"cannot read {path}: it has no {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RecordError(f"cannot read {path}: {error}") from error
 
 

@@ -1,0 +1,278 @@
+"""Records on real files: read back exactly, and never lost."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from experiments import records
+from experiments.config import Run
+from experiments.records import EpochMetrics, RecordError, RunRecord
+
+ROOT = Path(records.__file__).resolve().parent.parent
+RUN = Run("digits", "resnet8", "znorm", "adam", 0.001, 10, 64, 0)
+
+
+def _record(epochs: int = 3, **changes) -> RunRecord:
+    metrics = tuple(EpochMetrics(i, 1 / i, 0.5, 1.1 / i, 0.4, 0, 0.25) for i in range(1, epochs + 1))
+    return dataclasses.replace(RunRecord(RUN, parameters=123, epochs=metrics), **changes)
+
+
+def _path(out: Path) -> Path:
+    return out / f"{RUN.name}.json"
+
+
+anything = st.floats(allow_nan=True, allow_infinity=True)
+epoch_values = st.tuples(anything, anything, anything, anything, st.integers(0, 10**6), st.floats(0, 1e6))
+
+
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(
+    epochs=st.lists(epoch_values, max_size=5),
+    message=st.text(max_size=30),
+    status=st.sampled_from(records.STATUSES),
+    compile_seconds=st.floats(0, 1e6),
+)
+def test_round_trip_is_exact_and_strict_json(tmp_path, epochs, message, status, compile_seconds):
+    metrics = tuple(EpochMetrics(i, *values) for i, values in enumerate(epochs, 1))
+    record = RunRecord(
+        RUN,
+        status,
+        message,
+        parameters=7,
+        data={"image_shape": [8, 8, 1], "mean": [0.5]},
+        environment={"jax": "0.10.2", "commit": None, "dirty": None},
+        resumed=({"after_epoch": 2, "jax": "0.11"},),
+        compile_seconds=compile_seconds,
+        epochs=metrics,
+    )
+    path = records.write_record(tmp_path, record)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads(path.read_text(), parse_constant=refuse)
+    # repr tells every float from every other, and NaN equals itself.
+    assert repr(records.read_record(tmp_path, RUN)) == repr(record)
+    assert repr(records.read_records(tmp_path)) == repr([record])
+
+
+def test_no_record():
+    assert records.read_record("/nowhere", RUN) is None
+    with pytest.raises(RecordError, match="/nowhere"):
+        records.read_records("/nowhere")
+
+
+def test_records_of_a_folder_come_by_name(tmp_path):
+    runs = [dataclasses.replace(RUN, seed=seed) for seed in (2, 0, 1)]
+    for run in runs:
+        records.write_record(tmp_path, RunRecord(run))
+        records.write_checkpoint(tmp_path, run, {"epoch": np.array(1)})
+    found = records.read_records(tmp_path)
+    assert [record.run.seed for record in found] == [0, 1, 2]
+
+
+def test_a_record_cut_short_anywhere_is_refused_by_name(tmp_path):
+    records.write_record(tmp_path, _record())
+    whole = _path(tmp_path).read_bytes()
+    for length in range(len(whole) - 2):
+        _path(tmp_path).write_bytes(whole[:length])
+        with pytest.raises(RecordError, match=RUN.name) as error:
+            records.read_record(tmp_path, RUN)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda content: content.pop("run"), "has no 'run'"),
+        (lambda content: content.pop("schema"), "has no 'schema'"),
+        (lambda content: content.update(schema=99), "schema is 99"),
+        (lambda content: content.update(status="done"), "unknown status 'done'"),
+        (lambda content: content.update(surprise=1), "surprise"),
+        (lambda content: content["run"].update(method="zscore"), "unknown method 'zscore'"),
+        (lambda content: content["run"].pop("seed"), "seed"),
+        (lambda content: content["run"].update(seed=1), "of another run"),
+        (lambda content: content["epochs"].pop(0), "epochs are not 1, 2, 3"),
+        (lambda content: content["epochs"][0].pop("test_loss"), "test_loss"),
+        (lambda content: content["epochs"][0].update(test_loss=None), "cannot read"),
+        (lambda content: content["epochs"][0].update(test_loss="low"), "low"),
+        (lambda content: content.update(epochs=3), "cannot read"),
+        (lambda content: content.update(run=[]), "cannot read"),
+    ],
+)
+def test_wrong_content_is_refused(tmp_path, change, complaint):
+    path = records.write_record(tmp_path, _record())
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(RecordError, match=complaint) as error:
+        records.read_record(tmp_path, RUN)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"3", b"null", b"\xff\xfe", b'{"schema": 1}', b"[" * 100_000]
+)
+def test_foreign_files_are_refused(tmp_path, content):
+    _path(tmp_path).write_bytes(content)
+    with pytest.raises(RecordError, match=RUN.name):
+        records.read_record(tmp_path, RUN)
+
+
+@pytest.fixture
+def full_disk():
+    """Makes every write beyond some bytes of a file fail, as on a full disk."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.mark.parametrize("size", [0, 1, 500])
+def test_a_full_disk_damages_nothing(tmp_path, full_disk, size):
+    other = _record(run=dataclasses.replace(RUN, seed=1))
+    arrays = {"weights": np.arange(1000.0)}
+    for record in (_record(), other):
+        records.write_record(tmp_path, record)
+        records.write_checkpoint(tmp_path, record.run, arrays)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    full_disk(size)
+    try:
+        with pytest.raises(RecordError, match=rf"cannot write .*{RUN.name}.json: File too large"):
+            records.write_record(tmp_path, _record(epochs=9))
+        with pytest.raises(RecordError, match=rf"cannot write .*{RUN.name}.npz: File too large"):
+            records.write_checkpoint(tmp_path, RUN, {"weights": np.arange(2000.0)})
+    finally:
+        full_disk(resource.RLIM_INFINITY)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="cannot write"):
+        records.write_record(tmp_path / "file" / "out", _record())
+
+
+WRITER = """
+import dataclasses, sys
+sys.path[:0] = sys.argv[2:]
+from test_records import RUN, _record
+from experiments import records
+import numpy as np
+while True:
+    for epochs in (1, 500):
+        records.write_record(sys.argv[1], _record(epochs))
+        records.write_checkpoint(sys.argv[1], RUN, {"weights": np.full(epochs * 100, epochs)})
+        print(epochs, flush=True)
+"""
+
+
+def test_readers_and_kills_never_see_half_a_file(tmp_path):
+    command = [sys.executable, "-c", WRITER, str(tmp_path), str(ROOT), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert [writer.stdout.readline() for _ in range(2)] == ["1\n", "500\n"]
+            seen = set()
+            deadline = time.monotonic() + 20
+            while len(seen) < 2 and time.monotonic() < deadline:
+                for _ in range(20):
+                    seen.add(len(records.read_record(tmp_path, RUN).epochs))
+                    weights = records.read_checkpoint(tmp_path, RUN)["weights"]
+                    assert (weights == len(weights) // 100).all()
+            assert seen == {1, 500}
+        finally:
+            writer.kill()
+    assert len(records.read_record(tmp_path, RUN).epochs) in (1, 500)
+    assert len(records.read_checkpoint(tmp_path, RUN)["weights"]) in (100, 50_000)
+    assert len(records.read_records(tmp_path)) == 1
+
+
+def test_checkpoints(tmp_path):
+    arrays = {
+        "params/conv/kernel": np.random.default_rng(0).standard_normal((3, 3, 1, 2)).astype(np.float32),
+        "opt_state/0/count": np.array(7, np.int32),
+        "empty": np.zeros((0, 2), np.float32),
+    }
+    assert records.read_checkpoint(tmp_path, RUN) is None
+    assert not records.has_checkpoint(tmp_path, RUN)
+    records.write_checkpoint(tmp_path, RUN, arrays)
+    assert records.has_checkpoint(tmp_path, RUN)
+    read = records.read_checkpoint(tmp_path, RUN)
+    assert {name: (a.dtype, a.shape, a.tobytes()) for name, a in read.items()} == {
+        name: (a.dtype, a.shape, a.tobytes()) for name, a in arrays.items()
+    }
+    records.remove_checkpoint(tmp_path, RUN)
+    records.remove_checkpoint(tmp_path, RUN)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_checkpoints_are_refused(tmp_path):
+    records.write_checkpoint(tmp_path, RUN, {"weights": np.arange(100.0)})
+    path = tmp_path / f"{RUN.name}.npz"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[300] ^= 1  # inside the data: caught by the archive's checksum
+    for content in (b"", whole[:10], whole[:-30], whole[: len(whole) // 2], bytes(flipped), b"text"):
+        path.write_bytes(content)
+        with pytest.raises(RecordError, match=rf"{RUN.name}\.npz"):
+            records.read_checkpoint(tmp_path, RUN)
+
+
+def test_environment_says_what_is_installed_and_not_where(tmp_path):
+    environment = records.describe_environment(devices=2)
+    for package in ("jax", "jaxlib", "flax", "optax", "numpy"):
+        assert environment[package] == importlib.metadata.version(package)
+    assert environment["device_count"] == 2
+    assert environment["backend"] == "cpu"
+    assert environment["cpu_count"] == os.cpu_count()
+    text = records.write_record(tmp_path, _record(environment=environment)).read_text()
+    for private in (socket.gethostname(), str(ROOT), str(Path.home()), sys.prefix, str(tmp_path)):
+        assert private not in text
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_commit_is_that_of_the_code(tmp_path):
+    """A copy of the code in a checkout of its own: unknown to git, committed, changed."""
+    code = tmp_path / "experiments" / "records.py"
+    code.parent.mkdir()
+    shutil.copy(records.__file__, code)
+
+    def git(*arguments):
+        identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    def commit():
+        spec = importlib.util.spec_from_file_location("copied_records", code)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        environment = module.describe_environment()
+        return environment["commit"], environment["dirty"]
+
+    assert commit() == (None, None)
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "somebody else's")
+    assert commit() == (None, None)  # the checkout does not know this file
+    git("add", ".")
+    git("commit", "-q", "-m", "code")
+    assert commit() == (git("rev-parse", "HEAD"), False)
+    results = code.parent / "results"
+    results.mkdir()
+    (results / "record.json").write_text("{}")
+    assert commit() == (git("rev-parse", "HEAD"), False)  # results are not code
+    (code.parent / "new.py").write_text("")
+    assert commit() == (git("rev-parse", "HEAD"), True)
