@@ -3,10 +3,13 @@
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from experiments.data.dataset import DataError, Dataset, make_dataset
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 def load(path: str | Path) -> Dataset:
@@ -36,29 +39,30 @@ def load(path: str | Path) -> Dataset:
         raise DataError(f"{path}: y_train must use every label from 0 to its largest; {missing} never occurs")
     if arrays["y_test"].max() >= num_classes:
         raise DataError(f"{path}: y_test has label {arrays['y_test'].max()}, which y_train never has")
-    return make_dataset(
-        f"arrays:{path}", x_train, arrays["y_train"], x_test, arrays["y_test"], num_classes
-    )
+    return make_dataset(f"arrays:{path}", x_train, arrays["y_train"], x_test, arrays["y_test"], num_classes)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        file = np.load(path, allow_pickle=False)
+        with path.open("rb") as stream:
+            return _read_arrays(path, stream)
     except FileNotFoundError:
-        raise DataError(f"no file {path}; 'arrays:PATH.npz' needs x_train, y_train, x_test, y_test") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a readable .npz file: {str(error).splitlines()[0]}") from None
+        raise DataError(f"no file {path}; 'arrays:PATH.npz' needs {', '.join(ARRAYS)}") from None
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is not a whole .npz file: {reason}") from None
+
+
+def _read_arrays(path: Path, stream: BinaryIO) -> dict[str, np.ndarray]:
+    file = np.load(stream, allow_pickle=False)
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise DataError(f"{path} holds one array; save all four with numpy.savez")
-    names = ("x_train", "y_train", "x_test", "y_test")
-    with file:
-        missing = [name for name in names if name not in file.files]
-        if missing:
-            raise DataError(f"{path} has no {', '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}")
-        try:
-            return {name: file[name] for name in names}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    missing = [name for name in ARRAYS if name not in file.files]
+    if missing:
+        raise DataError(f"{path} has no {', '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}")
+    return {name: file[name] for name in ARRAYS}
 
 
 def _check_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
@@ -66,11 +70,14 @@ def _check_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray)
         raise DataError(f"{path}: x_{split} must be uint8, got {images.dtype}")
     if images.ndim not in (3, 4) or images.shape[1] != images.shape[2] or 0 in images.shape:
         raise DataError(
-            f"{path}: x_{split} must have shape [n, size, size, channels] or [n, size, size], got {images.shape}"
+            f"{path}: x_{split} must have shape [n, size, size, channels] or [n, size, size], "
+            f"got {images.shape}"
         )
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{path}: y_{split} must hold whole numbers, got {labels.dtype}")
     if labels.shape != images.shape[:1]:
-        raise DataError(f"{path}: y_{split} must have shape {images.shape[:1]} as x_{split}, got {labels.shape}")
+        raise DataError(
+            f"{path}: y_{split} must have shape {images.shape[:1]} as x_{split}, got {labels.shape}"
+        )
     if labels.min() < 0:
         raise DataError(f"{path}: y_{split} must not be negative, got {labels.min()}")

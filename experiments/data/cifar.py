@@ -10,7 +10,6 @@ import importlib.util
 import io
 import os
 import re
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -20,13 +19,16 @@ from experiments.data.dataset import DataError, Dataset, make_dataset
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 IMAGE_SHAPE = (32, 32, 3)
-
-Arrays = dict[str, np.ndarray]
+CACHED = ("train_images", "train_labels", "test_images", "test_labels", "mean", "std")
 
 
 def data_folder(data_dir: str | Path | None) -> Path:
     """Where prepared sets lie: the argument, GRADNORM_DATA_DIR, or TensorFlow Datasets' own default."""
-    return Path(data_dir or os.environ.get("GRADNORM_DATA_DIR") or "~/tensorflow_datasets").expanduser().absolute()
+    return (
+        Path(data_dir or os.environ.get("GRADNORM_DATA_DIR") or "~/tensorflow_datasets")
+        .expanduser()
+        .absolute()
+    )
 
 
 def load(name: str, data_dir: str | Path | None = None) -> Dataset:
@@ -34,19 +36,18 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     folder = _prepared_folder(name, data_folder(data_dir))
     try:
         cache = folder / f"decoded-{_checksum(folder)}.npz"
-        arrays = _read_cache(cache)
-        if arrays is None:
-            arrays = {}
-            for split in ("train", "test"):
-                images, labels = _read_split(name, folder, split)
-                arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-            _write_cache(cache, arrays)
+        dataset = _read_cache(cache, name)
+        if dataset is None:
+            train, test = _read_split(name, folder, "train"), _read_split(name, folder, "test")
+            dataset = make_dataset(name, *train, *test, NUM_CLASSES[name])
+            _write_cache(cache, dataset)
+        return dataset
     except DataError:
         raise
     except Exception as error:  # TFDS and array_record raise many kinds, for files that are not theirs.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{folder} cannot be read as {name}: {reason}; remove it and prepare it again") from error
-    return make_dataset(name, num_classes=NUM_CLASSES[name], **arrays)
+        raise DataError(
+            f"{folder} cannot be read as {name}: {_first_line(error)}; remove it and prepare it again"
+        ) from error
 
 
 def prepare(name: str, data_dir: str | Path | None = None) -> Path:
@@ -68,15 +69,20 @@ def prepare(name: str, data_dir: str | Path | None = None) -> Path:
     data_dir = data_folder(data_dir)
     if not _versions(data_dir / name):
         if importlib.util.find_spec("tensorflow") is None:
-            raise DataError(f"preparing {name} needs TensorFlow once: pip install -e '.[experiments,prepare]'")
+            raise DataError(
+                f"preparing {name} needs TensorFlow once: pip install -e '.[experiments,prepare]'"
+            )
         import tensorflow_datasets as tfds
 
         try:
             tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
         except Exception as error:  # Of network, disk or format, of many kinds.
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"preparing {name} in {data_dir} failed: {reason}") from error
+            raise DataError(f"preparing {name} in {data_dir} failed: {_first_line(error)}") from error
     return _prepared_folder(name, data_dir)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _versions(folder: Path) -> list[Path]:
@@ -90,9 +96,9 @@ def _prepared_folder(name: str, data_dir: Path) -> Path:
     versions = _versions(data_dir / name)
     if not versions:
         raise DataError(
-            f"no {name} in {data_dir} (looked for {data_dir / name / '*' / 'dataset_info.json'}): download it with "
-            f"'python -m experiments prepare {name} --data-dir {data_dir}', "
-            f"or give a folder that holds it prepared as array_record by --data-dir or GRADNORM_DATA_DIR"
+            f"no {name} in {data_dir} (looked for {name}/*/dataset_info.json): download it with "
+            f"'python -m experiments prepare {name} --data-dir {data_dir}' (extra 'prepare'), or name a "
+            f"folder that holds it, prepared as array_record, by --data-dir or GRADNORM_DATA_DIR"
         )
     return versions[-1]
 
@@ -128,7 +134,9 @@ def _read_split(name: str, folder: Path, split: str) -> tuple[np.ndarray, np.nda
         if image.shape != IMAGE_SHAPE or image.dtype != np.uint8:
             raise DataError(f"{folder}: {split} image {i} has shape {image.shape}, wanted {IMAGE_SHAPE}")
         if not 0 <= example["label"] < NUM_CLASSES[name]:
-            raise DataError(f"{folder}: {split} label {i} is {example['label']}, beyond {NUM_CLASSES[name]} classes")
+            raise DataError(
+                f"{folder}: {split} label {i} is {example['label']}, beyond {NUM_CLASSES[name]} classes"
+            )
         images[i] = image
         labels[i] = example["label"]
     return images, labels
@@ -157,22 +165,20 @@ def _check_metadata(name: str, folder: Path, split: str, info) -> None:
             )
 
 
-def _read_cache(path: Path) -> Arrays | None:
+def _read_cache(path: Path, name: str) -> Dataset | None:
     try:
-        with np.load(path, allow_pickle=False) as file:  # Every array has a checksum of its own in the file.
-            return {key: file[key] for key in ("train_images", "train_labels", "test_images", "test_labels")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)  # Every array has a checksum of its own in the file.
+            return Dataset(name=name, num_classes=NUM_CLASSES[name], **{key: file[key] for key in CACHED})
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
         return None
 
 
-def _write_cache(path: Path, arrays: Arrays) -> None:
+def _write_cache(path: Path, dataset: Dataset) -> None:
     """Keeps the arrays for next time, if the folder can be written; never half a file."""
-    temporary = None
+    temporary = path.with_name(f"decoding-{os.getpid()}.npz")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix="decoding-", suffix=".npz", delete=False) as file:
-            temporary = Path(file.name)
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        np.savez(temporary, **{key: getattr(dataset, key) for key in CACHED})
         temporary.replace(path)
     except OSError:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -54,9 +54,12 @@ def _mean_and_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values = np.arange(256) / 255
     means, stds = [], []
     for channel in range(images.shape[-1]):
-        share = np.bincount(images[..., channel].ravel(), minlength=256) / images[..., channel].size
+        counts = np.zeros(256, np.int64)
+        for start in range(0, len(images), 10_000):  # bincount needs eight times the memory of its input.
+            counts += np.bincount(images[start : start + 10_000, ..., channel].ravel(), minlength=256)
+        share = counts / counts.sum()
         mean = share @ values
+        is_constant = np.count_nonzero(counts) == 1
         means.append(mean)
-        is_constant = np.count_nonzero(share) == 1
         stds.append(1.0 if is_constant else np.sqrt(share @ (values - mean) ** 2))
     return np.array(means, np.float32), np.array(stds, np.float32)

@@ -72,7 +72,9 @@ class BasicBlock(Block):
 
     expansion = 1
 
-    def __init__(self, in_features: int, features: int, strides: int, *, shortcut: Shortcut, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, in_features: int, features: int, strides: int, *, shortcut: Shortcut, dtype, rngs: nnx.Rngs
+    ):
         self.conv1 = conv(in_features, features, 3, strides, dtype=dtype, rngs=rngs)
         self.norm1 = BatchNorm(features, dtype=dtype, rngs=rngs)
         self.conv2 = conv(features, features, 3, dtype=dtype, rngs=rngs)
@@ -89,7 +91,9 @@ class BottleneckBlock(Block):
 
     expansion = 4
 
-    def __init__(self, in_features: int, features: int, strides: int, *, shortcut: Shortcut, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, in_features: int, features: int, strides: int, *, shortcut: Shortcut, dtype, rngs: nnx.Rngs
+    ):
         out_features = features * self.expansion
         self.conv1 = conv(in_features, features, 1, dtype=dtype, rngs=rngs)
         self.norm1 = BatchNorm(features, dtype=dtype, rngs=rngs)

@@ -42,7 +42,9 @@ class VGG(nnx.Module):
         self.convs = nnx.List()
         self.norms = nnx.List()
         for features in (features for group in GROUPS for features in group):
-            self.convs.append(conv(channels, features, 3, use_bias=not use_batch_norm, dtype=dtype, rngs=rngs))
+            self.convs.append(
+                conv(channels, features, 3, use_bias=not use_batch_norm, dtype=dtype, rngs=rngs)
+            )
             if use_batch_norm:
                 self.norms.append(BatchNorm(features, dtype=dtype, rngs=rngs))
             channels = features
