@@ -1,0 +1,117 @@
+"""Measurements of gradient overlap against gradients and Jacobians of the whole network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from matplotlib.image import imread
+
+from experiments import data, models
+from experiments.studies import gradient_overlap
+
+
+def batch(count):
+    digits = data.load("digits")
+    images = jnp.asarray(digits.train_images[:count], jnp.float32) / 255
+    return images, jnp.asarray(digits.train_labels[:count], jnp.int32)
+
+
+def create(name, seed=0):
+    return models.create(name, num_classes=10, channels=1, image_size=8, rngs=nnx.Rngs(seed))
+
+
+def log_gradient_norms(model, images, labels):
+    """Of the loss at the input of the first block and at the output of the last."""
+    graphdef, state = nnx.split(model)
+    stem = nnx.merge(graphdef, state, copy=True).stem(images, train=True)
+    shift = jnp.zeros(jax.eval_shape(lambda x: run_blocks(graphdef, state, x), stem).shape)
+
+    def loss(x, shift):
+        x = run_blocks(graphdef, state, x) + shift
+        logits = nnx.merge(graphdef, state).to_logits(jnp.mean(x, axis=(1, 2)))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(stem, shift)
+    return [np.log(np.linalg.norm(np.asarray(g, np.float64))) for g in gradients]
+
+
+def run_blocks(graphdef, state, x):
+    for block in nnx.merge(graphdef, state, copy=True).blocks:
+        x = block(x, train=True)
+    return x
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet8_identity_pad", "plain8"])
+def test_the_gradient_is_that_of_the_network_and_the_bounds_hold(name):
+    images, labels = batch(16)
+    model = create(name)
+    statistics = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+    measured = gradient_overlap.measure(model, images, labels, iterations=30)
+    expected = log_gradient_norms(model, images, labels)
+    np.testing.assert_allclose(
+        [measured.log_input_gradient, measured.log_output_gradient], expected, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        sum(np.log(block.gain) for block in measured.blocks), expected[0] - expected[1], atol=1e-4
+    )
+    assert measured.log_input_gradient <= measured.log_residual_bound
+    assert measured.slack > 0
+    for block in measured.blocks:
+        # One step of Lemma 2.1; the ReLU behind the addition only shrinks.
+        assert block.gain <= (block.shortcut_alpha + block.alpha) * (1 + 1e-3)
+        assert block.alpha_error < 0.3
+    assert nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)).keys() == statistics.keys()
+    for before, after in zip(
+        jax.tree.leaves(statistics), jax.tree.leaves(nnx.state(model, nnx.BatchStat)), strict=True
+    ):
+        np.testing.assert_array_equal(before, after)
+
+    shortcut_alphas = [block.shortcut_alpha for block in measured.blocks]
+    if name == "plain8":
+        assert shortcut_alphas == [0, 0, 0]
+        assert measured.log_residual_bound == pytest.approx(measured.log_plain_bound, abs=1e-5)
+        assert all(np.isnan(block.cosine) for block in measured.blocks)
+    else:
+        assert shortcut_alphas[0] == 1
+        assert measured.log_plain_bound < measured.log_residual_bound
+        assert all(-1 <= block.cosine <= 1 for block in measured.blocks)
+        if name == "resnet8_identity_pad":
+            np.testing.assert_allclose(shortcut_alphas, 1, rtol=1e-5)
+
+
+def test_alpha_against_the_dense_jacobian():
+    images, labels = batch(2)
+    images = images[:, 2:6, 2:6]
+    model = create("resnet8", seed=1)
+    measured = gradient_overlap.measure(model, images, labels, iterations=300)
+    graphdef, state = nnx.split(model)
+    x = nnx.merge(graphdef, state, copy=True).stem(images, train=True)
+    jacobian = jax.jacobian(lambda x: nnx.merge(graphdef, state, copy=True).blocks[0].branch(x, train=True))(
+        x
+    )
+    expected = np.linalg.svd(np.asarray(jacobian).reshape(x.size, x.size), compute_uv=False)[0]
+    np.testing.assert_allclose(measured.blocks[0].alpha, expected, rtol=1e-3)
+
+
+def test_gradient_fields():
+    axis, (original, residual, normalized, difference) = gradient_overlap.gradient_fields(31)
+    x1, x2 = np.meshgrid(np.float64(axis), np.float64(axis))
+    expected = np.stack(
+        [2 * np.cos(2 * x1) * np.cos(2 * x2) + x1 / 2, -2 * np.sin(2 * x1) * np.sin(2 * x2) + x2 / 2], axis=-1
+    )
+    np.testing.assert_allclose(original, expected, atol=1e-5)
+    np.testing.assert_allclose(residual, 1.5 * expected, atol=1e-5)
+    np.testing.assert_allclose(normalized, (expected - expected.mean()) / expected.std(), atol=1e-5)
+    np.testing.assert_allclose(difference, normalized - residual, atol=1e-6)
+
+
+def test_figures(tmp_path):
+    for draw in (gradient_overlap.draw_magnitudes, gradient_overlap.draw_directions):
+        path = tmp_path / "figures" / draw.__name__
+        draw(path, points=21)
+        image = imread(path.with_suffix(".png"))
+        assert min(image.shape[:2]) > 800
+        assert image.std() > 0.05
+        assert "<svg" in path.with_suffix(".svg").read_text()
