@@ -8,6 +8,7 @@ a full disk, leaves the last complete file.
 import contextlib
 import dataclasses
 import functools
+import glob
 import importlib.metadata
 import json
 import math
@@ -188,6 +189,12 @@ def has_checkpoint(out: str | Path, run: Run) -> bool:
 def remove_checkpoint(out: str | Path, run: Run) -> None:
     """Removes a run's checkpoint, if there is one."""
     _checkpoint_path(out, run).unlink(missing_ok=True)
+
+
+def remove_leftovers(out: str | Path, run: Run) -> None:
+    """Removes what a process that was killed while it wrote left half-written."""
+    for path in Path(out).glob(f".{glob.escape(run.name)}.*"):
+        path.unlink(missing_ok=True)
 
 
 def describe_environment(devices: int = 1) -> dict[str, Any]:

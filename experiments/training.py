@@ -72,6 +72,7 @@ def train(
     record = records.read_record(out, run)
     if record is not None and _has_ended(record, out, keep_checkpoint):
         return record
+    records.remove_leftovers(out, run)
 
     mesh = make_mesh(devices)
     _check_batch_size(run, dataset, devices)
