@@ -35,9 +35,7 @@ def conv_general_dilated(
     Returns:
       What `lax.conv_general_dilated` gives. Gradients equal its own to rounding.
     """
-    plain = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "feature_group_count": 1}
-    is_plain = all(value is None or value == plain.get(name) for name, value in options.items())
-    if jax.default_backend() != "cpu" or images.ndim != 4 or not is_plain or not _is_nhwc(dimension_numbers):
+    if jax.default_backend() != "cpu" or not images.size or not _is_plain(dimension_numbers, options):
         return lax.conv_general_dilated(
             images, kernel, strides, padding, dimension_numbers=dimension_numbers, **options
         )
@@ -46,10 +44,13 @@ def conv_general_dilated(
     return _conv(images, kernel, tuple(strides), tuple(tuple(pair) for pair in padding))
 
 
-def _is_nhwc(dimension_numbers) -> bool:
-    return lax.conv_dimension_numbers((1,) * 4, (1,) * 4, dimension_numbers) == lax.conv_dimension_numbers(
-        (1,) * 4, (1,) * 4, LAYOUT
-    )
+def _is_plain(dimension_numbers, options) -> bool:
+    plain = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "feature_group_count": 1}
+    if not all(value is None or value == plain.get(name) for name, value in options.items()):
+        return False
+    if not isinstance(dimension_numbers, lax.ConvDimensionNumbers):
+        return dimension_numbers == LAYOUT
+    return dimension_numbers == lax.conv_dimension_numbers((1,) * 4, (1,) * 4, LAYOUT)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
@@ -80,32 +81,26 @@ def _conv_by_patches(images, kernel, strides, padding):
     def convolve(some_images):
         return _patches(some_images, height, width, strides, padding) @ matrix.T
 
-    patches = jax.eval_shape(
-        partial(_patches, height=height, width=width, strides=strides, padding=padding), images
-    )
-    chunk = _largest_divisor(
-        len(images), PATCH_BYTES * len(images) // max(1, patches.size * patches.dtype.itemsize)
-    )
+    take_patches = partial(_patches, height=height, width=width, strides=strides, padding=padding)
+    shape = jax.eval_shape(take_patches, images)
+    bytes_per_image = shape.size * shape.dtype.itemsize // len(images)
+    chunk = _largest_divisor(len(images), PATCH_BYTES // bytes_per_image)
     chunks = images.reshape(-1, chunk, *images.shape[1:])
-    return lax.map(convolve, chunks).reshape(*patches.shape[:-1], features)
+    return lax.map(convolve, chunks).reshape(*shape.shape[:-1], features)
 
 
 def _patches(images, height, width, strides, padding):
     """What each output pixel sees: [n, out_height, out_width, height * width * in]."""
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-    out_height = (padded.shape[1] - height) // strides[0] + 1
-    out_width = (padded.shape[2] - width) // strides[1] + 1
+    rows = padded.shape[1] - height + 1
+    columns = padded.shape[2] - width + 1
     shifted = [
-        padded[
-            :,
-            i : i + (out_height - 1) * strides[0] + 1 : strides[0],
-            j : j + (out_width - 1) * strides[1] + 1 : strides[1],
-        ]
-        for i in range(height)
-        for j in range(width)
+        padded[:, row : row + rows : strides[0], column : column + columns : strides[1]]
+        for row in range(height)
+        for column in range(width)
     ]
     return jnp.concatenate(shifted, axis=-1)
 
 
 def _largest_divisor(number: int, limit: int) -> int:
-    return max(divisor for divisor in range(1, max(1, min(number, limit)) + 1) if number % divisor == 0)
+    return next((divisor for divisor in range(min(number, limit), 1, -1) if number % divisor == 0), 1)
