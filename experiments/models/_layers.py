@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.models._conv import conv_general_dilated
+
+from experiments.models._conv import conv_general_dilated
+
 
 def conv(
     in_features: int,
@@ -25,6 +29,7 @@ def conv(
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=nnx.initializers.he_normal(),
+        conv_general_dilated=conv_general_dilated,
         rngs=rngs,
     )
 
