@@ -1,0 +1,323 @@
+"""Many runs: pinned worker processes on CPU, one after another on an accelerator; resumes."""
+
+import collections
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Literal
+
+from experiments.config import Run
+from experiments.records import RecordError, RunRecord, read_record, write_record
+
+ATTEMPTS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Something that happened to one run of a sweep.
+
+    Attributes:
+      kind: 'skipped' (it had ended before this sweep), 'started', 'epoch', 'retried' (its worker died, it
+        starts again), or how it ended: 'finished', 'diverged', 'failed'.
+      run: the run it happened to.
+      record: the run's record so far, where there is one.
+      message: why it was retried or failed.
+      worker: process id of the worker that has the run.
+    """
+
+    kind: Literal["skipped", "started", "epoch", "retried", "finished", "diverged", "failed"]
+    run: Run
+    record: RunRecord | None = None
+    message: str = ""
+    worker: int | None = None
+
+
+OnEvent = Callable[[Event], None]
+
+
+def sweep(
+    runs: Sequence[Run],
+    *,
+    out: Path,
+    data_dir: Path | None = None,
+    workers: int | None = None,
+    devices: int = 1,
+    on_event: OnEvent | None = None,
+) -> list[RunRecord]:
+    """Makes all runs that have not ended yet, the first seed of every setting before the second.
+
+    On CPU every worker process is pinned to one core and makes one run at a time: XLA uses several cores
+    badly for small networks, and one thread gives the same bits on every machine load. On an accelerator,
+    or with several devices, the runs are made one after another in this process.
+
+    A run whose worker dies or raises is tried once more and then marked failed; the others go on. Called
+    again after an interruption, ended runs are skipped, failed ones tried again, and the others go on
+    after their last epoch.
+
+    Args:
+      runs: what to train; runs of the same name are made once.
+      out: folder of the records.
+      data_dir: folder of prepared data sets.
+      workers: worker processes on CPU; by default one per core that this process may use.
+      devices: devices that share each batch; more than one trains in this process.
+      on_event: called in this process with every `Event`.
+
+    Returns:
+      One record per run, in the order of `runs`.
+    """
+    jobs = _Jobs(Path(out), on_event or (lambda event: None))
+    for run in sorted(dict.fromkeys(runs), key=lambda run: run.seed):
+        jobs.add(run)
+    if jobs.waiting:
+        with _compilation_cache() as cache:
+            if devices == 1 and _backend() == "cpu":
+                _train_in_workers(jobs, data_dir, workers or len(_cores()), cache)
+            else:
+                _train_here(jobs, data_dir, devices, cache)
+    return [jobs.ended[run.name] for run in runs]
+
+
+class _Jobs:
+    """The runs still to make, how often each was tried, and the records of those that ended."""
+
+    def __init__(self, out: Path, on_event: OnEvent):
+        self.out = out
+        self.notify = on_event
+        self.waiting: collections.deque[Run] = collections.deque()
+        self.attempts: collections.Counter[str] = collections.Counter()
+        self.ended: dict[str, RunRecord] = {}
+
+    def add(self, run: Run) -> None:
+        try:
+            record = read_record(self.out, run)
+        except RecordError as error:
+            self.fail(run, str(error), write=False)  # what cannot be read is left for the user to judge
+            return
+        if record is not None and record.status in ("finished", "diverged"):
+            self.ended[run.name] = record
+            self.notify(Event("skipped", run, record))
+        else:
+            self.waiting.append(run)
+
+    def start(self, worker: int) -> Run:
+        run = self.waiting.popleft()
+        self.attempts[run.name] += 1
+        self.notify(Event("started", run, worker=worker))
+        return run
+
+    def epoch(self, run: Run, record: RunRecord, worker: int) -> None:
+        self.notify(Event("epoch", run, record, worker=worker))
+
+    def end(self, run: Run, record: RunRecord, worker: int) -> None:
+        self.ended[run.name] = record
+        self.notify(Event(record.status, run, record, worker=worker))
+
+    def broke(self, run: Run, message: str, worker: int) -> None:
+        if self.attempts[run.name] < ATTEMPTS:
+            self.waiting.appendleft(run)
+            self.notify(Event("retried", run, message=message, worker=worker))
+        else:
+            self.fail(run, message, worker=worker)
+
+    def fail(self, run: Run, message: str, *, write: bool = True, worker: int | None = None) -> None:
+        record = RunRecord(run=run, status="failed", message=message)
+        if write:
+            try:
+                record = dataclasses.replace(
+                    read_record(self.out, run) or record, status="failed", message=message
+                )
+                write_record(self.out, record)
+            except (RecordError, OSError) as error:
+                message = f"{message}; its record could not be written: {error}"
+        self.ended[run.name] = record
+        self.notify(Event("failed", run, record, message, worker))
+
+
+def _train_here(jobs: _Jobs, data_dir: Path | None, devices: int, cache: str) -> None:
+    """Makes the runs one after another in this process."""
+    _use_compilation_cache(cache)
+    trainer = _Trainer(jobs.out, data_dir, devices)
+    me = os.getpid()
+    while jobs.waiting:
+        run = jobs.start(me)
+        try:
+            record = trainer.train(run, lambda record, run=run: jobs.epoch(run, record, me))
+        except RecordError as error:
+            jobs.fail(run, str(error), write=False, worker=me)
+        except Exception as error:  # one broken run must not end the others
+            jobs.broke(run, _describe(error), me)
+        else:
+            jobs.end(run, record, me)
+
+
+def _train_in_workers(jobs: _Jobs, data_dir: Path | None, count: int, cache: str) -> None:
+    """Makes the runs in worker processes, each with one core."""
+    cores = _cores()
+    free = [cores[i % len(cores)] for i in range(min(count, len(jobs.waiting)))]
+    workers: dict[Connection, _Worker] = {}
+    try:
+        while jobs.waiting or workers:
+            while jobs.waiting and free:
+                worker = _Worker(free.pop(0), jobs.out, data_dir, cache)
+                workers[worker.connection] = worker
+                worker.give(jobs)
+            for connection in wait(list(workers)):
+                worker = workers[connection]
+                if not worker.listen(jobs):
+                    del workers[connection]
+                    free.append(worker.core)
+    finally:
+        for worker in workers.values():
+            worker.process.kill()
+        for worker in workers.values():
+            worker.process.join()
+
+
+class _Worker:
+    """One worker process, seen from the process that started it."""
+
+    def __init__(self, core: int, out: Path, data_dir: Path | None, cache: str):
+        # A fresh interpreter: the affinity must be set before JAX starts its threads.
+        context = multiprocessing.get_context("spawn")
+        self.core = core
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, core, out, data_dir, cache), daemon=True)
+        self.process.start()
+        self.pid = self.process.pid or 0
+        theirs.close()  # so that the worker's death closes the connection
+
+    def give(self, jobs: _Jobs) -> None:
+        self.run = jobs.start(self.pid)
+        with contextlib.suppress(OSError):  # a worker that has just died is noticed in `listen`
+            self.connection.send(self.run)
+
+    def listen(self, jobs: _Jobs) -> bool:
+        """Takes one message. Returns whether the worker goes on."""
+        try:
+            kind, content = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            jobs.broke(
+                self.run, f"its worker process {self.pid} died: {_exit_reason(self.process)}", self.pid
+            )
+            return False
+        if kind == "epoch":
+            jobs.epoch(self.run, content, self.pid)
+            return True
+        if kind == "ended":
+            jobs.end(self.run, content, self.pid)
+            if jobs.waiting:
+                self.give(jobs)
+                return True
+        elif kind == "unreadable":
+            jobs.fail(self.run, content, write=False, worker=self.pid)
+        else:
+            jobs.broke(self.run, content, self.pid)
+        self.connection.close()
+        self.process.join()
+        return False
+
+
+def _work(connection: Connection, core: int, out: Path, data_dir: Path | None, cache: str) -> None:
+    """The worker process: trains what it is sent until there is no more, or its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _pin(core)
+    _use_compilation_cache(cache)
+    trainer = _Trainer(out, data_dir, devices=1)
+    while True:
+        try:
+            run = connection.recv()
+        except EOFError:
+            return
+        try:
+            record = trainer.train(run, lambda record: connection.send(("epoch", record)))
+        except RecordError as error:
+            connection.send(("unreadable", str(error)))
+            return
+        except Exception as error:  # a fresh process tries once more
+            connection.send(("broke", _describe(error)))
+            return
+        connection.send(("ended", record))
+
+
+class _Trainer:
+    """Trains runs one by one and keeps the last data set, so that it is loaded once."""
+
+    def __init__(self, out: Path, data_dir: Path | None, devices: int):
+        self.out, self.data_dir, self.devices = out, data_dir, devices
+        self.loaded: tuple[str, object] | None = None
+
+    def train(self, run: Run, on_epoch: Callable[[RunRecord], None]) -> RunRecord:
+        from experiments import data, training
+
+        if self.loaded is None or self.loaded[0] != run.dataset:
+            self.loaded = None  # frees the old one before the new one comes
+            self.loaded = run.dataset, data.load(run.dataset, self.data_dir)
+        dataset = data.select(self.loaded[1], run)
+        return training.train(run, dataset, out=self.out, on_epoch=on_epoch, devices=self.devices)
+
+
+def _backend() -> str:
+    import jax
+
+    return jax.default_backend()
+
+
+def _cores() -> list[int]:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _pin(core: int) -> None:
+    """Keeps this process, and with it XLA, to one core; must come before the first computation."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+    else:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+
+
+@contextlib.contextmanager
+def _compilation_cache() -> Iterator[str]:
+    """A folder in which runs that differ in the seed alone share their compiled epoch."""
+    if folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True) as folder:
+            yield folder
+
+
+def _use_compilation_cache(folder: str) -> None:
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _describe(error: Exception) -> str:
+    """One line of at most 300 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def _exit_reason(process: multiprocessing.process.BaseProcess) -> str:
+    code = process.exitcode
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
