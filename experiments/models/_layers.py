@@ -6,8 +6,6 @@ from flax import nnx
 
 from experiments.models._conv import conv_general_dilated
 
-from experiments.models._conv import conv_general_dilated
-
 
 def conv(
     in_features: int,
