@@ -67,7 +67,7 @@ def track_gradient_dynamics(
       >>> import jax.numpy as jnp
       >>> import optax
       >>> import optax_gradnorm
-      >>> optimizer = optax.chain(optax_gradnorm.track_gradient_dynamics(), optax.adam(1e-3))
+      >>> optimizer = optax.chain(optax_gradnorm.track_gradient_dynamics(), optax.sgd(0.1))
       >>> params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
       >>> state = optimizer.init(params)
       >>> grads = {"kernel": jnp.array([[1.0, 3.0], [3.0, 1.0]]), "bias": jnp.ones(2)}

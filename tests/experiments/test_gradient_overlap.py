@@ -18,8 +18,10 @@ def batch(count):
     return images, jnp.asarray(digits.train_labels[:count], jnp.int32)
 
 
-def create(name, seed=0):
-    return models.create(name, num_classes=10, channels=1, image_size=8, rngs=nnx.Rngs(seed))
+def create(name):
+    # This kind of key compiles faster.
+    rngs = nnx.Rngs(jax.random.key(0, impl="rbg"))
+    return models.create(name, num_classes=10, channels=1, image_size=8, rngs=rngs)
 
 
 def log_gradient_norms(model, images, labels):
@@ -43,12 +45,24 @@ def run_blocks(graphdef, state, x):
     return x
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet8_identity_pad", "plain8"])
+def dense_alpha(model, images):
+    """Operator norm of the first branch from its whole Jacobian."""
+    graphdef, state = nnx.split(model)
+    x = nnx.merge(graphdef, state, copy=True).stem(images, train=True)
+
+    def branch(x):
+        return nnx.merge(graphdef, state, copy=True).blocks[0].branch(x, train=True)
+
+    jacobian = np.asarray(jax.jit(jax.jacrev(branch))(x), np.float64).reshape(x.size, x.size)
+    return np.sqrt(np.linalg.eigvalsh(jacobian @ jacobian.T)[-1])
+
+
+@pytest.mark.parametrize("name", ["resnet8", "plain8"])
 def test_the_gradient_is_that_of_the_network_and_the_bounds_hold(name):
-    images, labels = batch(16)
+    images, labels = batch(1)
     model = create(name)
     statistics = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-    measured = gradient_overlap.measure(model, images, labels, iterations=30)
+    measured = gradient_overlap.measure(model, images, labels, iterations=100)
     expected = log_gradient_norms(model, images, labels)
     np.testing.assert_allclose(
         [measured.log_input_gradient, measured.log_output_gradient], expected, atol=1e-4
@@ -61,13 +75,14 @@ def test_the_gradient_is_that_of_the_network_and_the_bounds_hold(name):
     for block in measured.blocks:
         # One step of Lemma 2.1; the ReLU behind the addition only shrinks.
         assert block.gain <= (block.shortcut_alpha + block.alpha) * (1 + 1e-3)
-        assert block.alpha_error < 0.3
+        assert block.alpha_error < 0.05
     assert nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)).keys() == statistics.keys()
     for before, after in zip(
         jax.tree.leaves(statistics), jax.tree.leaves(nnx.state(model, nnx.BatchStat)), strict=True
     ):
         np.testing.assert_array_equal(before, after)
 
+    assert measured.blocks[0].alpha == pytest.approx(dense_alpha(model, images), rel=1e-3)
     shortcut_alphas = [block.shortcut_alpha for block in measured.blocks]
     if name == "plain8":
         assert shortcut_alphas == [0, 0, 0]
@@ -77,22 +92,6 @@ def test_the_gradient_is_that_of_the_network_and_the_bounds_hold(name):
         assert shortcut_alphas[0] == 1
         assert measured.log_plain_bound < measured.log_residual_bound
         assert all(-1 <= block.cosine <= 1 for block in measured.blocks)
-        if name == "resnet8_identity_pad":
-            np.testing.assert_allclose(shortcut_alphas, 1, rtol=1e-5)
-
-
-def test_alpha_against_the_dense_jacobian():
-    images, labels = batch(2)
-    images = images[:, 2:6, 2:6]
-    model = create("resnet8", seed=1)
-    measured = gradient_overlap.measure(model, images, labels, iterations=300)
-    graphdef, state = nnx.split(model)
-    x = nnx.merge(graphdef, state, copy=True).stem(images, train=True)
-    jacobian = jax.jacobian(lambda x: nnx.merge(graphdef, state, copy=True).blocks[0].branch(x, train=True))(
-        x
-    )
-    expected = np.linalg.svd(np.asarray(jacobian).reshape(x.size, x.size), compute_uv=False)[0]
-    np.testing.assert_allclose(measured.blocks[0].alpha, expected, rtol=1e-3)
 
 
 def test_gradient_fields():

@@ -199,7 +199,7 @@ def test_mask_replaces_the_default_rule():
     ("arguments", "error", "message"),
     [
         ({"stacked_axes": -1}, ValueError, "stacked_axes must not be negative, got -1"),
-        ({"stacked_axes": 1.5}, TypeError, "stacked_axes must hold integers, got 1.5"),
+        ({"stacked_axes": 1.5}, TypeError, "stacked_axes must be an integer, got 1.5"),
         ({"mask": "kernel"}, TypeError, "mask must hold booleans"),
         ({"mask": {"other": True}}, ValueError, "mask must have the structure"),
         ({"axis_name": 3}, TypeError, "axis_name must hold mesh axis names, got 3"),
