@@ -12,6 +12,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def _read_split(name: str, folder: Path, split: str) -> tuple[np.ndarray, np.nda
     import tensorflow_datasets as tfds
     from PIL import Image
 
-    source = tfds.data_source(
+    source: Any = tfds.data_source(
         f"{name}:{folder.name}",
         data_dir=folder.parent.parent,
         split=split,

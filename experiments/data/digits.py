@@ -9,10 +9,9 @@ def load() -> Dataset:
     """Loads the digits; every fifth image of each class is a test image."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    pixels, labels = load_digits(return_X_y=True)
     # The original grey values are whole numbers from 0 to 16.
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = digits.target
+    images = np.rint(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     is_test = np.zeros(len(labels), bool)
     for label in range(10):
         is_test[np.flatnonzero(labels == label)[4::5]] = True

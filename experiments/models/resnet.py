@@ -169,7 +169,8 @@ class ResNet(nnx.Module):
         x = nnx.relu(self.norm(self.conv(images), train=train))
         if self.small_stem:
             return x
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        padding = ((1, 1), (1, 1))
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=padding)  # pyright: ignore[reportArgumentType]
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         x = self.stem(images, train=train)

@@ -1,0 +1,298 @@
+"""The command line: `python -m experiments {compare,reproduce,report,prepare}`."""
+
+import contextlib
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+RESULTS = Path("experiments/results")
+
+
+class UsageError(Exception):
+    """The command line asks for something that cannot be; the message is one line."""
+
+
+def compare(
+    dataset: str = "digits",
+    model: str = "resnet8",
+    methods: tuple[str, ...] = ("baseline", "centralization", "clipping", "znorm", "gan"),
+    optimizers: tuple[str, ...] = ("sgdm", "adam"),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    epochs: int = 10,
+    batch_size: int = 64,
+    learning_rate: float | None = None,
+    train_examples: int | None = None,
+    out: Path = Path("runs"),
+    data_dir: Path | None = None,
+    workers: int | None = None,
+    devices: int = 1,
+) -> None:
+    """Trains one model with every method behind every optimizer, and prints who wins.
+
+    The same command goes on where it was interrupted.
+
+    Args:
+      dataset: digits (real 8x8 images, no download), cifar10, cifar100, or arrays:PATH.npz for your own.
+      model: network, such as resnet8, resnet20, resnet56, plain20 (without skip connections) or vgg16_bn.
+      methods: what is done to the gradients before the optimizer: any of baseline, centralization, clipping
+        (global norm 0.1), clipping_value (each element, 0.1), znorm and gan.
+      optimizers: any of sgdm (momentum 0.9), adam, adamw, rmsprop, lars and lamb.
+      seeds: of initialisation and shuffling; one run of every method and optimizer per seed.
+      epochs: passes over the training images.
+      batch_size: images per step.
+      learning_rate: for all runs; by default one per optimizer, the same for every method.
+      train_examples: take only so many training images, equally many of each class.
+      out: folder of the records, the report (report.md) and the figure (learning_curves.png).
+      data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
+        ~/tensorflow_datasets.
+      workers: worker processes on a CPU; by default one per core.
+      devices: devices that share each batch.
+    """
+    from experiments.compare import LEARNING_RATES, Comparison, terminal_table, write
+
+    _check_out(out)
+    _check_machine(workers, devices, [batch_size])
+    _check_at_least("--epochs", epochs, 1)
+    _check_at_least("--batch-size", batch_size, 1)
+    if train_examples is not None:
+        _check_at_least("--train-examples", train_examples, 1)
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise UsageError(f"--learning-rate must be a number above 0, got {learning_rate:g}")
+    _check_names("--model", [model], _models())
+    _check_names("--methods", methods, _methods())
+    _check_names("--optimizers", optimizers, LEARNING_RATES)
+    _check_seeds(seeds)
+    comparison = Comparison(
+        dataset, model, methods, optimizers, seeds, epochs, batch_size, learning_rate, train_examples
+    )
+    _check_data(comparison.runs[0], data_dir)
+
+    records = _sweep("compare", comparison.runs, out, data_dir, workers, devices)
+    rows = write(comparison, records, out)
+    console = Console()
+    console.print(terminal_table(rows))
+    print(f"Report: {out / 'report.md'}, figure: {out / 'learning_curves.png'}, records: {out}/*.json")
+    _exit_if_failed(records)
+
+
+def reproduce(
+    study: Annotated[str, tyro.conf.Positional],
+    preset: Literal["smoke", "cpu", "full"] = "smoke",
+    data_dir: Path | None = None,
+    out: Path = RESULTS,
+    workers: int | None = None,
+    devices: int = 1,
+) -> None:
+    """Trains what a table of a paper needs, and renders the report. The same command goes on after a stop.
+
+    Args:
+      study: overlap_table1, gan_cifar100, znorm_architectures or large_batch.
+      preset: smoke (about a minute, shows that it works), cpu (reduced, up to hours), or full (the paper's
+        protocol, for an accelerator).
+      data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
+        ~/tensorflow_datasets.
+      out: one folder per study and preset is made in it.
+      workers: worker processes on a CPU; by default one per core.
+      devices: devices that share each batch.
+    """
+    from experiments.records import read_records
+
+    chosen = _study(study)
+    folder = out / study / preset
+    _check_out(folder)
+    runs = chosen.runs(preset, [])
+    _check_machine(workers, devices, [run.batch_size for run in runs])
+    for run in {run.dataset: run for run in runs}.values():
+        _check_data(run, data_dir)
+
+    records_folder = folder / "records"
+    records, made = [], set()
+    # Later runs may depend on earlier ones' records, as the tuned ones do.
+    while new := [run for run in runs if run.name not in made]:
+        records += _sweep(f"{study} {preset}", new, records_folder, data_dir, workers, devices)
+        made.update(run.name for run in new)
+        runs = chosen.runs(preset, records)
+    chosen.report(preset, records, folder)
+    print(f"Report: {folder / 'report.md'}, records: {records_folder}")
+    _exit_if_failed(records)
+
+
+def report(
+    study: Annotated[str, tyro.conf.Positional],
+    preset: Literal["smoke", "cpu", "full"] | None = None,
+    out: Path = RESULTS,
+) -> None:
+    """Renders a study's tables and figures from the records there are; trains nothing.
+
+    Args:
+      study: overlap_table1, gan_cifar100, znorm_architectures or large_batch.
+      preset: which one; by default every preset that has records.
+      out: what `reproduce` was given.
+    """
+    from experiments.records import read_records
+    from experiments.studies import PRESETS
+
+    chosen = _study(study)
+    presets = [preset] if preset else [p for p in PRESETS if (out / study / p / "records").is_dir()]
+    folders = {p: out / study / p / "records" for p in presets}
+    found = {p: read_records(folder) for p, folder in folders.items() if folder.is_dir()}
+    if not found:
+        where = out / study / (preset or "PRESET") / "records"
+        raise UsageError(
+            f"there are no records in {where}; make them with `python -m experiments reproduce {study}`"
+        )
+    for p, records in found.items():
+        _check_out(out / study / p)
+        chosen.report(p, records, out / study / p)
+        print(f"Report: {out / study / p / 'report.md'}")
+
+
+def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: Path | None = None) -> None:
+    """Downloads a data set and lays it out for training, once.
+
+    Args:
+      name: cifar10 or cifar100.
+      data_dir: where to; by default the variable GRADNORM_DATA_DIR, or ~/tensorflow_datasets.
+    """
+    from experiments import data
+
+    try:
+        print(f"{name} lies in {data.prepare(name, data_dir)}")
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _sweep(
+    title: str, runs: Sequence, out: Path, data_dir: Path | None, workers: int | None, devices: int
+) -> list:
+    from experiments.progress import Progress
+    from experiments.sweep import sweep
+
+    with Progress(title, runs) as progress:
+        return sweep(runs, out=out, data_dir=data_dir, workers=workers, devices=devices, on_event=progress)
+
+
+def _exit_if_failed(records: Sequence) -> None:
+    failed = [record for record in records if record.status == "failed"]
+    for record in failed:
+        print(f"failed: {record.run.name}: {record.message}", file=sys.stderr)
+    if failed:
+        print(
+            f"{len(failed)} of {len(records)} runs failed; the same command tries them again", file=sys.stderr
+        )
+        sys.exit(1)
+
+
+def _study(name: str):
+    from experiments.studies import load_studies
+
+    studies = load_studies()
+    _check_names("study", [name], studies)
+    return studies[name]
+
+
+def _models() -> Collection[str]:
+    from experiments.models import MODELS
+
+    return MODELS
+
+
+def _methods() -> Collection[str]:
+    from experiments.methods import METHODS
+
+    return METHODS
+
+
+def _check_names(option: str, names: Sequence[str], choices: Collection[str]) -> None:
+    if not names:
+        raise UsageError(f"{option} needs at least one of {', '.join(choices)}")
+    for name in names:
+        if name not in choices:
+            raise UsageError(f"unknown {option} {name!r}; choose from {', '.join(choices)}")
+    if len(set(names)) < len(names):
+        raise UsageError(f"{option} names {next(n for n in names if names.count(n) > 1)!r} twice")
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    if not seeds:
+        raise UsageError("--seeds needs at least one number")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"--seeds must be from 0 to {2**32 - 1}, got {seed}")
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds has a seed twice: {' '.join(map(str, seeds))}")
+
+
+def _check_at_least(option: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"{option} must be at least {least}, got {value}")
+
+
+def _check_machine(workers: int | None, devices: int, batch_sizes: Sequence[int]) -> None:
+    if workers is not None:
+        _check_at_least("--workers", workers, 1)
+    _check_at_least("--devices", devices, 1)
+    if devices > 1:
+        import jax
+
+        if devices > jax.device_count():
+            raise UsageError(f"--devices is {devices}, but there are only {jax.device_count()}")
+        for batch_size in batch_sizes:
+            if batch_size % devices:
+                raise UsageError(
+                    f"a batch of {batch_size} images cannot be shared equally by {devices} devices"
+                )
+
+
+def _check_data(run, data_dir: Path | None) -> None:
+    """Loads the images once and lays out the model: what is wrong is said before any worker starts."""
+    from experiments import data, models
+    from flax import nnx
+
+    try:
+        dataset = data.select(data.load(run.dataset, data_dir), run)
+        height, _, channels = dataset.train_images.shape[1:]
+        options = {"num_classes": dataset.num_classes, "channels": channels, "image_size": height}
+        nnx.eval_shape(lambda: models.create(run.model, rngs=nnx.Rngs(0), **options))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if run.batch_size > len(dataset.train_images):
+        count = len(dataset.train_images)
+        raise UsageError(f"the batch size is {run.batch_size}, but there are only {count} training images")
+
+
+def _check_out(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out: cannot write to {out}: {error.strerror}") from error
+
+
+def main() -> None:
+    """Runs the command line. Exit codes: 1 if runs failed, 2 for what cannot be, 130 after Ctrl-C."""
+    from experiments.records import RecordError
+
+    commands = {"compare": compare, "reproduce": reproduce, "report": report, "prepare": prepare}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m experiments", description=__doc__)
+    except (UsageError, RecordError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted. What was trained is kept; the same command goes on from there.", file=sys.stderr
+        )
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The main job: every method behind every optimizer, with seeds, on one data set and one model."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from experiments import report
+from experiments.config import Run
+from experiments.records import RunRecord
+
+METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
+OPTIMIZERS = ("sgdm", "adam")
+
+# One for all methods, so that the methods are compared and not their tuning.
+LEARNING_RATES = {"sgdm": 0.01, "adam": 0.001, "adamw": 0.001, "rmsprop": 0.001, "lars": 1.0, "lamb": 0.01}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What `python -m experiments compare` trains: one run per method, optimizer and seed."""
+
+    dataset: str
+    model: str
+    methods: tuple[str, ...]
+    optimizers: tuple[str, ...]
+    seeds: tuple[int, ...]
+    epochs: int
+    batch_size: int
+    learning_rate: float | None
+    train_examples: int | None = None
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, one seed after the other."""
+        return [
+            Run(
+                dataset=self.dataset,
+                model=self.model,
+                method=method,
+                optimizer=optimizer,
+                learning_rate=self.learning_rate or LEARNING_RATES[optimizer],
+                epochs=self.epochs,
+                batch_size=self.batch_size,
+                seed=seed,
+                train_examples=self.train_examples,
+            )
+            for seed in self.seeds
+            for optimizer in self.optimizers
+            for method in self.methods
+        ]
+
+
+def make_rows(comparison: Comparison, records: Sequence[RunRecord]) -> list[report.Row]:
+    """One row per optimizer and method; a method's baseline has the same optimizer."""
+    cells = report.make_cells(comparison.runs, records).values()
+    baselines = {cell.run.optimizer: cell for cell in cells if cell.run.method == "baseline"}
+    return [
+        report.Row(
+            (cell.run.optimizer, cell.run.method),
+            cell,
+            None if cell.run.method == "baseline" else baselines.get(cell.run.optimizer),
+        )
+        for cell in cells
+    ]
+
+
+def terminal_table(rows: Sequence[report.Row]) -> Table:
+    """The table for the terminal: 80 columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("optimizer")
+    table.add_column("method")
+    for heading in ("test accuracy", "train loss", "s/epoch", "non-finite\nsteps", "runs"):
+        table.add_column(heading, justify="right")
+    for i, row in enumerate(rows):
+        cell = row.cell
+        runs = f"{len(cell.ended)}" + (f", {cell.diverged} diverged" if cell.diverged else "")
+        table.add_row(
+            *row.labels,
+            report.format_accuracy(cell),
+            report.format_number(report.mean_and_std(cell.losses)[0], ".2e"),
+            report.format_number(cell.seconds_per_epoch, ".2f"),
+            str(cell.nonfinite_steps),
+            runs,
+            end_section=i + 1 < len(rows) and rows[i + 1].labels[0] != row.labels[0],
+        )
+    return table
+
+
+def write(comparison: Comparison, records: Sequence[RunRecord], folder: Path) -> list[report.Row]:
+    """Writes report.md and the figure of the learning curves into a folder.
+
+    Args:
+      comparison: what was to be trained.
+      records: what was trained.
+      folder: where to.
+
+    Returns:
+      The rows of the table.
+    """
+    rows = make_rows(comparison, records)
+    panels: dict[str, list[report.Cell]] = {}
+    for row in rows:
+        panels.setdefault(row.labels[0], []).append(row.cell)
+    title = f"{comparison.model} on {comparison.dataset.partition(':')[0]}"
+    figure = report.add_figure(folder, "learning_curves", title, panels)
+    protocol = f"Protocol of every row: {report.describe_protocol(comparison.runs[0])}."
+    table = report.results_table(("optimizer", "method"), rows)
+    report.write_report(folder, f"Comparison: {title}", [row.cell for row in rows], [protocol, table, figure])
+    return rows

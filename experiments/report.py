@@ -1,0 +1,400 @@
+"""Tables and figures, from records only: nothing here trains."""
+
+import collections
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.config import Run
+from experiments.records import RunRecord
+
+# The colour-blind-safe palette of Okabe and Ito (2008); every method keeps its colour in all figures.
+METHOD_STYLES = {
+    "baseline": ("#000000", "--"),
+    "centralization": ("#56B4E9", "-"),
+    "clipping": ("#E69F00", "-"),
+    "clipping_value": ("#CC79A7", "-"),
+    "znorm": ("#0072B2", "-"),
+    "gan": ("#D55E00", "-"),
+}
+
+HOW_TO_READ = """\
+Every run counts with its accuracy after the last epoch, never with its best epoch. "mean ± s": mean and
+sample standard deviation over seeds. "vs baseline": mean difference to the baseline of the same protocol,
+model and optimizer, paired by seed, with its 95 % Student t-interval; an interval that contains 0 shows no
+difference. A run whose loss stopped being finite is ended there and called diverged: its network is
+evaluated as it is (chance level, once a parameter is NaN) and counts with that accuracy; its loss does not
+count. Seconds per epoch are the median, without compilation. Non-finite steps are summed over the seeds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What is known of the runs that differ in the seed alone.
+
+    Attributes:
+      run: one of them.
+      ended: records of the finished and the diverged ones, by seed.
+      missing: how many have not ended.
+      messages: why runs failed.
+    """
+
+    run: Run
+    ended: Mapping[int, RunRecord]
+    missing: int = 0
+    messages: tuple[str, ...] = ()
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """Accuracy after the last epoch, by seed."""
+        return {seed: record.epochs[-1].test_accuracy for seed, record in self.ended.items()}
+
+    @property
+    def losses(self) -> list[float]:
+        """Training loss of the last epoch of the runs that did not diverge."""
+        return [record.epochs[-1].train_loss for record in self.ended.values() if record.status == "finished"]
+
+    @property
+    def diverged(self) -> int:
+        """How many runs' loss stopped being finite."""
+        return sum(record.status == "diverged" for record in self.ended.values())
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Median over all epochs of all runs."""
+        seconds = [epoch.seconds for record in self.ended.values() for epoch in record.epochs]
+        return statistics.median(seconds) if seconds else math.nan
+
+    @property
+    def nonfinite_steps(self) -> int:
+        """Steps with a non-finite loss or gradient, summed over all runs."""
+        return sum(epoch.nonfinite_steps for record in self.ended.values() for epoch in record.epochs)
+
+
+def make_cells(runs: Iterable[Run], records: Iterable[RunRecord]) -> dict[Run, Cell]:
+    """Groups runs that differ in the seed alone.
+
+    Args:
+      runs: all that belong into the report, made or not.
+      records: what was made; records of other runs are ignored.
+
+    Returns:
+      One cell per setting, by the run with `setting` applied, in the order of `runs`.
+    """
+    by_name = {record.run.name: record for record in records}
+    groups: dict[Run, list[Run]] = collections.defaultdict(list)
+    for run in dict.fromkeys(runs):
+        groups[setting(run)].append(run)
+    cells = {}
+    for key, members in groups.items():
+        found = [by_name[run.name] for run in members if run.name in by_name]
+        ended = {r.run.seed: r for r in found if r.status in ("finished", "diverged") and r.epochs}
+        messages = tuple(r.message for r in found if r.status == "failed")
+        cells[key] = Cell(members[0], ended, len(members) - len(ended), messages)
+    return cells
+
+
+def setting(run: Run) -> Run:
+    """The run without its seed."""
+    return dataclasses.replace(run, seed=0)
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; NaN where there are too few values."""
+    mean = statistics.fmean(values) if values else math.nan
+    return mean, statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def paired_difference(cell: Cell, baseline: Cell) -> tuple[float, float, int]:
+    """Mean difference of the accuracies, paired by seed, and its 95 % t-interval.
+
+    Args:
+      cell: the method's runs.
+      baseline: the baseline's runs.
+
+    Returns:
+      The mean difference, half the width of its interval (NaN with fewer than two seeds), and the number
+      of seeds that both have.
+    """
+    from scipy import stats
+
+    ours, theirs = cell.accuracies, baseline.accuracies
+    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    mean, std = mean_and_std(differences)
+    n = len(differences)
+    half = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n) if n > 1 else math.nan
+    return mean, half, n
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+      labels: the first columns.
+      cell: what was measured.
+      baseline: what it is compared to; `None` for the baseline itself.
+      paper_accuracy: what the paper printed.
+      paper_loss: what the paper printed.
+    """
+
+    labels: tuple[str, ...]
+    cell: Cell
+    baseline: Cell | None = None
+    paper_accuracy: float | None = None
+    paper_loss: float | None = None
+
+
+def results_table(headings: Sequence[str], rows: Sequence[Row]) -> str:
+    """A Markdown table of accuracies, losses and speed, beside the paper's numbers if there are any.
+
+    Args:
+      headings: of the rows' labels.
+      rows: one per cell.
+    """
+    columns = {
+        "learning rate": lambda row: f"{row.cell.run.learning_rate:g}",
+        "seeds": lambda row: str(len(row.cell.ended)),
+        "test accuracy": lambda row: format_accuracy(row.cell),
+        "paper accuracy": lambda row: format_number(row.paper_accuracy, ".4f"),
+        "vs baseline [95 % interval]": format_difference,
+        "training loss": lambda row: format_number(mean_and_std(row.cell.losses)[0], ".2e"),
+        "paper loss": lambda row: format_number(row.paper_loss, ".1e"),
+        "s/epoch": lambda row: format_number(row.cell.seconds_per_epoch, ".2f"),
+        "non-finite steps": lambda row: str(row.cell.nonfinite_steps),
+        "remarks": lambda row: remarks(row.cell),
+    }
+    if all(row.paper_accuracy is None for row in rows):
+        del columns["paper accuracy"], columns["paper loss"]
+    lines = [[*row.labels, *(column(row) for column in columns.values())] for row in rows]
+    return markdown_table([[*headings, *columns], *lines], left=len(headings))
+
+
+def format_accuracy(cell: Cell) -> str:
+    """Mean ± standard deviation, or the mean alone of a single seed."""
+    mean, std = mean_and_std(list(cell.accuracies.values()))
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.4f}" if math.isnan(std) else f"{mean:.4f} ± {std:.4f}"
+
+
+def format_difference(row: Row) -> str:
+    """Mean difference to the baseline with its interval."""
+    if row.baseline is None:
+        return ""
+    mean, half, n = paired_difference(row.cell, row.baseline)
+    if n == 0:
+        return "-"
+    if math.isnan(half):
+        return f"{mean:+.4f} [one seed]"
+    pairs = "" if n == len(row.cell.ended) else f" ({n} seeds)"
+    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]{pairs}"
+
+
+def format_number(value: float | None, spec: str) -> str:
+    """The number, or a dash where there is none."""
+    return "-" if value is None or math.isnan(value) else format(value, spec)
+
+
+def remarks(cell: Cell) -> str:
+    """What the numbers alone do not say: diverged, missing and failed runs."""
+    parts = []
+    if cell.diverged:
+        parts.append(f"{cell.diverged} of {len(cell.ended)} diverged")
+    if cell.missing:
+        parts.append(f"{cell.missing} missing")
+    parts += [f"failed: {message}" for message in dict.fromkeys(cell.messages)]
+    return "; ".join(parts).replace("|", "/")
+
+
+def markdown_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Lays out a Markdown table, readable as plain text too.
+
+    Args:
+      rows: the headings and then the rows.
+      left: how many columns are aligned to the left; the others are aligned to the right.
+    """
+    widths = [max(3, *(len(cell) for cell in column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| "
+        + " | ".join(
+            f"{cell:{'<' if i < left else '>'}{w}}"
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
+        for row in rows
+    ]
+    rule = (
+        "|" + "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    )
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def describe_protocol(run: Run) -> str:
+    """All of a run's settings but model, method, learning rate and seed, in words."""
+    images = "all" if run.train_examples is None else f"{run.train_examples:,}"
+    tests = "all" if run.test_examples is None else f"{run.test_examples:,}"
+    evaluated = (
+        f"{run.validation_examples:,} of them held out for validation"
+        if run.validation_examples
+        else f"{tests} test images"
+    )
+    schedule = {
+        "constant": "constant learning rate",
+        "cosine": "cosine schedule",
+        "step": f"learning rate x {run.step_factor:g} every {run.step_epochs} epochs",
+    }[run.schedule]
+    parts = [
+        f"{run.dataset.partition(':')[0]}, {images} training images, {evaluated}",
+        "no augmentation" if run.augment == "none" else "random crops and flips",
+        f"{run.epochs} epochs",
+        f"batch {run.batch_size}",
+        schedule,
+    ]
+    if run.warmup_epochs:
+        parts.append(f"{run.warmup_epochs:g} warm-up epochs")
+    parts.append(f"weight decay {run.weight_decay:g}")
+    if run.label_smoothing:
+        parts.append(f"label smoothing {run.label_smoothing:g}")
+    if run.dtype != "float32":
+        parts.append(f"computed in {run.dtype}")
+    return ", ".join(parts)
+
+
+def describe_completeness(cells: Iterable[Cell]) -> str:
+    """One line that says how many runs there are and how many are missing."""
+    cells = list(cells)
+    ended = sum(len(cell.ended) for cell in cells)
+    missing = sum(cell.missing for cell in cells)
+    if not missing:
+        return f"All {ended} runs have ended."
+    names = [f"{c.run.model} {c.run.method} {c.run.optimizer} ({c.missing})" for c in cells if c.missing]
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more settings" if len(names) > 8 else "")
+    return f"**{missing} of {ended + missing} runs are missing**: {listed}."
+
+
+def describe_environment(cells: Iterable[Cell]) -> str:
+    """Where the runs were made and how long they took, from their records."""
+    records = list({r.run.name: r for cell in cells for r in cell.ended.values()}.values())
+    if not records:
+        return "No run has ended yet."
+    keys = {
+        "device": lambda e: f"{e.get('device_count', 1)} x {e.get('device_kind')} ({e.get('backend')})",
+        "versions": lambda e: ", ".join(
+            f"{package} {e[package]}"
+            for package in ("python", "jax", "flax", "optax", "optax_gradnorm")
+            if package in e
+        ),
+        "commit": lambda e: f"{str(e.get('commit'))[:12]}{' with local changes' if e.get('dirty') else ''}",
+    }
+    parts = []
+    for key, describe in keys.items():
+        values = sorted({describe(record.environment) for record in records})
+        parts.append(f"{key}: {'; '.join(values)}")
+    hours = sum(r.compile_seconds + sum(e.seconds for e in r.epochs) for r in records) / 3600
+    return (
+        f"{len(records)} runs, {hours:.2f} hours of training and compilation added up; "
+        + "; ".join(parts)
+        + "."
+    )
+
+
+def write_report(folder: Path, heading: str, cells: Sequence[Cell], sections: Sequence[str]) -> None:
+    """Writes report.md.
+
+    Args:
+      folder: where to.
+      heading: first line; says what was reduced.
+      cells: everything that the report is about.
+      sections: Markdown, after what all reports have in common.
+    """
+    parts = [
+        f"# {heading}",
+        describe_completeness(cells),
+        describe_environment(cells),
+        HOW_TO_READ,
+        *sections,
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def add_figure(folder: Path, name: str, title: str, panels: Mapping[str, Sequence[Cell]]) -> str:
+    """Draws learning curves as NAME.png and NAME.svg; returns the Markdown that shows them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending in ("png", "svg"):
+        draw_learning_curves(folder / f"{name}.{ending}", title, panels)
+    return (
+        f"![{title}: test accuracy and training loss over epochs]({name}.svg)\n\n"
+        "Line: mean over seeds; band: lowest to highest seed; cross: a run diverged."
+    )
+
+
+def draw_learning_curves(path: Path, title: str, panels: Mapping[str, Sequence[Cell]]) -> None:
+    """Draws test accuracy (above) and training loss (below) over epochs, one column per panel.
+
+    A line is the mean over seeds, its band goes from the lowest to the highest seed, a cross marks the
+    epoch in which a run diverged.
+
+    Args:
+      path: of the figure; its ending says the format, 'png' or 'svg'.
+      title: above the figure.
+      panels: the cells of each column, by the column's title.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    # A fixed salt and no date: the same records give the same file.
+    with mpl.rc_context(
+        {"svg.hashsalt": "experiments", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+    ):
+        figure = Figure(figsize=(max(3.6 * len(panels), 5.4), 5.4), dpi=150, layout="constrained")
+        axes = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
+        lines = {}
+        for column, (name, cells) in enumerate(panels.items()):
+            above, below = axes[:, column]
+            above.set_title(name)
+            below.set_yscale("log")
+            below.set_xlabel("epoch")
+            below.xaxis.get_major_locator().set_params(integer=True)
+            for cell in cells:
+                if cell.ended:
+                    lines[cell.run.method] = _draw_cell(above, cell, "test_accuracy")
+                    _draw_cell(below, cell, "train_loss")
+        axes[0, 0].set_ylabel("test accuracy")
+        axes[1, 0].set_ylabel("training loss")
+        figure.suptitle(title)
+        methods = [method for method in METHOD_STYLES if method in lines]
+        if methods:
+            figure.legend(
+                [lines[method] for method in methods],
+                methods,
+                loc="outside lower center",
+                ncols=min(len(methods), 6),
+            )
+        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+        figure.savefig(path, metadata=metadata)
+
+
+def _draw_cell(axes, cell: Cell, metric: str):
+    color, style = METHOD_STYLES[cell.run.method]
+    records = list(cell.ended.values())
+    values = np.full((len(records), max(len(record.epochs) for record in records)), np.nan)
+    for row, record in zip(values, records, strict=True):
+        row[: len(record.epochs)] = [getattr(epoch, metric) for epoch in record.epochs]
+    values = np.ma.masked_invalid(values)
+    epochs = np.arange(1, values.shape[1] + 1)
+    if len(records) > 1:
+        axes.fill_between(
+            epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0
+        )
+    (line,) = axes.plot(epochs, values.mean(axis=0), style, color=color, linewidth=1.4)
+    for record in records:
+        if record.status == "diverged":
+            last = next((e for e in reversed(record.epochs) if math.isfinite(getattr(e, metric))), None)
+            if last is not None:
+                axes.plot(last.epoch, getattr(last, metric), "x", color=color, markersize=7)
+    return line

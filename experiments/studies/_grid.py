@@ -1,0 +1,54 @@
+"""What studies share that compare methods in one protocol, without tuning."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from experiments import report
+from experiments.config import Run
+from experiments.records import RunRecord
+
+
+def write_grid_report(
+    folder: Path,
+    heading: str,
+    runs: Sequence[Run],
+    records: Sequence[RunRecord],
+    *,
+    headings: Sequence[str],
+    labels: Callable[[Run], tuple[str, ...]],
+    figure: Callable[[Run], str],
+    panel: Callable[[Run], str],
+    notes: str,
+) -> None:
+    """Writes report.md with one table, and one figure of learning curves per value of `figure`.
+
+    Args:
+      folder: where to.
+      heading: first line of the report.
+      runs: all runs of the study.
+      records: what was made.
+      headings: of the columns that `labels` gives.
+      labels: of a run's row; the last one is the method.
+      figure: name of the figure that a run belongs to.
+      panel: title of the panel of that figure.
+      notes: Markdown before the table.
+    """
+    cells = report.make_cells(runs, records)
+    baselines = {labels(c.run)[:-1]: c for c in cells.values() if c.run.method == "baseline"}
+    rows = [
+        report.Row(
+            labels(c.run), c, None if c.run.method == "baseline" else baselines.get(labels(c.run)[:-1])
+        )
+        for c in cells.values()
+    ]
+    figures: dict[str, dict[str, list[report.Cell]]] = {}
+    for cell in cells.values():
+        figures.setdefault(figure(cell.run), {}).setdefault(panel(cell.run), []).append(cell)
+    protocols = dict.fromkeys(report.describe_protocol(run) for run in runs)
+    sections = [
+        "\n".join(f"- Protocol: {protocol}." for protocol in protocols),
+        notes,
+        report.results_table(headings, rows),
+        *(report.add_figure(folder, f"curves_{name}", name, panels) for name, panels in figures.items()),
+    ]
+    report.write_report(folder, heading, list(cells.values()), sections)

@@ -1,0 +1,103 @@
+"""The comparison of Yun, "Insights from Gradient Dynamics: Gradient Autoscaled Normalization", 2025,
+arXiv 2509.03677: AdamW with and without GAN on CIFAR-100, beside the other methods.
+
+Crop and flip, 300 epochs, batch 256, learning rate 1e-3 with 5 warm-up epochs and then x 0.75 every 30 epochs,
+weight decay 5e-5: the settings of the author's public code of the same month. The paper's accuracies did not
+reach us, so there is no column of its numbers.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.config import Run
+from experiments.records import RunRecord
+from experiments.studies import Size, Study
+from experiments.studies._grid import write_grid_report
+
+METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
+
+SIZES = {
+    "smoke": Size(
+        models=("resnet8",),
+        methods=("baseline", "znorm", "gan"),
+        epochs=2,
+        batch_sizes=(50,),
+        seeds=(0, 1),
+        train_examples=500,
+        test_examples=200,
+    ),
+    "cpu": Size(
+        models=("resnet20",),
+        methods=METHODS,
+        epochs=10,
+        batch_sizes=(50,),
+        seeds=(0, 1, 2),
+        train_examples=4_000,
+        test_examples=1_000,
+    ),
+    "full": Size(
+        models=("resnet56", "vgg16_bn", "resnet20"),
+        methods=METHODS,
+        epochs=300,
+        batch_sizes=(256,),
+        seeds=(0, 1, 2),
+    ),
+}
+FULL_EPOCHS = SIZES["full"].epochs
+
+NOTES = """\
+The paper says that GAN "maintained or improved accuracy, particularly on ResNets", with VGG comparable to AdamW; its
+numbers did not reach us. A constant multiplier cancels in Adam (up to its epsilon), so under AdamW GAN acts through
+its centring and through changes of its multiplier over time. The multiplier's formula is this project's own."""
+
+
+def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    """Every model, method and seed; warm-up and steps shrink with the number of epochs."""
+    del records
+    size = SIZES[preset]
+    return [
+        Run(
+            dataset="cifar100",
+            model=model,
+            method=method,
+            optimizer="adamw",
+            learning_rate=1e-3,
+            epochs=size.epochs,
+            batch_size=size.batch_sizes[0],
+            seed=seed,
+            schedule="step",
+            warmup_epochs=5 * size.epochs / FULL_EPOCHS,
+            step_epochs=max(1, 30 * size.epochs // FULL_EPOCHS),
+            step_factor=0.75,
+            weight_decay=5e-5,
+            augment="crop_flip",
+            train_examples=size.train_examples,
+            test_examples=size.test_examples,
+        )
+        for seed in size.seeds
+        for model in size.models
+        for method in size.methods
+    ]
+
+
+def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
+    """Writes report.md and one figure of learning curves."""
+    write_grid_report(
+        folder,
+        SIZES[preset].heading("AdamW with gradient normalization on CIFAR-100", preset, SIZES["full"]),
+        make_runs(preset, records),
+        records,
+        headings=("model", "method"),
+        labels=lambda run: (run.model, run.method),
+        figure=lambda run: "adamw",
+        panel=lambda run: run.model,
+        notes=NOTES,
+    )
+
+
+STUDY = Study(
+    name="gan_cifar100",
+    title="AdamW on CIFAR-100 with every method (Yun 2025, arXiv 2509.03677)",
+    runs=make_runs,
+    report=make_report,
+)

@@ -1,0 +1,106 @@
+"""ZNorm and GAN in front of LARS and LAMB as the batch grows, which the ZNorm paper leaves open.
+
+Learning rates grow with the square root of the batch, as in You et al., "Large Batch Optimization for Deep
+Learning: Training BERT in 76 minutes", 2020, arXiv 1904.00962, after a warm-up of 5 % of the epochs, then fall with
+a cosine. Both optimizers rescale each layer's update, so a method's per-layer scale cancels up to weight decay,
+momentum and Adam's epsilon; what is left of ZNorm is its centring and, under LARS, the weights of past steps.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.config import Run
+from experiments.records import RunRecord
+from experiments.studies import Size, Study
+from experiments.studies._grid import write_grid_report
+
+METHODS = ("baseline", "znorm", "gan")
+# At batch 256. LARS multiplies by its trust coefficient of 0.001 too, so its learning rate is of another order.
+LEARNING_RATES = {"lars": 2.0, "lamb": 0.005}
+BASE_BATCH_SIZE = 256
+
+SIZES = {
+    "smoke": Size(
+        models=("resnet8",),
+        methods=METHODS,
+        epochs=2,
+        batch_sizes=(50, 250),
+        seeds=(0, 1),
+        train_examples=500,
+        test_examples=200,
+    ),
+    "cpu": Size(
+        models=("resnet20",),
+        methods=METHODS,
+        epochs=15,
+        batch_sizes=(128, 512),
+        seeds=(0, 1, 2),
+        train_examples=5_000,
+        test_examples=2_000,
+    ),
+    "full": Size(
+        models=("resnet20",),
+        methods=METHODS,
+        epochs=100,
+        batch_sizes=(256, 512, 1024, 2048, 4096),
+        seeds=(0, 1, 2),
+    ),
+}
+
+NOTES = """\
+No paper has numbers for this table. The learning rate is that of batch 256 times the square root of batch / 256, the
+same for every method, and was not tuned. LARS and LAMB rescale every layer's update, so that most of what a
+normalizer does to its scale cancels."""
+
+
+def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    """Every optimizer, batch size, method and seed."""
+    del records
+    size = SIZES[preset]
+    return [
+        Run(
+            dataset="cifar10",
+            model=model,
+            method=method,
+            optimizer=optimizer,
+            learning_rate=float(f"{learning_rate * math.sqrt(batch_size / BASE_BATCH_SIZE):.3g}"),
+            epochs=size.epochs,
+            batch_size=batch_size,
+            seed=seed,
+            schedule="cosine",
+            warmup_epochs=0.05 * size.epochs,
+            weight_decay=1e-4,
+            augment="crop_flip",
+            train_examples=size.train_examples,
+            test_examples=size.test_examples,
+        )
+        for seed in size.seeds
+        for model in size.models
+        for optimizer, learning_rate in LEARNING_RATES.items()
+        for batch_size in size.batch_sizes
+        for method in size.methods
+    ]
+
+
+def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
+    """Writes report.md and one figure of learning curves per optimizer."""
+    write_grid_report(
+        folder,
+        SIZES[preset].heading("ZNorm and GAN before LARS and LAMB on CIFAR-10", preset, SIZES["full"]),
+        make_runs(preset, records),
+        records,
+        headings=("model", "optimizer", "batch", "method"),
+        labels=lambda run: (run.model, run.optimizer, str(run.batch_size), run.method),
+        figure=lambda run: run.optimizer,
+        panel=lambda run: f"batch {run.batch_size}",
+        notes=NOTES,
+    )
+
+
+STUDY = Study(
+    name="large_batch",
+    title="ZNorm and GAN before LARS and LAMB as the batch grows",
+    runs=make_runs,
+    report=make_report,
+)

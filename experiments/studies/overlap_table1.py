@@ -1,0 +1,266 @@
+"""Table 1 of Yun, "Mitigating Gradient Overlap in Deep Residual Networks with Gradient Normalization for
+Improved Non-Convex Optimization", 2024, arXiv 2410.21564.
+
+Un-augmented CIFAR-10, 100 epochs, batch 256, no schedule and no weight decay (the paper names none). The
+paper states no learning rates, so there are two protocols:
+
+- shared: SGDM 0.01 and Adam 0.001 for every method;
+- tuned: every method gets the same grid of learning rates. One seed that is not reported chooses by accuracy
+  on held-out training images; the reported seeds then train on all training images, and the test images are
+  used for them alone.
+
+The rows for GAN and for clipping by value are not in the paper.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments import report
+from experiments.config import Run
+from experiments.records import RunRecord
+from experiments.studies import Size, Study
+
+METHODS = ("baseline", "centralization", "clipping", "clipping_value", "znorm", "gan")
+SHARED_LEARNING_RATES = {"sgdm": 0.01, "adam": 0.001}
+TUNING_SEED = 100
+
+SIZES = {
+    "smoke": Size(
+        models=("resnet8",),
+        methods=("baseline", "znorm"),
+        epochs=2,
+        batch_sizes=(50,),
+        seeds=(0, 1),
+        train_examples=500,
+        test_examples=200,
+        tuning_epochs=1,
+        validation_examples=100,
+    ),
+    "cpu": Size(
+        models=("resnet20",),
+        methods=METHODS,
+        epochs=8,
+        batch_sizes=(50,),
+        seeds=(0, 1, 2),
+        train_examples=2_000,
+        test_examples=1_000,
+        tuning_epochs=6,
+        validation_examples=500,
+    ),
+    "full": Size(
+        models=("resnet152", "resnet110", "resnet56"),
+        methods=METHODS,
+        epochs=100,
+        batch_sizes=(256,),
+        seeds=(0, 1, 2),
+        tuning_epochs=100,
+        validation_examples=5_000,
+    ),
+}
+GRID = {
+    "sgdm": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+    "adam": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03),
+}
+GRIDS = {"smoke": {"sgdm": (0.003, 0.03), "adam": (0.0003, 0.003)}, "cpu": GRID, "full": GRID}
+
+# Table 1: top-1 test accuracy and training loss with SGDM, then with Adam.
+PAPER = {
+    ("resnet56", "baseline"): ((0.7742, 5.2e-05), (0.8037, 2.0e-03)),
+    ("resnet56", "centralization"): ((0.7814, 6.2e-05), (0.8129, 1.4e-02)),
+    ("resnet56", "clipping"): ((0.8033, 4.2e-05), (0.8054, 1.2e-02)),
+    ("resnet56", "znorm"): ((0.8331, 3.6e-02), (0.8136, 2.7e-02)),
+    ("resnet110", "baseline"): ((0.7802, 2.0e-04), (0.8131, 1.7e-02)),
+    ("resnet110", "centralization"): ((0.7774, 7.0e-05), (0.8274, 1.2e-02)),
+    ("resnet110", "clipping"): ((0.7983, 1.5e-03), (0.8149, 2.6e-02)),
+    ("resnet110", "znorm"): ((0.8342, 4.2e-02), (0.8280, 2.1e-02)),
+    ("resnet152", "baseline"): ((0.7386, 4.0e-04), (0.8004, 1.0e-02)),
+    ("resnet152", "centralization"): ((0.7422, 5.0e-04), (0.8077, 2.6e-02)),
+    ("resnet152", "clipping"): ((0.7860, 1.3e-04), (0.8116, 1.6e-02)),
+    ("resnet152", "znorm"): ((0.8111, 3.6e-03), (0.8267, 2.5e-02)),
+}
+
+
+def _run(size: Size, model: str, method: str, optimizer: str, learning_rate: float, seed: int) -> Run:
+    return Run(
+        dataset="cifar10",
+        model=model,
+        method=method,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        epochs=size.epochs,
+        batch_size=size.batch_sizes[0],
+        seed=seed,
+        train_examples=size.train_examples,
+        test_examples=size.test_examples,
+    )
+
+
+def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    """The shared protocol's runs, the tuning runs, and the tuned runs whose tuning has ended."""
+    return [*_shared_runs(preset), *_tuning_runs(preset), *_tuned_runs(preset, records)]
+
+
+def _settings(preset: str) -> list[tuple[str, str, str]]:
+    size = SIZES[preset]
+    return [
+        (model, optimizer, method)
+        for model in size.models
+        for optimizer in SHARED_LEARNING_RATES
+        for method in size.methods
+    ]
+
+
+def _shared_runs(preset: str) -> list[Run]:
+    size = SIZES[preset]
+    return [
+        _run(size, model, method, optimizer, SHARED_LEARNING_RATES[optimizer], seed)
+        for model, optimizer, method in _settings(preset)
+        for seed in size.seeds
+    ]
+
+
+def _tuning_runs(preset: str) -> list[Run]:
+    size = SIZES[preset]
+    runs = [
+        _run(size, model, method, optimizer, learning_rate, TUNING_SEED)
+        for model, optimizer, method in _settings(preset)
+        for learning_rate in GRIDS[preset][optimizer]
+    ]
+    # Validation images take the place of the test images.
+    changes = {"epochs": size.tuning_epochs, "validation_examples": size.validation_examples}
+    return [dataclasses.replace(run, **changes) for run in runs]
+
+
+def _tuned_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    size = SIZES[preset]
+    chosen = choose_learning_rates(preset, records)
+    return [
+        _run(size, model, method, optimizer, chosen[model, optimizer, method], seed)
+        for model, optimizer, method in _settings(preset)
+        if (model, optimizer, method) in chosen
+        for seed in size.seeds
+    ]
+
+
+def choose_learning_rates(preset: str, records: Sequence[RunRecord]) -> dict[tuple[str, str, str], float]:
+    """Learning rate with the highest validation accuracy, the lower of two equal ones.
+
+    Args:
+      preset: its name.
+      records: of the tuning runs, among others.
+
+    Returns:
+      By (model, optimizer, method), where all tuning runs have ended.
+    """
+    cells = report.make_cells(_tuning_runs(preset), records).values()
+    chosen = {}
+    for setting in _settings(preset):
+        grid = [c for c in cells if (c.run.model, c.run.optimizer, c.run.method) == setting]
+        if all(cell.ended for cell in grid):
+            best = max(grid, key=lambda cell: (cell.accuracies[TUNING_SEED], -cell.run.learning_rate))
+            chosen[setting] = best.run.learning_rate
+    return chosen
+
+
+def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
+    """Writes report.md and the learning curves of both protocols."""
+    size = SIZES[preset]
+    tuning = report.make_cells(_tuning_runs(preset), records)
+    protocols = {
+        "shared": report.make_cells(_shared_runs(preset), records),
+        "tuned": report.make_cells(_tuned_runs(preset, records), records),
+    }
+    sections = [_describe_protocols(preset)]
+    for protocol, cells in protocols.items():
+        sections.append(f"## Protocol {protocol}")
+        if not cells:
+            sections.append("No tuning has ended yet.")
+            continue
+        sections.append(
+            report.results_table(("protocol", "model", "optimizer", "method"), _rows(protocol, cells))
+        )
+        for model in size.models:
+            panels: dict[str, list[report.Cell]] = {}
+            for cell in cells.values():
+                if cell.run.model == model:
+                    panels.setdefault(cell.run.optimizer, []).append(cell)
+            sections.append(
+                report.add_figure(
+                    folder, f"curves_{protocol}_{model}", f"{model}, protocol {protocol}", panels
+                )
+            )
+    sections += [
+        "## Tuning: validation accuracy of every learning rate",
+        _tuning_table(preset, records, tuning),
+    ]
+    everything = [*protocols["shared"].values(), *tuning.values(), *protocols["tuned"].values()]
+    heading = size.heading("Table 1 of the gradient overlap paper", preset, SIZES["full"])
+    report.write_report(folder, heading, everything, sections)
+
+
+def _describe_protocols(preset: str) -> str:
+    shared, tuning = _shared_runs(preset)[0], _tuning_runs(preset)[0]
+    rates = " and ".join(f"{optimizer} {rate:g}" for optimizer, rate in SHARED_LEARNING_RATES.items())
+    text = f"""\
+- Protocol **shared**: {report.describe_protocol(shared)}; {rates} for every method.
+- Protocol **tuned**: the same, but with the learning rate that one seed of its own (not among the reported ones)
+  found best on held-out training images ({report.describe_protocol(tuning)}). Every method got the same grid.
+- **Paper** columns: Yun 2024, arXiv 2410.21564, Table 1: un-augmented CIFAR-10, 100 epochs, batch 256; learning
+  rate, schedule, weight decay, initialisation and number of seeds are not stated. It has no row for GAN and none
+  for clipping by value; whether its clipping is by norm or by value is not stated."""
+    stand_ins = [model for model in SIZES[preset].models if (model, "baseline") not in PAPER]
+    if stand_ins:
+        text += (
+            f"\n- The paper has no {', '.join(stand_ins)}: beside it stand the paper's numbers for ResNet-56."
+        )
+    return text
+
+
+def _rows(protocol: str, cells: Mapping[Run, report.Cell]) -> list[report.Row]:
+    baselines = {(c.run.model, c.run.optimizer): c for c in cells.values() if c.run.method == "baseline"}
+    rows = []
+    for cell in cells.values():
+        run = cell.run
+        model = run.model if (run.model, "baseline") in PAPER else "resnet56"
+        column = list(SHARED_LEARNING_RATES).index(run.optimizer)
+        accuracy, loss = PAPER.get((model, run.method), ((None, None),) * 2)[column]
+        baseline = None if run.method == "baseline" else baselines.get((run.model, run.optimizer))
+        rows.append(
+            report.Row((protocol, run.model, run.optimizer, run.method), cell, baseline, accuracy, loss)
+        )
+    return rows
+
+
+def _tuning_table(preset: str, records: Sequence[RunRecord], tuning: Mapping[Run, report.Cell]) -> str:
+    chosen = choose_learning_rates(preset, records)
+    tables = []
+    for optimizer, grid in GRIDS[preset].items():
+        table = [["model", "optimizer", "method", *(f"{rate:g}" for rate in grid)]]
+        for setting in _settings(preset):
+            if setting[1] != optimizer:
+                continue
+            line = []
+            for cell in tuning.values():
+                if (cell.run.model, cell.run.optimizer, cell.run.method) == setting:
+                    text = report.format_accuracy(cell) + (" diverged" if cell.diverged else "")
+                    line.append(f"**{text}**" if chosen.get(setting) == cell.run.learning_rate else text)
+            table.append([*setting, *line])
+        tables.append(report.markdown_table(table, left=3))
+    at_the_edge = [
+        s for s, rate in chosen.items() if rate in (min(GRIDS[preset][s[1]]), max(GRIDS[preset][s[1]]))
+    ]
+    if at_the_edge:
+        names = ", ".join(" ".join(setting) for setting in at_the_edge)
+        tables.append(
+            f"The best learning rate lies at the edge of the grid, so a better one may lie outside: {names}."
+        )
+    return "\n\n".join(tables)
+
+
+STUDY = Study(
+    name="overlap_table1",
+    title="ResNets on CIFAR-10, every method under SGDM and Adam (Yun 2024, Table 1)",
+    runs=make_runs,
+    report=make_report,
+)
