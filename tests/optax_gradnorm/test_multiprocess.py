@@ -29,8 +29,9 @@ WORKER = textwrap.dedent("""
     mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
     specs = {"sharded": P("data"), "columns": P(None, "data"), "replicated": P()}
     host = dict(np.load(f"{folder}/gradients.npz"))
+    shardings = {key: NamedSharding(mesh, spec) for key, spec in specs.items()}
     grads = {
-        key: jax.make_array_from_callback(value.shape, NamedSharding(mesh, specs[key]), lambda i, v=value: v[i])
+        key: jax.make_array_from_callback(value.shape, shardings[key], lambda index, v=value: v[index])
         for key, value in host.items()
     }
 

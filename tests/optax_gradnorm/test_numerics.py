@@ -132,7 +132,7 @@ def test_gan_state_follows_the_widest_layer():
             "a": jnp.asarray(gaussian((9, 9)), jnp.float32),
             "b": jnp.asarray(gaussian((7, 7)), jnp.float64),
         }
-        updates, state = gan.update(grads, gan.init(grads))
+        updates, state = jax.jit(gan.update)(grads, gan.init(grads))
         assert {x.dtype for x in state} == {jnp.dtype(jnp.float64)}
         assert {k: u.dtype for k, u in updates.items()} == {k: g.dtype for k, g in grads.items()}
         assert reference.error(updates["b"], reference.gan([grads["a"], grads["b"]])[1]) <= 1e-7
@@ -254,7 +254,7 @@ def test_gan_over_layers_of_very_different_scale(dtype):
         f"1e{k}": jnp.asarray(gaussian((20 + i, 30), mean=0.5, seed=i) * 10.0**k, dtype)
         for i, k in enumerate((-31, -12, 0, 4, 19, 37))
     }
-    for kept in (list(grads), list(grads)[:3], list(grads)[:1]):
+    for kept in (list(grads), list(grads)[:3]):
         tree = {k: grads[k] for k in kept}
         updates, state = jax.jit(lambda g: TRANSFORMATIONS["gan"].update(g, TRANSFORMATIONS["gan"].init(g)))(
             tree
@@ -271,7 +271,7 @@ def test_gan_over_layers_of_very_different_scale(dtype):
 def test_gan_weighs_layers_by_their_size():
     grads = [jnp.asarray(gaussian((100, 100)), jnp.float32), jnp.asarray(gaussian((2, 2)) * 50, jnp.float32)]
     gan = optax_gradnorm.gan()
-    _, state = gan.update(grads, gan.init(grads))
+    _, state = jax.jit(gan.update)(grads, gan.init(grads))
     assert abs(float(state.sigma) / reference.global_std(grads) - 1) <= 2e-6
 
 

@@ -93,9 +93,9 @@ def test_every_form_of_stacked_axes(name):
 def test_gan_shows_one_deviation_for_the_whole_stack():
     one_by_one = layers(5, (8, 5))
     gan, stacked = optax_gradnorm.gan(), optax_gradnorm.gan(stacked_axes=1)
-    _, state = gan.update(one_by_one, gan.init(one_by_one))
+    _, state = jax.jit(gan.update)(one_by_one, gan.init(one_by_one))
     stack = jnp.stack(one_by_one)
-    _, stacked_state = stacked.update(stack, stacked.init(stack))
+    _, stacked_state = jax.jit(stacked.update)(stack, stacked.init(stack))
     for a, b in zip(state, stacked_state, strict=True):
         assert a.shape == b.shape == ()
         assert abs(float(a) / float(b) - 1) <= 1e-6
