@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench notebooks clean
 
 demo: .venv/experiments.stamp  ## Compare the gradient normalizers on real digits
 	$(BIN)/python -m experiments compare
@@ -18,6 +18,9 @@ lint: .venv/test.stamp  ## Check format, style and types
 
 bench: .venv/experiments.stamp  ## Time the transformations beside their peers
 	$(BIN)/python -m benchmarks.transforms
+
+notebooks: .venv/notebooks.stamp  ## Execute the notebooks and save them with outputs
+	$(BIN)/python notebooks/execute.py
 
 clean:  ## Remove the environment and everything generated
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis runs

@@ -112,7 +112,7 @@ def measure(rounds: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=100, help="timed rounds (default 100)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "dynamics.json")
     arguments = parser.parse_args()

@@ -1,8 +1,6 @@
 """The command line: `python -m experiments {compare,reproduce,report,prepare}`."""
 
-import contextlib
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Collection, Sequence
@@ -102,8 +100,6 @@ def reproduce(
       workers: worker processes on a CPU; by default one per core.
       devices: devices that share each batch.
     """
-    from experiments.records import read_records
-
     chosen = _study(study)
     folder = out / study / preset
     _check_out(folder)
@@ -253,8 +249,9 @@ def _check_machine(workers: int | None, devices: int, batch_sizes: Sequence[int]
 
 def _check_data(run, data_dir: Path | None) -> None:
     """Loads the images once and lays out the model: what is wrong is said before any worker starts."""
-    from experiments import data, models
     from flax import nnx
+
+    from experiments import data, models
 
     try:
         dataset = data.select(data.load(run.dataset, data_dir), run)

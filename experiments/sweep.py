@@ -10,13 +10,19 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from experiments.config import Run
 from experiments.records import RecordError, RunRecord, read_record, write_record
 
+if TYPE_CHECKING:
+    from experiments.data import Dataset
+
 ATTEMPTS = 2
+Kind = Literal["skipped", "started", "epoch", "retried", "finished", "diverged", "failed"]
+_ENDINGS: dict[str, Kind] = {"finished": "finished", "diverged": "diverged", "failed": "failed"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Event:
       worker: process id of the worker that has the run.
     """
 
-    kind: Literal["skipped", "started", "epoch", "retried", "finished", "diverged", "failed"]
+    kind: Kind
     run: Run
     record: RunRecord | None = None
     message: str = ""
@@ -117,7 +123,7 @@ class _Jobs:
 
     def end(self, run: Run, record: RunRecord, worker: int) -> None:
         self.ended[run.name] = record
-        self.notify(Event(record.status, run, record, worker=worker))
+        self.notify(Event(_ENDINGS[record.status], run, record, worker=worker))
 
     def broke(self, run: Run, message: str, worker: int) -> None:
         if self.attempts[run.name] < ATTEMPTS:
@@ -168,10 +174,10 @@ def _train_in_workers(jobs: _Jobs, data_dir: Path | None, count: int, cache: str
                 worker = _Worker(free.pop(0), jobs.out, data_dir, cache)
                 workers[worker.connection] = worker
                 worker.give(jobs)
-            for connection in wait(list(workers)):
-                worker = workers[connection]
+            heard = wait(list(workers))
+            for worker in [worker for connection, worker in workers.items() if connection in heard]:
                 if not worker.listen(jobs):
-                    del workers[connection]
+                    del workers[worker.connection]
                     free.append(worker.core)
     finally:
         for worker in workers.values():
@@ -253,7 +259,7 @@ class _Trainer:
 
     def __init__(self, out: Path, data_dir: Path | None, devices: int):
         self.out, self.data_dir, self.devices = out, data_dir, devices
-        self.loaded: tuple[str, object] | None = None
+        self.loaded: tuple[str, Dataset] | None = None
 
     def train(self, run: Run, on_epoch: Callable[[RunRecord], None]) -> RunRecord:
         from experiments import data, training
@@ -316,7 +322,7 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
-def _exit_reason(process: multiprocessing.process.BaseProcess) -> str:
+def _exit_reason(process: BaseProcess) -> str:
     code = process.exitcode
     if code is not None and code < 0:
         return f"killed by {signal.Signals(-code).name}"

@@ -4,6 +4,7 @@ from numbers import Real
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -99,7 +100,8 @@ def znorm(
 
 
 def _check_eps(eps: Any) -> None:
-    if isinstance(eps, bool) or not isinstance(eps, Real | np.ndarray | jax.Array) or np.ndim(eps) > 0:
+    is_number = isinstance(eps, Real) or (isinstance(eps, np.ndarray | jax.Array) and eps.ndim == 0)
+    if isinstance(eps, bool) or not is_number:
         raise TypeError(f"eps must be a non-negative number, got {eps!r}")
-    if not eps >= 0:
+    if not float(eps) >= 0:
         raise ValueError(f"eps must be a non-negative number, got {eps}")

@@ -28,7 +28,7 @@ References:
   Non-Convex Optimization <https://arxiv.org/abs/2410.21564>`_, 2024, section 3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -268,10 +268,10 @@ def residual_overlap(
 
 
 def gradient_bounds(
-    alphas: jax.typing.ArrayLike,
+    alphas: jax.typing.ArrayLike | Sequence[jax.typing.ArrayLike],
     output_gradient_norm: jax.typing.ArrayLike,
     *,
-    shortcut_alphas: jax.typing.ArrayLike = 1.0,
+    shortcut_alphas: jax.typing.ArrayLike | Sequence[jax.typing.ArrayLike] = 1.0,
 ) -> GradientBounds:
     r"""Bounds the gradient at a network's input by the operator norms of its blocks.
 

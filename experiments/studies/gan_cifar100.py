@@ -1,5 +1,6 @@
-"""The comparison of Yun, "Insights from Gradient Dynamics: Gradient Autoscaled Normalization", 2025,
-arXiv 2509.03677: AdamW with and without GAN on CIFAR-100, beside the other methods.
+"""GAN on CIFAR-100: AdamW with and without it, beside the other methods.
+
+After Yun, "Insights from Gradient Dynamics: Gradient Autoscaled Normalization", 2025, arXiv 2509.03677.
 
 Crop and flip, 300 epochs, batch 256, learning rate 1e-3 with 5 warm-up epochs and then x 0.75 every 30 epochs,
 weight decay 5e-5: the settings of the author's public code of the same month. The paper's accuracies did not

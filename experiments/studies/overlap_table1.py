@@ -1,5 +1,7 @@
-"""Table 1 of Yun, "Mitigating Gradient Overlap in Deep Residual Networks with Gradient Normalization for
-Improved Non-Convex Optimization", 2024, arXiv 2410.21564.
+"""Table 1 of the gradient overlap paper: four methods behind SGDM and Adam on CIFAR-10.
+
+Yun, "Mitigating Gradient Overlap in Deep Residual Networks with Gradient Normalization for Improved
+Non-Convex Optimization", 2024, arXiv 2410.21564.
 
 Un-augmented CIFAR-10, 100 epochs, batch 256, no schedule and no weight decay (the paper names none). The
 paper states no learning rates, so there are two protocols:

@@ -38,7 +38,7 @@ each_factory = pytest.mark.parametrize("factory", FACTORIES, ids=lambda factory:
         ([1e-8], TypeError),
         (lambda step: 1e-8, TypeError),
     ],
-    ids=repr,
+    ids=lambda value: value.__name__ if callable(value) else repr(value),
 )
 def test_eps(eps, exception):
     with pytest.raises(exception) as error:
