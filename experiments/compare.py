@@ -68,11 +68,11 @@ def make_rows(comparison: Comparison, records: Sequence[RunRecord]) -> list[repo
 
 def terminal_table(rows: Sequence[report.Row]) -> Table:
     """The table for the terminal: 80 columns."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("optimizer")
     table.add_column("method")
     for heading in ("test accuracy", "train loss", "s/epoch", "non-finite\nsteps", "runs"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for i, row in enumerate(rows):
         cell = row.cell
         runs = f"{len(cell.ended)}" + (f", {cell.diverged} diverged" if cell.diverged else "")

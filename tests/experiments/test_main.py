@@ -1,0 +1,180 @@
+"""The command line as a user meets it: real processes, real files, kills and interruptions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--methods", "baseline", "znorm", "--optimizers", "sgdm", "--seeds", "0", "1", "--epochs", "5",
+    "--train-examples", "200", "--batch-size", "50", "--workers", "2",
+)  # fmt: skip
+
+
+def start(*arguments, **options) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    command = [sys.executable, "-m", "experiments", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **{**pipes, **options})
+
+
+def run(*arguments) -> tuple[int, str, str]:
+    process = start(*arguments)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def metrics(folder: Path) -> dict[str, list]:
+    """Everything that training measured, but not how long it took."""
+    records = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    return {
+        name: [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in record["epochs"]]
+        for name, record in records.items()
+    }
+
+
+def wait_for_epochs(folder: Path, count: int, process: subprocess.Popen) -> None:
+    """Waits until the records hold so many epochs, all together."""
+    deadline = time.monotonic() + 200
+    while sum(map(len, metrics(folder).values())) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, out, err = run("compare", *SMALL, "--out", folder)
+    assert code == 0, err
+    return folder, out
+
+
+def test_compare_ends_with_a_table_of_80_columns_a_report_and_a_figure(undisturbed):
+    folder, out = undisturbed
+    assert "finished" in out
+    table = out[out.index("optimizer") :]
+    rows = [line.split() for line in table.splitlines() if line.startswith("sgdm")]
+    assert [row[1] for row in rows] == ["baseline", "znorm"]
+    assert max(map(len, table.partition("Report:")[0].splitlines())) <= 80
+
+    accuracies = [
+        epochs[-1]["test_accuracy"] for name, epochs in metrics(folder).items() if "-znorm-" in name
+    ]
+    assert f"{sum(accuracies) / 2:.4f}" in rows[1]
+    assert f"{sum(accuracies) / 2:.4f}" in (folder / "report.md").read_text()
+    assert (folder / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert len(metrics(folder)) == 4
+    assert all(len(epochs) == 5 for epochs in metrics(folder).values())
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
+def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bits(undisturbed, tmp_path, ending):
+    process = start("compare", *SMALL, "--out", tmp_path, start_new_session=True)
+    wait_for_epochs(tmp_path, 3, process)
+    process.send_signal(ending)
+    _, err = process.communicate(timeout=30)
+    if ending == signal.SIGINT:
+        assert process.returncode == 130
+        assert "same command" in err
+        assert "Traceback" not in err
+    # Workers do not outlive their parent: nothing is written any more.
+    time.sleep(1)
+    stopped = metrics(tmp_path)
+    time.sleep(1)
+    assert metrics(tmp_path) == stopped
+
+    code, _out, err = run("compare", *SMALL, "--out", tmp_path)
+    assert code == 0, err
+    assert metrics(tmp_path) == metrics(undisturbed[0])
+    for name, epochs in stopped.items():
+        # An epoch in the record and the checkpoint is not made again; the last one may lack its checkpoint.
+        record = json.loads((tmp_path / name).read_text())
+        resumed = [restart["after_epoch"] for restart in record["resumed"]]
+        if len(epochs) < 5 and len(epochs) > 1:
+            assert resumed
+            assert resumed[-1] >= len(epochs) - 1
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def test_a_worker_that_dies_is_reported_and_its_run_made_again(undisturbed, tmp_path):
+    process = start("compare", *SMALL, "--out", tmp_path)
+    wait_for_epochs(tmp_path, 1, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "killed by SIGKILL" in out
+    assert metrics(tmp_path) == metrics(undisturbed[0])
+
+
+def test_an_unreadable_record_stops_its_run_and_no_other(undisturbed, tmp_path):
+    folder, _ = undisturbed
+    for path in folder.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    damaged = sorted(tmp_path.glob("*.json"))[0]
+    damaged.write_text('{"schema": 1, "run"')
+    code, out, err = run("compare", *SMALL, "--out", tmp_path)
+    assert code == 1
+    assert damaged.name in out + err
+    assert "Traceback" not in err
+    assert damaged.read_text() == '{"schema": 1, "run"'
+    assert len(metrics(folder)) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("compare", "--dataset", "mnist"), ("mnist", "digits", "cifar10")),
+        (("compare", "--model", "resnet9"), ("resnet9", "resnet8", "vgg16_bn")),
+        (("compare", "--methods", "zscore"), ("zscore", "znorm", "gan")),
+        (("compare", "--optimizers", "sgd"), ("sgd", "sgdm", "adam")),
+        (("compare", "--learning-rate", "0"), ("learning-rate", "0")),
+        (("compare", "--learning-rate", "nan"), ("learning-rate", "nan")),
+        (("compare", "--epochs", "0"), ("epochs", "0")),
+        (("compare", "--batch-size", "100000"), ("batch", "100000")),
+        (("compare", "--out", "/dev/null/runs"), ("--out", "/dev/null")),
+        (("compare", "--dataset", "arrays:missing.npz"), ("missing.npz",)),
+        (
+            ("compare", "--dataset", "cifar10", "--data-dir", "/nonexistent"),
+            ("cifar10", "/nonexistent", "prepare"),
+        ),
+        (("reproduce", "table9"), ("table9", "overlap_table1", "gan_cifar100")),
+        (("report", "overlap_table1", "--out", "/nonexistent"), ("/nonexistent", "records")),
+        (("prepare", "mnist"), ("mnist", "cifar10")),
+    ],
+    ids=lambda value: "-".join(value)[:40].replace("/", "_") if isinstance(value, tuple) else None,
+)
+def test_bad_input_is_one_clear_line(arguments, words, tmp_path):
+    if arguments[0] == "compare" and "--out" not in arguments:
+        arguments = (*arguments, "--out", tmp_path / "runs")
+    code, out, err = run(*arguments)
+    assert code == 2, out + err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1, err
+    for word in words:
+        assert word in err
+
+
+def test_help_explains_every_option():
+    code, out, _ = run("compare", "--help")
+    assert code == 0
+    for option in (
+        "dataset",
+        "model",
+        "methods",
+        "optimizers",
+        "seeds",
+        "epochs",
+        "batch-size",
+        "learning-rate",
+        "out",
+    ):
+        assert f"--{option}" in out
