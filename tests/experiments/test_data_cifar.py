@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,14 @@ def write_prepared(data_dir, *, name="cifar10", images=make_images, size=32, num
     builder = Prepared(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare(download_config=config)
     return Path(data_dir) / name / "3.0.2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def temporary_files(tmp_path_factory):
+    """Preparing leaves empty temporary folders behind; here they go with the test's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+        yield
 
 
 @pytest.fixture(scope="module")
