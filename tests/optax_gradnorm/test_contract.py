@@ -204,6 +204,17 @@ def test_gan_recovers_from_a_bad_step(bad):
     assert identical((updates, state), (fresh_updates, fresh_state))
 
 
+def test_gan_does_not_remember_an_overflow():
+    """The modulus of complex64 may exceed what float32 holds, though both of its parts are finite."""
+    gan = TRANSFORMATIONS["gan"]
+    good = weights(jnp.complex64)
+    huge = jnp.where(jnp.arange(35).reshape(7, 5) % 2 == 0, 3e38, -3e38) * jnp.asarray(1 + 1j, jnp.complex64)
+    _, state = gan.update(huge, gan.init(huge))
+    assert not np.isfinite(float(state.sigma))
+    assert float(state.first_sigma) == 0
+    assert identical(gan.update(good, state), gan.update(good, gan.init(good)))
+
+
 def test_gan_with_an_all_zero_first_step():
     gan = TRANSFORMATIONS["gan"]
     update = jax.jit(gan.update)
