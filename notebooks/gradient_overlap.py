@@ -266,7 +266,7 @@ for (kind, training), result in results.items():
 # it is negative they work against each other, and the amplification can fall below 1.
 
 # %%
-plt.rcParams |= {"figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 1.8}
+plt.rcParams |= {"figure.dpi": 78, "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 1.8}
 # The colour-blind-safe palette of Okabe and Ito.
 STYLES = {
     "initialisation": {"color": "#E69F00", "linestyle": ":"},
