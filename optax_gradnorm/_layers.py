@@ -54,8 +54,8 @@ def layer_resolver(mask: Mask, stacked_axes: StackedAxes, axis_name: AxisName) -
     def resolve(tree: PyTree) -> list[Layer | None]:
         paths_and_leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         count = len(paths_and_leaves)
-        if count == 1 and not hasattr(paths_and_leaves[0][1], "shape"):
-            return [None]  # optax.tree_map_params calls `init` with a placeholder for the whole tree.
+        if not any(hasattr(leaf, "shape") for _, leaf in paths_and_leaves):
+            return [None] * count  # optax.tree_map_params calls `init` with a placeholder for the whole tree.
         masks = [None] * count if mask is None else _per_leaf("mask", mask, tree)
         stacks = _per_leaf("stacked_axes", stacked_axes, tree)
         names = _per_leaf("axis_name", axis_name, tree, is_leaf=_is_axis_name)

@@ -405,3 +405,20 @@ def test_gradient_through_the_update(factory):
                 2 * step
             )
             assert abs(float(difference) - derivative[index]) <= 1e-8
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mask": {"kernel": True, "bias": False}},
+        {"stacked_axes": {"kernel": 0, "bias": 0}},
+        {"axis_name": {"kernel": "x", "bias": None}},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_tree_map_params_with_options_as_pytrees(options):
+    """Optax calls `init` with a placeholder, which has the structure of no option."""
+    transformation = optax_gradnorm.gan(**options)
+    state = transformation.init({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+    doubled = optax.tree_map_params(transformation, lambda p: 2 * p, state)
+    assert jax.tree.map(float, doubled) == jax.tree.map(float, state)
