@@ -1,0 +1,170 @@
+"""Images per second of training: the compiled epoch beside a per-step loop and beside PyTorch.
+
+`python -m benchmarks.training` times ResNet-20 and ResNet-56 on random images. Every loop lives in processes of
+its own: one that may use every core, and one pinned to each core, which run alone and then all together, as
+a sweep does. The processes take turns from round to round, so that a machine's ups and downs meet all of
+them. PyTorch is optional (`pip install torch==2.13.0`). A second table shows what ZNorm and GAN add to a step.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.training_loops import Loop, work
+
+RESULTS = Path(__file__).parent / "results"
+METHODS = ("baseline", "znorm", "gan")
+
+
+class Worker:
+    """A process that runs one loop."""
+
+    def __init__(self, loop: Loop, core: int | None):
+        # A fresh interpreter: the affinity must be set before a library starts its threads.
+        context = multiprocessing.get_context("spawn")
+        self.loop = loop
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, loop, core), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def wait_until_ready(self) -> int:
+        """Returns the number of parameters of the network."""
+        return self.connection.recv()
+
+    def stop(self) -> None:
+        self.connection.send(False)
+        self.process.join()
+
+
+def images_per_second(workers: list[Worker]) -> float:
+    """Lets workers run an epoch each at the same time, and counts until the last one is through."""
+    started = time.perf_counter()
+    for worker in workers:
+        worker.connection.send(True)
+    for worker in workers:
+        worker.connection.recv()
+    return sum(worker.loop.images for worker in workers) / (time.perf_counter() - started)
+
+
+def measure(settings: dict[str, list[tuple[Loop, int | None]]], rounds: int) -> dict[str, list[float]]:
+    """Images per second of every setting in every round.
+
+    Args:
+      settings: by name, the loops that run at the same time and the core each is pinned to. Settings
+        that need the same loop on the same core share its process.
+      rounds: timed epochs of each setting.
+    """
+    workers: dict[tuple[Loop, int | None], Worker] = {}
+    try:
+        for place in dict.fromkeys(place for places in settings.values() for place in places):
+            workers[place] = Worker(*place)
+        parameters = {worker.wait_until_ready() for worker in workers.values()}
+        if len(parameters) > 1:
+            raise RuntimeError(f"the networks differ: {sorted(parameters)} parameters")
+        rates: dict[str, list[float]] = {name: [] for name in settings}
+        for _ in range(rounds):
+            for name, places in settings.items():
+                rates[name].append(images_per_second([workers[place] for place in places]))
+        return rates
+    finally:
+        for worker in workers.values():
+            worker.stop()
+
+
+def throughput(depth: int, batch_size: int, steps: int, rounds: int, cores: list[int]) -> dict[str, Any]:
+    """One row for each kind of loop: one process on all cores, on one core, and one process per core."""
+    kinds = ["epoch scan", "per-step loop"]
+    if importlib.util.find_spec("torch"):
+        kinds.append("pytorch")
+    settings = {}
+    for kind in kinds:
+        loop = Loop(kind, depth, "baseline", batch_size, steps)
+        settings[f"{kind}, one process"] = [(loop, None)]
+        if cores:
+            settings[f"{kind}, one core"] = [(loop, cores[0])]
+            settings[f"{kind}, a process per core"] = [(loop, core) for core in cores]
+    return {name: summarize(rates) for name, rates in measure(settings, rounds).items()}
+
+
+def shares(depth: int, batch_size: int, steps: int, rounds: int, cores: list[int]) -> dict[str, Any]:
+    """What every method adds to the step of the baseline, in percent of that step."""
+    core = cores[0] if cores else None
+    settings = {m: [(Loop("epoch scan", depth, m, batch_size, steps), core)] for m in METHODS}
+    rates = measure(settings, rounds)
+    added = {
+        method: [100 * (b / m - 1) for b, m in zip(rates["baseline"], rates[method], strict=True)]
+        for method in METHODS[1:]
+    }
+    return {
+        method: {"median_percent": statistics.median(values), "percent": values}
+        for method, values in added.items()
+    }
+
+
+def summarize(rates: list[float]) -> dict[str, Any]:
+    return {"median": statistics.median(rates), "images_per_second": [round(rate, 2) for rate in rates]}
+
+
+def table(title: str, results: dict[str, Any]) -> str:
+    lines = [title, f"  {'images per second':<36}{'median':>9}{'lowest':>9}{'highest':>9}"]
+    for name, result in results["throughput"].items():
+        rates = result["images_per_second"]
+        lines.append(f"  {name:<36}{result['median']:>9.1f}{min(rates):>9.1f}{max(rates):>9.1f}")
+    lines.append(f"  {'added to a step, in %':<36}{'median':>9}{'lowest':>9}{'highest':>9}")
+    for name, result in results["shares"].items():
+        values = result["percent"]
+        lines.append(f"  {name:<36}{result['median_percent']:>9.2f}{min(values):>9.2f}{max(values):>9.2f}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--depths", nargs="+", type=int, default=[20, 56], help="of the ResNets (20 56)")
+    parser.add_argument("--batch-size", type=int, default=256, help="images per step (default 256)")
+    parser.add_argument("--steps", type=int, default=4, help="per timed epoch (default 4)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
+    parser.add_argument("--out", type=Path, help="default benchmarks/results/training-DEVICE.json")
+    arguments = parser.parse_args()
+    if min(arguments.batch_size, arguments.steps, arguments.rounds) < 1:
+        parser.error("--batch-size, --steps and --rounds must be positive")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes share an accelerator
+    from experiments import records
+
+    environment = records.describe_environment()
+    if importlib.util.find_spec("torch"):
+        environment["torch"] = importlib.metadata.version("torch")
+    on_cpu = environment["backend"] == "cpu"
+    cores = sorted(os.sched_getaffinity(0)) if on_cpu and hasattr(os, "sched_getaffinity") else []
+    device = str(environment["device_kind"]).lower().replace(" ", "-")
+    out = arguments.out or RESULTS / f"training-{device}.json"
+    options = (arguments.batch_size, arguments.steps, arguments.rounds, cores)
+    results = {}
+    for depth in arguments.depths:
+        model = f"resnet{depth}"
+        results[model] = {"throughput": throughput(depth, *options), "shares": shares(depth, *options)}
+        print(
+            table(f"{model}, batch {arguments.batch_size}, {len(cores) or 'no'} pinned cores", results[model])
+        )
+    content = {
+        "batch_size": arguments.batch_size,
+        "steps": arguments.steps,
+        "rounds": arguments.rounds,
+        "cores": len(cores),
+        "environment": environment,
+        "results": results,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()

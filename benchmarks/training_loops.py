@@ -1,0 +1,140 @@
+"""The training loops that `benchmarks.training` times, and the worker process that runs one of them."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+IMAGE_SHAPE = (32, 32, 3)
+NUM_CLASSES = 10
+WARM_UP = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """A training loop to time.
+
+    Attributes:
+      kind: 'epoch scan', 'per-step loop' or 'pytorch'.
+      depth: of the CIFAR ResNet.
+      method: of gradient normalization; PyTorch has the baseline alone.
+      batch_size: images per step.
+      steps: per epoch, the unit that is timed.
+    """
+
+    kind: str
+    depth: int
+    method: str
+    batch_size: int
+    steps: int
+
+    @property
+    def images(self) -> int:
+        return self.batch_size * self.steps
+
+
+def work(connection: Connection, loop: Loop, core: int | None) -> None:
+    """Builds a loop in a fresh process, warms it up, then runs an epoch per request.
+
+    Args:
+      connection: gets the number of parameters when the loop is ready, then the loss of an epoch for every
+        True it sends; False ends the process.
+      loop: what to run.
+      core: to be pinned to; None leaves all cores.
+    """
+    if core is not None:  # before any library starts its threads
+        os.sched_setaffinity(0, {core})
+        os.environ["OMP_NUM_THREADS"] = "1"
+    epoch, parameters = _make_epoch(loop)
+    for _ in range(WARM_UP):
+        epoch()
+    connection.send(parameters)
+    while connection.recv():
+        connection.send(epoch())
+
+
+def _make_epoch(loop: Loop) -> tuple[Callable[[], float], int]:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (loop.images, *IMAGE_SHAPE), np.uint8)
+    labels = generator.integers(0, NUM_CLASSES, loop.images, np.int32)
+    if loop.kind == "pytorch":
+        from benchmarks import torch_resnet
+
+        return torch_resnet.make_epoch(loop.depth, images, labels, loop.batch_size)
+    return _make_jax_epoch(loop, images, labels)
+
+
+def _make_jax_epoch(loop: Loop, images: np.ndarray, labels: np.ndarray) -> tuple[Callable[[], float], int]:
+    import jax
+
+    from experiments import training
+    from experiments.config import Run
+    from experiments.data.dataset import make_dataset
+    from experiments.methods import make_optimizer
+
+    run = Run(
+        dataset="random",
+        model=f"resnet{loop.depth}",
+        method=loop.method,
+        optimizer="sgdm",
+        learning_rate=0.01,
+        epochs=1,
+        batch_size=loop.batch_size,
+        seed=0,
+    )
+    dataset = make_dataset("random", images, labels, images[:1], labels[:1], NUM_CLASSES)
+    optimizer = make_optimizer(run, loop.steps)
+    graphdef, state = training.init_state(run, dataset, optimizer)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    if loop.kind == "per-step loop":
+        return _make_per_step_epoch(run, dataset, graphdef, optimizer, state), parameters
+
+    mesh = training.make_mesh(1)
+    train_epoch = training.make_train_epoch(run, dataset, graphdef, optimizer, mesh)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    state, *data = jax.device_put((state, dataset.train_images, dataset.train_labels), replicated)
+
+    def epoch() -> float:
+        nonlocal state
+        state, measurements = train_epoch(state, *data, np.uint32(0), np.int32(0))
+        return float(measurements["train_loss"])
+
+    return epoch, parameters
+
+
+def _make_per_step_epoch(run, dataset, graphdef, optimizer, state) -> Callable[[], float]:
+    """The loop one writes oneself: a jitted step, fed with batches from the host."""
+    import jax
+    import optax
+    from flax import nnx
+
+    from experiments.data.pipeline import normalize
+    from experiments.training import TrainState
+
+    def loss_and_stats(params, batch_stats, images, labels):
+        model = nnx.merge(graphdef, params, batch_stats)
+        logits = model(normalize(images, dataset.mean, dataset.std), train=True)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    def step(state, images, labels):
+        (loss, batch_stats), gradients = jax.value_and_grad(loss_and_stats, has_aux=True)(
+            state.params, state.batch_stats, images, labels
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        return TrainState(optax.apply_updates(state.params, updates), batch_stats, opt_state), loss
+
+    step = jax.jit(step, donate_argnums=0)
+    generator = np.random.default_rng(0)
+
+    def epoch() -> float:
+        nonlocal state
+        losses = []
+        for indices in generator.permutation(len(dataset.train_images)).reshape(-1, run.batch_size):
+            state, loss = step(state, dataset.train_images[indices], dataset.train_labels[indices])
+            losses.append(loss)
+        return float(np.mean(jax.device_get(losses)))
+
+    return epoch
