@@ -17,15 +17,16 @@ SMALL = (
 )  # fmt: skip
 
 
-def start(*arguments, **options) -> subprocess.Popen:
-    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+def start(*arguments, devices: int = 1, **options) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     command = [sys.executable, "-m", "experiments", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **{**pipes, **options})
 
 
-def run(*arguments) -> tuple[int, str, str]:
-    process = start(*arguments)
+def run(*arguments, devices: int = 1) -> tuple[int, str, str]:
+    process = start(*arguments, devices=devices)
     out, err = process.communicate(timeout=240)
     return process.returncode, out, err
 
@@ -127,6 +128,25 @@ def test_an_unreadable_record_stops_its_run_and_no_other(undisturbed, tmp_path):
     assert "Traceback" not in err
     assert damaged.read_text() == '{"schema": 1, "run"'
     assert len(metrics(folder)) == 4
+
+
+def test_devices_share_each_batch_and_learn_the_same(undisturbed, tmp_path):
+    shared = (*SMALL[:-2], "--devices", "2", "--epochs", "1", "--out", tmp_path)
+    code, _out, err = run("compare", *shared, devices=2)
+    assert code == 0, err
+    records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
+    assert [record["environment"]["device_count"] for record in records] == [2] * 4
+    alone = {
+        (record["run"]["method"], record["run"]["seed"]): record["epochs"][0]["train_loss"]
+        for record in (json.loads(path.read_text()) for path in undisturbed[0].glob("*.json"))
+    }
+    for record in records:
+        expected = alone[record["run"]["method"], record["run"]["seed"]]
+        assert record["epochs"][0]["train_loss"] == pytest.approx(expected, rel=1e-3)
+
+    code, _out, err = run("compare", *shared, "--batch-size", "51", devices=2)
+    assert code == 2
+    assert "51" in err and "2 devices" in err
 
 
 @pytest.mark.parametrize(
