@@ -56,7 +56,7 @@ def center(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ..
 
     mean = _mean(scaled, axes, axis_names)
     values = scaled - mean
-    std = jnp.sqrt(_mean(_squared_magnitude(values), axes, axis_names))
+    std = _sqrt(_mean(_squared_magnitude(values), axes, axis_names))
     return Centered(values, mean + origin * per_unit, std, unit)
 
 
@@ -72,7 +72,7 @@ def global_std(layers: Sequence[tuple[Centered, Layer]], dtype) -> jax.Array:
     variance = sum(
         weight / total * jnp.sum(jnp.square(std / divisor)) for weight, std in zip(weights, stds, strict=True)
     )
-    return largest * jnp.sqrt(variance)
+    return largest * _sqrt(variance)
 
 
 def layer_size(values: jax.Array, layer: Layer) -> int:
@@ -81,6 +81,18 @@ def layer_size(values: jax.Array, layer: Layer) -> int:
     for axis in layer.own_axes(values.ndim):
         size *= values.shape[axis]
     return size
+
+
+@jax.custom_jvp
+def _sqrt(x: jax.Array) -> jax.Array:
+    """Square root whose derivative at 0 is 0, so that no constant layer's derivative is NaN."""
+    return jnp.sqrt(x)
+
+
+@_sqrt.defjvp
+def _sqrt_jvp(primals, tangents):
+    root = _sqrt(*primals)
+    return root, jnp.where(root > 0, 0.5 / jnp.where(root > 0, root, 1), 0) * tangents[0]
 
 
 def _origin_and_largest(

@@ -28,3 +28,16 @@ def test_relative_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_the_readmes_results_are_those_of_the_committed_report():
+    """A row of its table stands in the report word for word, where the report has more columns."""
+    readme = (ROOT / "README.md").read_text()
+    report = (ROOT / "experiments/results/compare/digits/report.md").read_text()
+    reported = {tuple(cell.strip() for cell in row.split("|")) for row in report.splitlines()}
+    section = readme[readme.index("## What the demo shows") :]
+    rows = re.findall(r"^\| (?:sgdm|adam) .*$", section, flags=re.MULTILINE)
+    assert rows
+    for row in rows:
+        cells = {cell.strip() for cell in row.split("|")}
+        assert any(cells <= set(line) for line in reported), row

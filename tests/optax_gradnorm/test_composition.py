@@ -407,6 +407,24 @@ def test_gradient_through_the_update(factory):
             assert abs(float(difference) - derivative[index]) <= 1e-8
 
 
+@each_factory
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_gradient_through_a_constant_layer_is_finite(factory, value):
+    """The deviation has no derivative there, as the magnitude of a number has none at 0: it counts as 0."""
+    transformation = factory()
+    weights = jnp.arange(12.0).reshape(3, 4)
+
+    @jax.jit
+    def weighted(constant, other):
+        layers = {"constant": constant, "other": other}
+        updates, _ = transformation.update(layers, transformation.init(layers))
+        return sum(jnp.sum(weights * leaf) for leaf in jax.tree.leaves(updates))
+
+    derivatives = jax.grad(weighted, argnums=(0, 1))(jnp.full((3, 4), value), weights)
+    for derivative in derivatives:
+        assert np.isfinite(derivative).all()
+
+
 @pytest.mark.parametrize(
     "options",
     [
