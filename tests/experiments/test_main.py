@@ -3,50 +3,17 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from .processes import metrics, run, start, wait_for_epochs
+
 SMALL = (
     "--methods", "baseline", "znorm", "--optimizers", "sgdm", "--seeds", "0", "1", "--epochs", "5",
     "--train-examples", "200", "--batch-size", "50", "--workers", "2",
 )  # fmt: skip
-
-
-def start(*arguments, devices: int = 1, **options) -> subprocess.Popen:
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment["JAX_NUM_CPU_DEVICES"] = str(devices)
-    command = [sys.executable, "-m", "experiments", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **{**pipes, **options})
-
-
-def run(*arguments, devices: int = 1) -> tuple[int, str, str]:
-    process = start(*arguments, devices=devices)
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
-
-
-def metrics(folder: Path) -> dict[str, list]:
-    """Everything that training measured, but not how long it took."""
-    records = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    return {
-        name: [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in record["epochs"]]
-        for name, record in records.items()
-    }
-
-
-def wait_for_epochs(folder: Path, count: int, process: subprocess.Popen) -> None:
-    """Waits until the records hold so many epochs, all together."""
-    deadline = time.monotonic() + 200
-    while sum(map(len, metrics(folder).values())) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

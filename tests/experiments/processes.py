@@ -1,0 +1,42 @@
+"""The command line in processes of its own, and what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(*arguments, devices: int = 1, **options) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment["JAX_NUM_CPU_DEVICES"] = str(devices)
+    command = [sys.executable, "-m", "experiments", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **{**pipes, **options})
+
+
+def run(*arguments, devices: int = 1) -> tuple[int, str, str]:
+    process = start(*arguments, devices=devices)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def metrics(folder: Path) -> dict[str, list]:
+    """Everything that training measured, but not how long it took."""
+    records = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    return {
+        name: [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in record["epochs"]]
+        for name, record in records.items()
+    }
+
+
+def wait_for_epochs(folder: Path, count: int, process: subprocess.Popen) -> None:
+    """Waits until the records hold so many epochs, all together."""
+    deadline = time.monotonic() + 200
+    while sum(map(len, metrics(folder).values())) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
