@@ -32,7 +32,7 @@ class GradientDynamicsState(NamedTuple):
 def track_gradient_dynamics(
     *,
     mask: Mask = None,
-    stacked_axes: StackedAxes = 0,
+    stacked_axes: StackedAxes = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformation:
     r"""Records mean and standard deviation of every layer's gradient, and leaves the updates as they are.

@@ -83,7 +83,8 @@ def layer_names(tree: PyTree) -> list[str]:
     Returns:
       One name per leaf, in the order of `jax.tree.leaves(tree)`, its parts joined by slashes. The box
       that Flax puts around an array (`nnx.Param`, `linen.Partitioned`) leaves no trace, so the names of
-      an `nnx.Optimizer`'s parameters and of its gradients are the same.
+      an `nnx.Optimizer`'s parameters and of its gradients are the same. The statistics that
+      `gradient_dynamics` returns give the names of the layers alone, without biases.
 
     Raises:
       Nothing: a bare leaf has the empty name.
