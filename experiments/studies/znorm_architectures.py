@@ -29,11 +29,11 @@ SIZES = {
     "cpu": Size(
         models=("resnet20", "plain20"),
         methods=METHODS,
-        epochs=15,
-        batch_sizes=(128,),
+        epochs=8,
+        batch_sizes=(50,),
         seeds=(0, 1, 2),
-        train_examples=5_000,
-        test_examples=2_000,
+        train_examples=2_000,
+        test_examples=1_000,
     ),
     "full": Size(
         models=("resnet56", "plain56", "vgg16", "vgg16_bn"),
