@@ -38,7 +38,8 @@ def compare(
 
     Args:
       dataset: digits (real 8x8 images, no download), cifar10, cifar100, or arrays:PATH.npz for your own.
-      model: network, such as resnet8, resnet20, resnet56, plain20 (without skip connections) or vgg16_bn.
+      model: network, such as resnet8, resnet20, resnet56, plain20 (without skip connections) or vgg16_bn;
+        or one with any normalizer, such as cnn10w16:layer_norm or resnet20w16:group_norm:size=8.
       methods: what is done to the gradients before the optimizer: any of baseline, centralization, clipping
         (global norm 0.1), clipping_value (each element, 0.1), znorm and gan.
       optimizers: any of sgdm (momentum 0.9), adam, adamw, rmsprop, lars and lamb.
@@ -63,7 +64,8 @@ def compare(
         _check_at_least("--train-examples", train_examples, 1)
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise UsageError(f"--learning-rate must be a number above 0, got {learning_rate:g}")
-    _check_names("--model", [model], _models())
+    if ":" not in model:  # else `_check_data` parses it
+        _check_names("--model", [model], _models())
     _check_names("--methods", methods, _methods())
     _check_names("--optimizers", optimizers, LEARNING_RATES)
     _check_seeds(seeds)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import numbers
+import re
 from typing import Any
 
 from experiments.methods import METHODS, OPTIMIZERS, SCHEDULES, choose
@@ -104,7 +105,7 @@ class Run:
         dataset = self.dataset.partition(":")[0]
         parts = (
             dataset,
-            self.model,
+            re.sub(r"[^\w=.]", "_", self.model),
             self.method,
             self.optimizer,
             f"lr{self.learning_rate:g}",

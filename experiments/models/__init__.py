@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.models.normalized import create_normalized
 from experiments.models.resnet import bottleneck_resnet, cifar_resnet
 from experiments.models.vgg import VGG
 
@@ -43,6 +44,8 @@ def create(
       name: one of `MODELS`. 'resnet20' and its like are the CIFAR family (so 'resnet152' is not the
         ImageNet network of that depth); 'resnet50' and 'resnet101' are the bottleneck networks, with
         '_small' with a 3x3 stem for small images; 'plain56' is 'resnet56' without skip connections.
+        Or a network with any normalizer, named as `experiments.models.normalized` says, such as
+        'cnn10w64:group_norm:size=8' or 'resnet56w32:weight_norm:skip_init'.
       num_classes: number of logits.
       channels: of the images.
       image_size: height and width of the images.
@@ -55,13 +58,12 @@ def create(
       statistics and updates the running ones; otherwise it uses the running ones.
 
     Raises:
-      ValueError: an unknown name, an image size the model cannot take, or another dtype.
+      ValueError: an unknown name, an image size or groups the model cannot take, or another dtype.
     """
-    if name not in MODELS:
+    if name not in MODELS and ":" not in name:
         raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
     dtype = jnp.dtype(dtype)
     if dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}")
-    return MODELS[name](
-        num_classes=num_classes, channels=channels, image_size=image_size, rngs=rngs, dtype=dtype
-    )
+    build = partial(create_normalized, name) if ":" in name else MODELS[name]
+    return build(num_classes=num_classes, channels=channels, image_size=image_size, rngs=rngs, dtype=dtype)

@@ -1,0 +1,75 @@
+"""Names of the networks with any normalizer, such as 'cnn10w64:group_norm:size=8'."""
+
+import dataclasses
+import re
+from typing import cast
+
+from flax import nnx
+
+from experiments.models.normalizers import Normalization
+from experiments.models.plain import SHAPES, PlainNetwork
+from experiments.models.residual import RESIDUALS, NormalizedResNet, Residual
+
+SYNTAX = "NETWORKwWIDTH:NORMALIZER[:groups=N or :size=N][:RESIDUAL]"
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalizedName:
+    """What a name says.
+
+    Attributes:
+      network: 'cnn10', 'cnn20' and 'uniform30' are the plain networks, 'resnetDEPTH' the residual ones.
+      width: features of the first layer.
+      normalization: of every layer.
+      residual: one of `RESIDUALS`, of residual networks.
+    """
+
+    network: str
+    width: int
+    normalization: Normalization
+    residual: str = "standard"
+
+    @classmethod
+    def parse(cls, name: str) -> "NormalizedName":
+        """Reads a name, 'NETWORKwWIDTH:NORMALIZER[:groups=N or :size=N][:RESIDUAL]'.
+
+        Raises:
+          ValueError: it is no such name; the message has the valid choices.
+        """
+        network, *parts = name.split(":")
+        found = re.fullmatch(r"(cnn10|cnn20|uniform30|resnet\d+)w([1-9]\d*)", network)
+        if found is None or not parts:
+            raise ValueError(
+                f"unknown model {name!r}; a model with a normalizer is named {SYNTAX}, "
+                f"NETWORK one of {', '.join(SHAPES)}, resnetDEPTH"
+            )
+        normalizer, *options = parts
+        groups: dict[str, int] = {}
+        residual = "standard"
+        for option in options:
+            if number := re.fullmatch(r"(groups|size)=(\d+)", option):
+                groups[{"groups": "groups", "size": "group_size"}[number[1]]] = int(number[2])
+            elif option in RESIDUALS and found[1].startswith("resnet"):
+                residual = option
+            else:
+                choices = ["groups=N", "size=N", *(RESIDUALS if found[1].startswith("resnet") else ())]
+                raise ValueError(f"unknown option {option!r} of {name!r}; choose from {', '.join(choices)}")
+        return cls(found[1], int(found[2]), Normalization(normalizer, **groups), residual)
+
+
+def create_normalized(name: str, *, image_size: int, **options) -> nnx.Module:
+    """Builds the network of a name; the options are those of `experiments.models.create`.
+
+    Raises:
+      ValueError: it is no such name, the groups do not divide the features, or the depth is not 6n+2.
+    """
+    del image_size  # Any: the last layer sees the mean over the image.
+    parsed = NormalizedName.parse(name)
+    if parsed.network in SHAPES:
+        shape = SHAPES[parsed.network]
+        return PlainNetwork(shape, parsed.width, normalization=parsed.normalization, **options)
+    depth = int(parsed.network.removeprefix("resnet"))
+    residual = cast(Residual, parsed.residual)
+    return NormalizedResNet(
+        depth, parsed.width, residual=residual, normalization=parsed.normalization, **options
+    )
