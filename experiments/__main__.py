@@ -1,5 +1,6 @@
 """The command line: `python -m experiments {compare,reproduce,report,prepare}`."""
 
+import dataclasses
 import math
 import sys
 import tempfile
@@ -27,6 +28,7 @@ def compare(
     batch_size: int = 64,
     learning_rate: float | None = None,
     train_examples: int | None = None,
+    dynamics: bool = False,
     out: Path = Path("runs"),
     data_dir: Path | None = None,
     workers: int | None = None,
@@ -48,6 +50,7 @@ def compare(
       batch_size: images per step.
       learning_rate: for all runs; by default one per optimizer, the same for every method.
       train_examples: take only so many training images, equally many of each class.
+      dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
       out: folder of the records, the report (report.md) and the figure (learning_curves.png).
       data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
         ~/tensorflow_datasets.
@@ -74,8 +77,9 @@ def compare(
     )
     _check_data(comparison.runs[0], data_dir)
 
-    records = _sweep("compare", comparison.runs, out, data_dir, workers, devices)
+    records = _sweep("compare", comparison.runs, out, data_dir, workers, devices, dynamics)
     rows = write(comparison, records, out)
+    _write_dynamics(out, out, records)
     console = Console()
     console.print(terminal_table(rows))
     print(f"Report: {out / 'report.md'}, figure: {out / 'learning_curves.png'}, records: {out}/*.json")
@@ -85,6 +89,7 @@ def compare(
 def reproduce(
     study: Annotated[str, tyro.conf.Positional],
     preset: Literal["smoke", "cpu", "full"] = "smoke",
+    dynamics: bool = False,
     data_dir: Path | None = None,
     out: Path = RESULTS,
     workers: int | None = None,
@@ -93,9 +98,10 @@ def reproduce(
     """Trains what a table of a paper needs, and renders the report. The same command goes on after a stop.
 
     Args:
-      study: overlap_table1, gan_cifar100, znorm_architectures or large_batch.
+      study: overlap_table1, gan_cifar100, znorm_architectures, large_batch or gradient_dynamics.
       preset: smoke (about a minute, shows that it works), cpu (reduced, up to hours), or full (the paper's
         protocol, for an accelerator).
+      dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
       data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
         ~/tensorflow_datasets.
       out: one folder per study and preset is made in it.
@@ -114,10 +120,11 @@ def reproduce(
     records, made = [], set()
     # Later runs may depend on earlier ones' records, as the tuned ones do.
     while new := [run for run in runs if run.name not in made]:
-        records += _sweep(f"{study} {preset}", new, records_folder, data_dir, workers, devices)
+        records += _sweep(f"{study} {preset}", new, records_folder, data_dir, workers, devices, dynamics)
         made.update(run.name for run in new)
         runs = chosen.runs(preset, records)
     chosen.report(preset, records, folder)
+    _write_dynamics(folder, records_folder, records)
     print(f"Report: {folder / 'report.md'}, records: {records_folder}")
     _exit_if_failed(records)
 
@@ -130,7 +137,7 @@ def report(
     """Renders a study's tables and figures from the records there are; trains nothing.
 
     Args:
-      study: overlap_table1, gan_cifar100, znorm_architectures or large_batch.
+      study: overlap_table1, gan_cifar100, znorm_architectures, large_batch or gradient_dynamics.
       preset: which one; by default every preset that has records.
       out: what `reproduce` was given.
     """
@@ -149,6 +156,7 @@ def report(
     for p, records in found.items():
         _check_out(out / study / p)
         chosen.report(p, records, out / study / p)
+        _write_dynamics(out / study / p, folders[p], records)
         print(f"Report: {out / study / p / 'report.md'}")
 
 
@@ -168,13 +176,28 @@ def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: Path | None = 
 
 
 def _sweep(
-    title: str, runs: Sequence, out: Path, data_dir: Path | None, workers: int | None, devices: int
+    title: str,
+    runs: Sequence,
+    out: Path,
+    data_dir: Path | None,
+    workers: int | None,
+    devices: int,
+    dynamics: bool,
 ) -> list:
     from experiments.progress import Progress
     from experiments.sweep import sweep
 
+    if dynamics:
+        runs = [dataclasses.replace(run, dynamics=True) for run in runs]
     with Progress(title, runs) as progress:
         return sweep(runs, out=out, data_dir=data_dir, workers=workers, devices=devices, on_event=progress)
+
+
+def _write_dynamics(folder: Path, records_folder: Path, records: Sequence) -> None:
+    from experiments.dynamics import write_page
+
+    if page := write_page(folder, records_folder, records):
+        print(f"Gradient dynamics: {page}")
 
 
 def _exit_if_failed(records: Sequence) -> None:

@@ -8,6 +8,8 @@ import numbers
 import re
 from typing import Any
 
+import numpy as np
+
 from experiments.methods import METHODS, OPTIMIZERS, SCHEDULES, choose
 
 AUGMENTATIONS = ("none", "crop_flip")
@@ -40,6 +42,7 @@ class Run:
         test set; 0 evaluates on the test set.
       validation_seed: of that split.
       dtype: of the computation, 'float32' or 'bfloat16'; parameters and statistics stay float32.
+      dynamics: also records what the raw gradients do, per layer and epoch; changes no other metric.
 
     Raises:
       ValueError: a field holds something it cannot; one line names the field, the value and the choices.
@@ -65,6 +68,7 @@ class Run:
     validation_examples: int = 0
     validation_seed: int = 0
     dtype: str = "float32"
+    dynamics: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -122,6 +126,10 @@ def _convert(field: str, kind: Any, value: object) -> object:
         if isinstance(value, str) and value:
             return value
         raise ValueError(f"{field} must be a name, got {value!r}")
+    if kind is bool:
+        if isinstance(value, bool | np.bool_):
+            return bool(value)
+        raise ValueError(f"{field} must be True or False, got {value!r}")
     if kind is float:
         if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)

@@ -29,6 +29,8 @@ METHODS: dict[str, Callable[[], optax.GradientTransformation]] = {
 def make_optimizer(run: Run, steps_per_epoch: int) -> optax.GradientTransformation:
     """Chains the run's method and optimizer: the method sees the raw gradients.
 
+    With `run.dynamics` the state also holds the statistics of the raw gradients.
+
     Args:
       run: names the method and the optimizer, and says their options.
       steps_per_epoch: updates per epoch, at least 1; schedules count updates.
@@ -41,7 +43,10 @@ def make_optimizer(run: Run, steps_per_epoch: int) -> optax.GradientTransformati
     """
     method = choose("method", run.method, METHODS)()
     optimizer = choose("optimizer", run.optimizer, OPTIMIZERS)
-    return optax.chain(method, optimizer(make_schedule(run, steps_per_epoch), run.weight_decay))
+    parts = [method, optimizer(make_schedule(run, steps_per_epoch), run.weight_decay)]
+    if run.dynamics:
+        parts.insert(0, optax_gradnorm.track_gradient_dynamics())
+    return optax.chain(*parts)
 
 
 def make_schedule(run: Run, steps_per_epoch: int) -> optax.Schedule:

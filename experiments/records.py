@@ -1,8 +1,9 @@
 """A run's record and checkpoint on disk. Nothing else in the project knows what these files look like.
 
-A folder of records holds, per run, `NAME.json` (the record) and, while the run is under way or where it was
-asked for, `NAME.npz` (the checkpoint). Both are replaced whole, so that a process killed at any moment, or
-a full disk, leaves the last complete file.
+A folder of records holds, per run, `NAME.json` (the record), for runs with `dynamics` also
+`NAME.dynamics.npz` (statistics of the gradients), and, while the run is under way or where it was asked for,
+`NAME.npz` (the checkpoint). All are replaced whole, so that a process killed at any moment, or a full disk,
+leaves the last complete file.
 """
 
 import contextlib
@@ -91,6 +92,48 @@ class RunRecord:
             raise ValueError(f"unknown status {self.status!r}; choose from {', '.join(STATUSES)}")
 
 
+@dataclasses.dataclass(frozen=True)
+class GradientDynamics:
+    """What the raw gradients of one run did: statistics over the steps of each epoch.
+
+    A NaN or an infinity in a step's gradient shows in its epoch.
+
+    Attributes:
+      layers: names of the layers, in the order of the network.
+      sizes: int64 [layers], number of elements of each.
+      std: float32 [epochs, layers], standard deviation within the layer, mean over the steps.
+      smallest_std: float32 [epochs, layers], the same of the step where it was smallest, and ZNorm amplifies most.
+      mean: float32 [epochs, layers], magnitude of the layer's mean, mean over the steps (signed means cancel).
+      global_std: float32 [epochs], standard deviation of all layers together, each about its own mean; mean
+        over the steps.
+    """
+
+    layers: tuple[str, ...]
+    sizes: np.ndarray
+    std: np.ndarray
+    smallest_std: np.ndarray
+    mean: np.ndarray
+    global_std: np.ndarray
+
+    def __post_init__(self):
+        epochs, layers = len(self.global_std), len(self.layers)
+        shapes = [self.sizes.shape, *(getattr(self, name).shape for name in EPOCH_STATISTICS)]
+        if shapes != [(layers,), *[(epochs, layers)] * 3, (epochs,)]:
+            raise ValueError(f"statistics of {layers} layers and {epochs} epochs have the shapes {shapes}")
+
+    def first(self, epochs: int) -> "GradientDynamics":
+        """The first epochs alone."""
+        return dataclasses.replace(self, **{n: getattr(self, n)[:epochs] for n in EPOCH_STATISTICS})
+
+    def append(self, statistics: Mapping[str, np.ndarray]) -> "GradientDynamics":
+        """With one epoch more: its statistics by name, [layers] each, 'global_std' a scalar."""
+        rows = {n: np.concatenate([getattr(self, n), statistics[n][None]]) for n in EPOCH_STATISTICS}
+        return dataclasses.replace(self, **rows)
+
+
+EPOCH_STATISTICS = ("std", "smallest_std", "mean", "global_std")
+
+
 def write_record(out: str | Path, record: RunRecord) -> Path:
     """Writes a record, in place of an older one.
 
@@ -147,6 +190,50 @@ def read_records(out: str | Path) -> list[RunRecord]:
     return [_read(path) for path in sorted(Path(out).glob("*.json"))]
 
 
+def write_dynamics(out: str | Path, run: Run, dynamics: GradientDynamics) -> None:
+    """Writes the statistics of a run's gradients, in place of older ones.
+
+    Args:
+      out: folder of the records.
+      run: the run.
+      dynamics: of all its epochs so far.
+
+    Raises:
+      RecordError: the file cannot be written; an older one is left as it was.
+    """
+    arrays = {field.name: getattr(dynamics, field.name) for field in dataclasses.fields(dynamics)}
+    arrays["layers"] = np.array(dynamics.layers, dtype=np.str_)
+    _write_whole(
+        _dynamics_path(out, run), lambda file: np.savez_compressed(file, allow_pickle=False, **arrays)
+    )
+
+
+def read_dynamics(out: str | Path, record: RunRecord) -> GradientDynamics | None:
+    """Reads the statistics of a run's gradients.
+
+    Args:
+      out: folder of the records.
+      record: the run's record.
+
+    Returns:
+      The statistics of the record's epochs, or `None` if there are none (of all of them).
+
+    Raises:
+      RecordError: the file is damaged.
+    """
+    path = _dynamics_path(out, record.run)
+    arrays = _read_arrays(path)
+    if arrays is None:
+        return None
+    try:
+        layers = tuple(arrays.pop("layers").tolist())
+        dynamics = GradientDynamics(layers=layers, **arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"cannot read {path}: {error}; remove it to start the run again") from error
+    # A kill may have left one epoch more than the record has, but never one less.
+    return dynamics.first(len(record.epochs)) if len(dynamics.std) >= len(record.epochs) else None
+
+
 def write_checkpoint(out: str | Path, run: Run, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a run's checkpoint, in place of an older one.
 
@@ -170,15 +257,7 @@ def read_checkpoint(out: str | Path, run: Run) -> dict[str, np.ndarray] | None:
     Raises:
       RecordError: the file is damaged.
     """
-    path = _checkpoint_path(out, run)
-    try:
-        # Opened here, because `np.load` leaves a file open that it cannot read.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RecordError(f"cannot read {path}: {error}; remove it to start the run again") from error
+    return _read_arrays(_checkpoint_path(out, run))
 
 
 def has_checkpoint(out: str | Path, run: Run) -> bool:
@@ -256,6 +335,10 @@ def _checkpoint_path(out: str | Path, run: Run) -> Path:
     return Path(out) / f"{run.name}.npz"
 
 
+def _dynamics_path(out: str | Path, run: Run) -> Path:
+    return Path(out) / f"{run.name}.dynamics.npz"
+
+
 def _to_json(value: Any) -> str:
     return json.dumps(_encode(value), allow_nan=False)
 
@@ -290,6 +373,17 @@ def _read(path: Path) -> RunRecord:
         raise RecordError(f"cannot read {path}: it has no {error}") from error
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RecordError(f"cannot read {path}: {error}") from error
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    try:
+        # Opened here, because `np.load` leaves a file open that it cannot read.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise RecordError(f"cannot read {path}: {error}; remove it to start the run again") from error
 
 
 def _decode_epoch(*, epoch: int, nonfinite_steps: int, **floats: float | str) -> EpochMetrics:

@@ -84,13 +84,16 @@ def make_cells(runs: Iterable[Run], records: Iterable[RunRecord]) -> dict[Run, C
     Returns:
       One cell per setting, by the run with `setting` applied, in the order of `runs`.
     """
-    by_name = {record.run.name: record for record in records}
+    # Recording the gradients changes no metric, so that a run with and one without it are the same here.
+    ended_last = sorted(records, key=lambda record: record.status in ("finished", "diverged"))
+    made = {dataclasses.replace(record.run, dynamics=False): record for record in ended_last}
     groups: dict[Run, list[Run]] = collections.defaultdict(list)
     for run in dict.fromkeys(runs):
         groups[setting(run)].append(run)
     cells = {}
     for key, members in groups.items():
-        found = [by_name[run.name] for run in members if run.name in by_name]
+        stripped = [dataclasses.replace(run, dynamics=False) for run in members]
+        found = [made[run] for run in stripped if run in made]
         ended = {r.run.seed: r for r in found if r.status in ("finished", "diverged") and r.epochs}
         messages = tuple(r.message for r in found if r.status == "failed")
         cells[key] = Cell(members[0], ended, len(members) - len(ended), messages)

@@ -15,12 +15,13 @@ from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+import optax_gradnorm
 from experiments import models, records
 from experiments.config import Run
 from experiments.data import Dataset
 from experiments.data.pipeline import augment, normalize
 from experiments.methods import make_optimizer
-from experiments.records import EpochMetrics, RecordError, RunRecord
+from experiments.records import EpochMetrics, GradientDynamics, RecordError, RunRecord
 
 EVALUATION_BATCH = 500
 
@@ -50,9 +51,10 @@ def train(
 ) -> RunRecord:
     """Makes a run, or what is left of it.
 
-    After every epoch the record and then a checkpoint are written. A run that was killed goes on after
-    its last checkpoint; a run that has ended is not made again. Equal runs give equal metrics, on CPU bit
-    for bit, however often they were interrupted.
+    After every epoch the record and then a checkpoint are written, and with `run.dynamics`, before them,
+    the statistics of the gradients. A run that was killed goes on after its last checkpoint; a run that has
+    ended is not made again. Equal runs give equal metrics, on CPU bit for bit, however often they were
+    interrupted.
 
     Args:
       run: what to train.
@@ -78,7 +80,7 @@ def train(
     _check_batch_size(run, dataset, devices)
     optimizer = make_optimizer(run, steps_per_epoch=len(dataset.train_images) // run.batch_size)
     graphdef, state = init_state(run, dataset, optimizer)
-    record, state = _resume(record, state, out) or (_start(run, dataset, state), state)
+    record, state, dynamics = _resume(record, state, out) or _start(run, dataset, state)
     record = _note_environment(record, devices)
 
     if len(record.epochs) < run.epochs:
@@ -89,11 +91,14 @@ def train(
         records.write_record(out, record)
 
         for epoch in range(len(record.epochs), run.epochs):
-            state, metrics = run_epoch(state, epoch)
+            state, metrics, statistics = run_epoch(state, epoch)
             record = dataclasses.replace(record, epochs=(*record.epochs, metrics))
             if not math.isfinite(metrics.train_loss + metrics.test_loss):
                 record = dataclasses.replace(record, status="diverged")
-            # The record comes first: it may know one epoch more than the checkpoint, but never one less.
+            # In this order, each file may know one epoch more than the next, but never one less.
+            if dynamics is not None:
+                dynamics = dynamics.append(statistics)
+                records.write_dynamics(out, run, dynamics)
             records.write_record(out, record)
             if record.status == "running":
                 records.write_checkpoint(out, run, _to_arrays(state, epoch + 1))
@@ -188,7 +193,8 @@ def make_train_epoch(
       A function `(state, images, labels, seed, epoch) -> (state, measurements)`: it takes the training
       images, uint8 [n, height, width, channels], their labels, int32 [n], the seed, uint32, and the number
       of epochs done, int32, and donates the state. The measurements are scalars: 'train_loss' (float32),
-      'train_correct' and 'nonfinite_steps' (int32).
+      'train_correct' and 'nonfinite_steps' (int32); with `run.dynamics` also the float32 statistics of
+      `GradientDynamics` for this epoch, [layers] each and 'global_std' a scalar.
     """
     steps = len(dataset.train_images) // run.batch_size
     by_batch = NamedSharding(mesh, PartitionSpec("batch"))
@@ -219,14 +225,16 @@ def make_train_epoch(
                 updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             correct = jnp.sum(jnp.argmax(logits, axis=-1) == batch_labels)
-            return TrainState(params, batch_stats, opt_state), (loss, correct, _all_finite((loss, gradients)))
+            measured = loss, correct, _all_finite((loss, gradients)), _gradient_statistics(run, opt_state)
+            return TrainState(params, batch_stats, opt_state), measured
 
         batches = order.reshape(steps, run.batch_size), jax.random.split(augment_keys, steps)
-        state, (losses, correct, finite) = lax.scan(step, state, batches)
+        state, (losses, correct, finite, statistics) = lax.scan(step, state, batches)
         return state, {
             "train_loss": jnp.mean(losses),
             "train_correct": jnp.sum(correct),
             "nonfinite_steps": jnp.sum(~finite),
+            **_over_steps(statistics),
         }
 
     return jax.jit(train_epoch, donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -277,6 +285,23 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
+def _gradient_statistics(run: Run, opt_state: optax.OptState) -> dict[str, jax.Array]:
+    """One step's statistics, [layers] each and the global one a scalar; nothing without `run.dynamics`."""
+    if not run.dynamics:
+        return {}
+    step = optax_gradnorm.gradient_dynamics(opt_state)
+    std, mean = (jnp.stack(jax.tree.leaves(statistic)) for statistic in (step.std, step.mean))
+    return {"std": std, "mean": jnp.abs(mean), "global_std": step.global_std}
+
+
+def _over_steps(statistics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """One epoch's statistics from those of its steps."""
+    if not statistics:
+        return {}
+    over_steps = {name: jnp.mean(steps, axis=0) for name, steps in statistics.items()}
+    return over_steps | {"smallest_std": jnp.min(statistics["std"], axis=0)}
+
+
 def _create_model(run: Run, image_shape, num_classes: int):
     """The model as graph definition, parameters and running statistics."""
     height, width, channels = image_shape
@@ -303,7 +328,7 @@ def _compile_epoch(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     state: TrainState,
-) -> Callable[[TrainState, int], tuple[TrainState, EpochMetrics]]:
+) -> Callable[[TrainState, int], tuple[TrainState, EpochMetrics, Mapping[str, np.ndarray]]]:
     """Puts the data on the devices and compiles training and evaluation, once for all epochs."""
     arrays = dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels
     *train_data, test_images, test_labels = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
@@ -315,11 +340,11 @@ def _compile_epoch(
     evaluate = evaluate.lower(state, test_images, test_labels).compile()
     trained = len(dataset.train_images) // run.batch_size * run.batch_size
 
-    def run_epoch(state: TrainState, epoch: int) -> tuple[TrainState, EpochMetrics]:
+    def run_epoch(state, epoch):
         started = time.perf_counter()
         state, train_measurements = train_epoch(state, *train_data, seed, np.int32(epoch))
         measured = jax.device_get(train_measurements | evaluate(state, test_images, test_labels))
-        return state, EpochMetrics(
+        metrics = EpochMetrics(
             epoch=epoch + 1,
             train_loss=_shortest(measured["train_loss"]),
             train_accuracy=int(measured["train_correct"]) / trained,
@@ -328,6 +353,7 @@ def _compile_epoch(
             nonfinite_steps=int(measured["nonfinite_steps"]),
             seconds=round(time.perf_counter() - started, 4),
         )
+        return state, metrics, {n: measured[n] for n in records.EPOCH_STATISTICS if n in measured}
 
     return run_epoch
 
@@ -353,7 +379,9 @@ def _has_ended(record: RunRecord, out: str | Path, keep_checkpoint: bool) -> boo
     return record.status == "diverged"
 
 
-def _start(run: Run, dataset: Dataset, state: TrainState) -> RunRecord:
+def _start(
+    run: Run, dataset: Dataset, state: TrainState
+) -> tuple[RunRecord, TrainState, GradientDynamics | None]:
     data = {
         "train_images": len(dataset.train_images),
         "test_images": len(dataset.test_images),
@@ -363,13 +391,36 @@ def _start(run: Run, dataset: Dataset, state: TrainState) -> RunRecord:
         "std": dataset.std.tolist(),
     }
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return RunRecord(run, parameters=parameters, data=data)
+    dynamics = _no_dynamics(state) if run.dynamics else None
+    return RunRecord(run, parameters=parameters, data=data), state, dynamics
+
+
+def _no_dynamics(state: TrainState) -> GradientDynamics:
+    """The layers, and statistics of no epoch."""
+    std = optax_gradnorm.gradient_dynamics(state.opt_state).std
+    layers = tuple(optax_gradnorm.layer_names(std))
+    sizes = dict(
+        zip(
+            optax_gradnorm.layer_names(state.params),
+            (leaf.size for leaf in jax.tree.leaves(state.params)),
+            strict=True,
+        )
+    )
+    per_layer = np.zeros((0, len(layers)), np.float32)
+    return GradientDynamics(
+        layers,
+        np.array([sizes[layer] for layer in layers], np.int64),
+        std=per_layer,
+        smallest_std=per_layer,
+        mean=per_layer,
+        global_std=np.zeros(0, np.float32),
+    )
 
 
 def _resume(
     record: RunRecord | None, state: TrainState, out: str | Path
-) -> tuple[RunRecord, TrainState] | None:
-    """Record and state after the last checkpoint, or `None` if the run has to start at the beginning."""
+) -> tuple[RunRecord, TrainState, GradientDynamics | None] | None:
+    """What there was after the last checkpoint, or `None` if the run has to start at the beginning."""
     arrays = None if record is None else records.read_checkpoint(out, record.run)
     if record is None or arrays is None:
         return None
@@ -377,7 +428,11 @@ def _resume(
     if epochs > len(record.epochs):  # the record was removed, or is not the one of this checkpoint
         return None
     state = _from_arrays(state, arrays, record.run)
-    return dataclasses.replace(record, status="running", message="", epochs=record.epochs[:epochs]), state
+    record = dataclasses.replace(record, status="running", message="", epochs=record.epochs[:epochs])
+    dynamics = records.read_dynamics(out, record) if record.run.dynamics else None
+    if record.run.dynamics and dynamics is None:  # the file was removed
+        return None
+    return record, state, dynamics
 
 
 def _note_environment(record: RunRecord, devices: int) -> RunRecord:

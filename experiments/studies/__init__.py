@@ -73,7 +73,13 @@ class Study:
 
 def load_studies() -> Mapping[str, Study]:
     """All studies, by name."""
-    from experiments.studies import gan_cifar100, large_batch, overlap_table1, znorm_architectures
+    from experiments.studies import (
+        gan_cifar100,
+        gradient_dynamics,
+        large_batch,
+        overlap_table1,
+        znorm_architectures,
+    )
 
-    modules = (overlap_table1, gan_cifar100, znorm_architectures, large_batch)
+    modules = (overlap_table1, gan_cifar100, znorm_architectures, large_batch, gradient_dynamics)
     return {module.STUDY.name: module.STUDY for module in modules}

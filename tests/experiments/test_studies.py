@@ -20,7 +20,7 @@ def data_dir():
 
 
 def test_a_killed_study_goes_on_and_reports_from_its_records(data_dir, tmp_path):
-    command = ("reproduce", *STUDY, "--data-dir", data_dir, "--out", tmp_path, "--workers", "2")
+    command = ("reproduce", *STUDY, "--data-dir", data_dir, "--out", tmp_path, "--workers", "2", "--dynamics")
     records = tmp_path / "gan_cifar100" / "smoke" / "records"
     process = start(*command)
     wait_for_epochs(records, 3, process)
@@ -50,3 +50,6 @@ def test_a_killed_study_goes_on_and_reports_from_its_records(data_dir, tmp_path)
     assert code == 0, err
     assert report.read_text() == first
     assert (report.parent / "curves_adamw.png").read_bytes().startswith(b"\x89PNG")
+    page = (report.parent / "dynamics.md").read_text()
+    assert page.count("2 seeds") == 3
+    assert len(list(report.parent.glob("dynamics_*.png"))) == 3
