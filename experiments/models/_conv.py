@@ -67,11 +67,11 @@ def _conv_jvp(strides, padding, primals, tangents):
     by_images = lax.conv_general_dilated(
         images_dot, kernel.mT, strides, padding, dimension_numbers=("NHWC", "HWOI", "NHWC")
     )
-    by_kernel = _conv_by_patches(images, kernel_dot, strides, padding)
+    by_kernel = conv_by_patches(images, kernel_dot, strides, padding)
     return _conv(images, kernel, strides, padding), by_images + by_kernel
 
 
-def _conv_by_patches(images, kernel, strides, padding):
+def conv_by_patches(images, kernel, strides, padding):
     """The convolution as matrix products: its transpose, the gradient of the kernel, is one too."""
     height, width, _, features = kernel.shape
     matrix = kernel.reshape(-1, features).T
