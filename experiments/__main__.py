@@ -4,7 +4,7 @@ import dataclasses
 import math
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,7 +77,8 @@ def compare(
     )
     _check_data(comparison.runs[0], data_dir)
 
-    records = _sweep("compare", comparison.runs, out, data_dir, workers, devices, dynamics)
+    runs = [dataclasses.replace(run, dynamics=dynamics) for run in comparison.runs]
+    records = _sweep("compare", runs, out, data_dir, workers, devices)
     rows = write(comparison, records, out)
     _write_dynamics(out, out, records)
     console = Console()
@@ -98,7 +99,7 @@ def reproduce(
     """Trains what a table of a paper needs, and renders the report. The same command goes on after a stop.
 
     Args:
-      study: overlap_table1, gan_cifar100, znorm_architectures, large_batch or gradient_dynamics.
+      study: such as overlap_table1; any unknown name shows them all.
       preset: smoke (about a minute, shows that it works), cpu (reduced, up to hours), or full (the paper's
         protocol, for an accelerator).
       dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
@@ -108,6 +109,8 @@ def reproduce(
       workers: worker processes on a CPU; by default one per core.
       devices: devices that share each batch.
     """
+    from experiments.measure import Context, find_missing, measure
+
     chosen = _study(study)
     folder = out / study / preset
     _check_out(folder)
@@ -116,17 +119,23 @@ def reproduce(
     for run in {run.dataset: run for run in runs}.values():
         _check_data(run, data_dir)
 
-    records_folder = folder / "records"
+    records_folder, measurements_folder = folder / "records", folder / "measurements"
+    measurements = chosen.measurements(preset)
+    keep_checkpoints = chosen.keep_checkpoints and bool(find_missing(measurements, measurements_folder))
     records, made = [], set()
     # Later runs may depend on earlier ones' records, as the tuned ones do.
     while new := [run for run in runs if run.name not in made]:
-        records += _sweep(f"{study} {preset}", new, records_folder, data_dir, workers, devices, dynamics)
-        made.update(run.name for run in new)
+        new = [dataclasses.replace(run, dynamics=True) for run in new] if dynamics else new
+        title = f"{study} {preset}"
+        records += _sweep(title, new, records_folder, data_dir, workers, devices, keep_checkpoints)
+        made.update(run.name for run in runs)
         runs = chosen.runs(preset, records)
+    context = Context(data_dir, records_folder)
+    failures = measure(measurements, out=measurements_folder, context=context, workers=workers)
     chosen.report(preset, records, folder)
     _write_dynamics(folder, records_folder, records)
     print(f"Report: {folder / 'report.md'}, records: {records_folder}")
-    _exit_if_failed(records)
+    _exit_if_failed(records, failures)
 
 
 def report(
@@ -137,7 +146,7 @@ def report(
     """Renders a study's tables and figures from the records there are; trains nothing.
 
     Args:
-      study: overlap_table1, gan_cifar100, znorm_architectures, large_batch or gradient_dynamics.
+      study: such as overlap_table1; any unknown name shows them all.
       preset: which one; by default every preset that has records.
       out: what `reproduce` was given.
     """
@@ -145,19 +154,23 @@ def report(
     from experiments.studies import PRESETS
 
     chosen = _study(study)
-    presets = [preset] if preset else [p for p in PRESETS if (out / study / p / "records").is_dir()]
-    folders = {p: out / study / p / "records" for p in presets}
-    found = {p: read_records(folder) for p, folder in folders.items() if folder.is_dir()}
+    folders = {p: out / study / p for p in ([preset] if preset else PRESETS)}
+    found = {}
+    for p, folder in folders.items():
+        if (folder / "records").is_dir():
+            found[p] = read_records(folder / "records")
+        elif (folder / "measurements").is_dir():
+            found[p] = []
     if not found:
         where = out / study / (preset or "PRESET") / "records"
         raise UsageError(
             f"there are no records in {where}; make them with `python -m experiments reproduce {study}`"
         )
     for p, records in found.items():
-        _check_out(out / study / p)
-        chosen.report(p, records, out / study / p)
-        _write_dynamics(out / study / p, folders[p], records)
-        print(f"Report: {out / study / p / 'report.md'}")
+        _check_out(folders[p])
+        chosen.report(p, records, folders[p])
+        _write_dynamics(folders[p], folders[p] / "records", records)
+        print(f"Report: {folders[p] / 'report.md'}")
 
 
 def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: Path | None = None) -> None:
@@ -182,15 +195,21 @@ def _sweep(
     data_dir: Path | None,
     workers: int | None,
     devices: int,
-    dynamics: bool,
+    keep_checkpoints: bool = False,
 ) -> list:
     from experiments.progress import Progress
     from experiments.sweep import sweep
 
-    if dynamics:
-        runs = [dataclasses.replace(run, dynamics=True) for run in runs]
     with Progress(title, runs) as progress:
-        return sweep(runs, out=out, data_dir=data_dir, workers=workers, devices=devices, on_event=progress)
+        return sweep(
+            runs,
+            out=out,
+            data_dir=data_dir,
+            workers=workers,
+            devices=devices,
+            keep_checkpoints=keep_checkpoints,
+            on_event=progress,
+        )
 
 
 def _write_dynamics(folder: Path, records_folder: Path, records: Sequence) -> None:
@@ -200,14 +219,13 @@ def _write_dynamics(folder: Path, records_folder: Path, records: Sequence) -> No
         print(f"Gradient dynamics: {page}")
 
 
-def _exit_if_failed(records: Sequence) -> None:
-    failed = [record for record in records if record.status == "failed"]
-    for record in failed:
-        print(f"failed: {record.run.name}: {record.message}", file=sys.stderr)
+def _exit_if_failed(records: Sequence, measurements: Mapping[str, str] | None = None) -> None:
+    failed = {record.run.name: record.message for record in records if record.status == "failed"}
+    failed |= measurements or {}
+    for name, message in failed.items():
+        print(f"failed: {name}: {message}", file=sys.stderr)
     if failed:
-        print(
-            f"{len(failed)} of {len(records)} runs failed; the same command tries them again", file=sys.stderr
-        )
+        print(f"{len(failed)} failed; the same command tries again", file=sys.stderr)
         sys.exit(1)
 
 

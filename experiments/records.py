@@ -2,8 +2,8 @@
 
 A folder of records holds, per run, `NAME.json` (the record), for runs with `dynamics` also
 `NAME.dynamics.npz` (statistics of the gradients), and, while the run is under way or where it was asked for,
-`NAME.npz` (the checkpoint). All are replaced whole, so that a process killed at any moment, or a full disk,
-leaves the last complete file.
+`NAME.npz` (the checkpoint). A folder of measurements holds a `NAME.json` for each. All are replaced whole, so
+that a process killed at any moment, or a full disk, leaves the last complete file.
 """
 
 import contextlib
@@ -234,6 +234,51 @@ def read_dynamics(out: str | Path, record: RunRecord) -> GradientDynamics | None
     return dynamics.first(len(record.epochs)) if len(dynamics.std) >= len(record.epochs) else None
 
 
+@dataclasses.dataclass(frozen=True)
+class MeasurementRecord:
+    """What was measured once, other than by training.
+
+    Attributes:
+      name: unique in its folder.
+      arguments: of the measuring function.
+      values: what it returned: nested mappings and sequences of numbers and strings.
+      environment: as `describe_environment` gives it.
+      seconds: wall time.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    values: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    seconds: float
+
+
+def write_measurement(out: str | Path, record: MeasurementRecord) -> None:
+    """Writes what was measured, in place of an older file.
+
+    Args:
+      out: folder of the measurements, made if missing.
+      record: what to write.
+
+    Raises:
+      RecordError: the file cannot be written; an older one is left as it was.
+    """
+    fields = {"schema": SCHEMA, **dataclasses.asdict(record)}
+    lines = ",\n".join(f'"{name}": {_to_json(value)}' for name, value in fields.items())
+    _write_whole(Path(out) / f"{record.name}.json", lambda file: file.write(f"{{\n{lines}\n}}\n".encode()))
+
+
+def read_measurements(out: str | Path) -> dict[str, MeasurementRecord]:
+    """Reads all measurements of a folder, by name; none if there is no folder.
+
+    NaN and infinities come back as the strings 'nan', 'inf' and '-inf', which `float` reads.
+
+    Raises:
+      RecordError: a file is damaged or of another format.
+    """
+    return {path.stem: _read_measurement(path) for path in sorted(Path(out).glob("*.json"))}
+
+
 def write_checkpoint(out: str | Path, run: Run, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a run's checkpoint, in place of an older one.
 
@@ -263,6 +308,13 @@ def read_checkpoint(out: str | Path, run: Run) -> dict[str, np.ndarray] | None:
 def has_checkpoint(out: str | Path, run: Run) -> bool:
     """Whether there is a checkpoint of the run."""
     return _checkpoint_path(out, run).exists()
+
+
+def has_ended(out: str | Path, record: RunRecord, keep_checkpoint: bool = False) -> bool:
+    """Whether there is nothing left to train; with `keep_checkpoint` a finished run also needs its checkpoint."""
+    if record.status == "finished":
+        return not keep_checkpoint or has_checkpoint(out, record.run)
+    return record.status == "diverged"
 
 
 def remove_checkpoint(out: str | Path, run: Run) -> None:
@@ -352,6 +404,22 @@ def _encode(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_encode(item) for item in value]
     return value
+
+
+def _read_measurement(path: Path) -> MeasurementRecord:
+    try:
+        content = json.loads(path.read_bytes())
+        schema = content.pop("schema")
+        if schema != SCHEMA:
+            raise ValueError(f"its schema is {schema!r}, this version reads {SCHEMA}")
+        record = MeasurementRecord(**content)
+        if record.name != path.stem:
+            raise ValueError(f"it is the measurement {record.name!r}")
+        return record
+    except KeyError as error:
+        raise RecordError(f"cannot read {path}: it has no {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise RecordError(f"cannot read {path}: {error}") from error
 
 
 def _read(path: Path) -> RunRecord:

@@ -6,16 +6,16 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from experiments import machine
 from experiments.config import Run
-from experiments.records import RecordError, RunRecord, read_record, write_record
+from experiments.records import RecordError, RunRecord, has_ended, read_record, write_record
 
 if TYPE_CHECKING:
     from experiments.data import Dataset
@@ -55,6 +55,7 @@ def sweep(
     data_dir: Path | None = None,
     workers: int | None = None,
     devices: int = 1,
+    keep_checkpoints: bool = False,
     on_event: OnEvent | None = None,
 ) -> list[RunRecord]:
     """Makes all runs that have not ended yet, the first seed of every setting before the second.
@@ -73,28 +74,42 @@ def sweep(
       data_dir: folder of prepared data sets.
       workers: worker processes on CPU; by default one per core that this process may use.
       devices: devices that share each batch; more than one trains in this process.
+      keep_checkpoints: leaves the checkpoints of finished runs, for `training.load_model`. Finished runs
+        without one are made again.
       on_event: called in this process with every `Event`.
 
     Returns:
       One record per run, in the order of `runs`.
     """
-    jobs = _Jobs(Path(out), on_event or (lambda event: None))
+    setup = _Setup(Path(out), data_dir, devices, keep_checkpoints)
+    jobs = _Jobs(setup, on_event or (lambda event: None))
     for run in sorted(dict.fromkeys(runs), key=lambda run: run.seed):
         jobs.add(run)
     if jobs.waiting:
-        with _compilation_cache() as cache:
-            if devices == 1 and _backend() == "cpu":
-                _train_in_workers(jobs, data_dir, workers or len(_cores()), cache)
+        with machine.compilation_cache() as cache:
+            if devices == 1 and machine.backend() == "cpu":
+                _train_in_workers(jobs, setup, workers or len(machine.usable_cores()), cache)
             else:
-                _train_here(jobs, data_dir, devices, cache)
+                _train_here(jobs, setup, cache)
     return [jobs.ended[run.name] for run in runs]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setup:
+    """What every process that trains needs to know."""
+
+    out: Path
+    data_dir: Path | None
+    devices: int
+    keep_checkpoints: bool
 
 
 class _Jobs:
     """The runs still to make, how often each was tried, and the records of those that ended."""
 
-    def __init__(self, out: Path, on_event: OnEvent):
-        self.out = out
+    def __init__(self, setup: _Setup, on_event: OnEvent):
+        self.out = setup.out
+        self.keep_checkpoints = setup.keep_checkpoints
         self.notify = on_event
         self.waiting: collections.deque[Run] = collections.deque()
         self.attempts: collections.Counter[str] = collections.Counter()
@@ -106,7 +121,7 @@ class _Jobs:
         except RecordError as error:
             self.fail(run, str(error), write=False)  # what cannot be read is left for the user to judge
             return
-        if record is not None and record.status in ("finished", "diverged"):
+        if record is not None and has_ended(self.out, record, self.keep_checkpoints):
             self.ended[run.name] = record
             self.notify(Event("skipped", run, record))
         else:
@@ -146,10 +161,10 @@ class _Jobs:
         self.notify(Event("failed", run, record, message, worker))
 
 
-def _train_here(jobs: _Jobs, data_dir: Path | None, devices: int, cache: str) -> None:
+def _train_here(jobs: _Jobs, setup: _Setup, cache: str) -> None:
     """Makes the runs one after another in this process."""
-    _use_compilation_cache(cache)
-    trainer = _Trainer(jobs.out, data_dir, devices)
+    machine.use_compilation_cache(cache)
+    trainer = _Trainer(setup)
     me = os.getpid()
     while jobs.waiting:
         run = jobs.start(me)
@@ -163,15 +178,15 @@ def _train_here(jobs: _Jobs, data_dir: Path | None, devices: int, cache: str) ->
             jobs.end(run, record, me)
 
 
-def _train_in_workers(jobs: _Jobs, data_dir: Path | None, count: int, cache: str) -> None:
+def _train_in_workers(jobs: _Jobs, setup: _Setup, count: int, cache: str) -> None:
     """Makes the runs in worker processes, each with one core."""
-    cores = _cores()
+    cores = machine.usable_cores()
     free = [cores[i % len(cores)] for i in range(min(count, len(jobs.waiting)))]
     workers: dict[Connection, _Worker] = {}
     try:
         while jobs.waiting or workers:
             while jobs.waiting and free:
-                worker = _Worker(free.pop(0), jobs.out, data_dir, cache)
+                worker = _Worker(free.pop(0), setup, cache)
                 workers[worker.connection] = worker
                 worker.give(jobs)
             heard = wait(list(workers))
@@ -189,12 +204,12 @@ def _train_in_workers(jobs: _Jobs, data_dir: Path | None, count: int, cache: str
 class _Worker:
     """One worker process, seen from the process that started it."""
 
-    def __init__(self, core: int, out: Path, data_dir: Path | None, cache: str):
+    def __init__(self, core: int, setup: _Setup, cache: str):
         # A fresh interpreter: the affinity must be set before JAX starts its threads.
         context = multiprocessing.get_context("spawn")
         self.core = core
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, core, out, data_dir, cache), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, core, setup, cache), daemon=True)
         self.process.start()
         self.pid = self.process.pid or 0
         theirs.close()  # so that the worker's death closes the connection
@@ -231,13 +246,13 @@ class _Worker:
         return False
 
 
-def _work(connection: Connection, core: int, out: Path, data_dir: Path | None, cache: str) -> None:
+def _work(connection: Connection, core: int, setup: _Setup, cache: str) -> None:
     """The worker process: trains what it is sent until there is no more, or its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _pin(core)
-    _use_compilation_cache(cache)
-    trainer = _Trainer(out, data_dir, devices=1)
+    threading.Thread(target=machine.exit_with_parent, daemon=True).start()
+    machine.pin(core)
+    machine.use_compilation_cache(cache)
+    trainer = _Trainer(setup)
     while True:
         try:
             run = connection.recv()
@@ -257,8 +272,8 @@ def _work(connection: Connection, core: int, out: Path, data_dir: Path | None, c
 class _Trainer:
     """Trains runs one by one and keeps the last data set, so that it is loaded once."""
 
-    def __init__(self, out: Path, data_dir: Path | None, devices: int):
-        self.out, self.data_dir, self.devices = out, data_dir, devices
+    def __init__(self, setup: _Setup):
+        self.setup = setup
         self.loaded: tuple[str, Dataset] | None = None
 
     def train(self, run: Run, on_epoch: Callable[[RunRecord], None]) -> RunRecord:
@@ -266,55 +281,16 @@ class _Trainer:
 
         if self.loaded is None or self.loaded[0] != run.dataset:
             self.loaded = None  # frees the old one before the new one comes
-            self.loaded = run.dataset, data.load(run.dataset, self.data_dir)
+            self.loaded = run.dataset, data.load(run.dataset, self.setup.data_dir)
         dataset = data.select(self.loaded[1], run)
-        return training.train(run, dataset, out=self.out, on_epoch=on_epoch, devices=self.devices)
-
-
-def _backend() -> str:
-    import jax
-
-    return jax.default_backend()
-
-
-def _cores() -> list[int]:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def _pin(core: int) -> None:
-    """Keeps this process, and with it XLA, to one core; must come before the first computation."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})
-    else:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-
-
-@contextlib.contextmanager
-def _compilation_cache() -> Iterator[str]:
-    """A folder in which runs that differ in the seed alone share their compiled epoch."""
-    if folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        yield folder
-    else:
-        with tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True) as folder:
-            yield folder
-
-
-def _use_compilation_cache(folder: str) -> None:
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+        return training.train(
+            run,
+            dataset,
+            out=self.setup.out,
+            on_epoch=on_epoch,
+            devices=self.setup.devices,
+            keep_checkpoint=self.setup.keep_checkpoints,
+        )
 
 
 def _describe(error: Exception) -> str:

@@ -72,7 +72,7 @@ def train(
       RecordError: a record or a checkpoint cannot be read or written.
     """
     record = records.read_record(out, run)
-    if record is not None and _has_ended(record, out, keep_checkpoint):
+    if record is not None and records.has_ended(out, record, keep_checkpoint):
         return record
     records.remove_leftovers(out, run)
 
@@ -371,12 +371,6 @@ def _check_batch_size(run: Run, dataset: Dataset, devices: int) -> None:
         raise ValueError(f"batch_size is {run.batch_size}, which {devices} devices cannot share equally")
     if len(dataset.test_images) == 0:
         raise ValueError(f"dataset {dataset.name} has no test images")
-
-
-def _has_ended(record: RunRecord, out: str | Path, keep_checkpoint: bool) -> bool:
-    if record.status == "finished":
-        return not keep_checkpoint or records.has_checkpoint(out, record.run)
-    return record.status == "diverged"
 
 
 def _start(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.config import Run
+from experiments.measure import Measurement
 from experiments.records import RunRecord
 
 PRESETS = ("smoke", "cpu", "full")
@@ -62,13 +63,18 @@ class Study:
       runs: from a preset's name and the records so far to all runs that can be named already. Later runs
         may depend on earlier ones' records, as tuned runs do on the tuning; asked again when the named
         ones have ended, it names more, until there are no more.
-      report: writes report.md and figures into a folder, from the records and the preset's name.
+      report: writes report.md and figures into a folder, from the records and the preset's name; what was
+        measured lies in the folder's `measurements`.
+      measurements: from a preset's name to what is measured beside the runs, after they have ended.
+      keep_checkpoints: whether the measurements need the trained models.
     """
 
     name: str
     title: str
     runs: Callable[[str, Sequence[RunRecord]], list[Run]]
     report: Callable[[str, Sequence[RunRecord], Path], None]
+    measurements: Callable[[str], Sequence[Measurement]] = lambda preset: ()
+    keep_checkpoints: bool = False
 
 
 def load_studies() -> Mapping[str, Study]:
