@@ -103,7 +103,7 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
             scale = LogNorm(deviation.min(), deviation.max())
             # One picture in the SVG: thousands of rectangles would make it large and show seams.
             image = heat.pcolormesh(epochs, rows, deviation.T, norm=scale, cmap="cividis", rasterized=True)
-            figure.colorbar(image, ax=heat, label="standard deviation", pad=0.01)
+            figure.colorbar(image, ax=heat, label="standard deviation", pad=0.02, aspect=30)
         heat.set(title="per layer (input above)", xlabel="epoch", ylim=(len(layers) - 0.5, -0.5))
         shown = rows[:: max(1, round(len(layers) / 20))]
         heat.set_yticks(shown, [short_name(layers[row]) for row in shown], fontsize=7)
@@ -123,9 +123,11 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
 
         for dynamics in seeds:
             curve = np.ma.masked_less_equal(np.ma.masked_invalid(dynamics.global_std), 0)
-            total.plot(epochs[: len(curve)], curve, color="#0072B2", linewidth=0.6, alpha=0.6)
+            total.plot(
+                epochs[: len(curve)], curve, color="#0072B2", linewidth=0.6, alpha=0.6, label="one seed"
+            )
         curve = geometric_mean([dynamics.global_std for dynamics in seeds])
-        total.plot(epochs, curve, color="#000000", linewidth=1.6)
+        total.plot(epochs, curve, color="#000000", linewidth=1.6, label="geometric mean")
         total.set(title="all layers together", xlabel="epoch", ylabel="standard deviation")
         if curve.count():
             total.set_yscale("log")
@@ -133,10 +135,17 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
         for axes in (factors, total):
             axes.grid(alpha=0.3)
 
-        handles, labels = factors.get_legend_handles_labels()
         legend = figure.add_subplot(grid[1, 1])
         legend.axis("off")
-        legend.legend(handles, labels, loc="upper left", frameon=False)
+        for axes, heading, place in (
+            (factors, "amplification", "upper left"),
+            (total, "all layers", "upper right"),
+        ):
+            entries = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+            box = legend.legend(
+                entries.values(), entries.keys(), title=heading, loc=place, frameon=False, fontsize=8
+            )
+            legend.add_artist(box)
         metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, metadata=metadata)
 

@@ -34,7 +34,6 @@ SIZES = {
         train_examples=100,
         test_examples=100,
     ),
-    # VGG-16 costs seven times as much per image as ResNet-20.
     "cpu": Size(
         models=("resnet20", "resnet56", "vgg16_bn"),
         methods=METHODS,
@@ -52,7 +51,10 @@ SIZES = {
         seeds=(0, 1, 2),
     ),
 }
-FEWER_EXAMPLES = {("cpu", "vgg16_bn"): 500}
+# On a CPU, VGG-16 costs about forty times as much per image as ResNet-20.
+SMALLER: dict[tuple[str, str], dict[str, Any]] = {
+    ("cpu", "vgg16_bn"): {"train_examples": 100, "test_examples": 100, "batch_size": 20}
+}
 FULL_EPOCHS = SIZES["full"].epochs
 
 SIGNIFICANCE = 0.05
@@ -63,13 +65,14 @@ NOTES = f"""\
 Trend: Kendall's tau between the epochs and the standard deviation (the Mann-Kendall test), two-sided,
 p < {SIGNIFICANCE}. Shares are means over seeds. Without a trend, {SIGNIFICANCE / 2:.1%} of the layers would be called
 rising and as many falling; and since epochs depend on the epochs before them, trends show more easily than the
-level says. Epochs with a vanished or non-finite gradient do not count, and fewer than five epochs can show no
-trend."""
+level says. A curve that falls and then rises shows none; the first epoch holds the warm-up. Epochs with a
+vanished or non-finite gradient do not count, and fewer than five epochs can show no trend."""
 
 AMPLIFICATION_NOTES = """\
 Factor 1/(sigma + eps) by which ZNorm multiplies a layer's gradient, or would under another method. Largest: of any
 step of any seed, and where. Typical: median over layers and epochs, and over seeds. Vanished: share of layers and
-epochs with a step whose gradient was constant, which ZNorm turns into 0; these count nowhere else."""
+epochs with a step whose gradient was constant, which ZNorm turns into 0; these count nowhere else. Last / first:
+amplification of the last epoch over that of the first, geometric mean over layers; mean [range] over seeds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Summary:
       change: global standard deviation of the last epoch over that of the first.
       peak: largest amplification of any step; `None` if no gradient was positive and finite.
       typical: median amplification over layers and epochs.
+      growth: amplification in the last epoch over that in the first, geometric mean over the layers.
       vanished: share of layers and epochs with a step whose gradient was zero or constant.
     """
 
@@ -117,6 +121,7 @@ class Summary:
     change: float
     peak: Peak | None
     typical: float
+    growth: float
     vanished: float
 
     def share(self, direction: int) -> float:
@@ -128,7 +133,7 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """Every model, method and seed; warm-up and steps shrink with the number of epochs."""
     del records
     size = SIZES[preset]
-    return [
+    runs = [
         Run(
             dataset="cifar100",
             model=model,
@@ -144,7 +149,7 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
             step_factor=0.75,
             weight_decay=5e-5,
             augment="crop_flip",
-            train_examples=FEWER_EXAMPLES.get((preset, model), size.train_examples),
+            train_examples=size.train_examples,
             test_examples=size.test_examples,
             dynamics=True,
         )
@@ -152,6 +157,7 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
         for model in size.models
         for method in size.methods
     ]
+    return [dataclasses.replace(run, **SMALLER.get((preset, run.model), {})) for run in runs]
 
 
 def find_trend(series: np.ndarray) -> Trend:
@@ -186,6 +192,7 @@ def summarize(recorded: GradientDynamics) -> Summary:
         change=float(total[-1] / total[0]) if total[0] > 0 else math.nan,
         peak=peak,
         typical=float(np.nanmedian(typical)) if np.isfinite(typical).any() else math.nan,
+        growth=_geometric_mean(typical[-1] / typical[0]),
         vanished=float(np.mean(recorded.smallest_std == 0)),
     )
 
@@ -239,9 +246,9 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         report.results_table(("model", "method"), rows),
     ]
     heading = SIZES[preset].heading("Gradient dynamics on CIFAR-100", preset, SIZES["full"])
-    fewer = [f"{model} {n:,}" for (p, model), n in FEWER_EXAMPLES.items() if p == preset]
-    if fewer:
-        heading += f"; train examples of {', '.join(fewer)}"
+    for (name, model), changes in SMALLER.items():
+        if name == preset:
+            heading += f"; {model}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in changes.items())
     report.write_report(folder, heading, list(cells.values()), sections)
 
 
@@ -298,8 +305,7 @@ def describe_observations(settings: Settings) -> str:
 
 def peak_factor(runs: Sequence[Summary]) -> float:
     """Largest amplification, geometric mean over the runs; NaN if there is none."""
-    factors = [run.peak.factor for run in runs if run.peak is not None]
-    return float(np.exp(np.mean(np.log(factors)))) if factors else math.nan
+    return _geometric_mean(np.array([run.peak.factor for run in runs if run.peak is not None]))
 
 
 def trend_table(settings: Settings) -> str:
@@ -350,11 +356,23 @@ def layer_table(settings: Settings) -> str:
 
 def amplification_table(settings: Settings) -> str:
     """Where ZNorm amplifies most, and by how much."""
-    table = [["model", "method", "layer", "epoch", "largest", "typical", "largest / typical", "vanished"]]
+    table = [
+        [
+            "model",
+            "method",
+            "layer",
+            "epoch",
+            "largest",
+            "typical",
+            "largest / typical",
+            "last / first",
+            "vanished",
+        ]
+    ]
     for (model, method), runs in settings.items():
         peaks = [run.peak for run in runs if run.peak is not None]
         if not peaks:
-            table.append([model, method, *["-"] * 6])
+            table.append([model, method, *["-"] * 7])
             continue
         peak = max(peaks, key=lambda peak: peak.factor)
         typical = float(np.median([run.typical for run in runs if math.isfinite(run.typical)]))
@@ -367,10 +385,17 @@ def amplification_table(settings: Settings) -> str:
                 f"{peak.factor:.3g}",
                 f"{typical:.3g}",
                 f"{peak.factor / typical:.2g}",
+                _mean_and_range([run.growth for run in runs if math.isfinite(run.growth)], ".2f"),
                 f"{np.mean([run.vanished for run in runs]):.1%}",
             ]
         )
     return report.markdown_table(table, left=3)
+
+
+def _geometric_mean(values: np.ndarray) -> float:
+    """Of those that are finite; NaN if none is."""
+    finite = values[np.isfinite(values)]
+    return float(np.exp(np.mean(np.log(finite)))) if finite.size else math.nan
 
 
 def _mean_and_range(values: Sequence[float], spec: str) -> str:
