@@ -137,15 +137,12 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
 
         legend = figure.add_subplot(grid[1, 1])
         legend.axis("off")
-        for axes, heading, place in (
-            (factors, "amplification", "upper left"),
-            (total, "all layers", "upper right"),
-        ):
-            entries = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-            box = legend.legend(
-                entries.values(), entries.keys(), title=heading, loc=place, frameon=False, fontsize=8
-            )
-            legend.add_artist(box)
+        options = {"loc": "upper left", "frameon": False, "fontsize": 8}
+        handles, labels = factors.get_legend_handles_labels()
+        legend.add_artist(legend.legend(handles, labels, title="amplification", **options))
+        entries = {label: handle for handle, label in zip(*total.get_legend_handles_labels(), strict=True)}
+        options["loc"] = "upper right"
+        legend.legend(list(entries.values()), list(entries), title="all layers", **options)
         metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, metadata=metadata)
 
