@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.methods import METHODS, OPTIMIZERS, SCHEDULES, choose
 
-AUGMENTATIONS = ("none", "crop_flip")
+AUGMENTATIONS = ("none", "flip", "crop_flip")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -35,7 +35,7 @@ class Run:
       step_factor: with schedule 'step', factor of each reduction.
       weight_decay: decoupled, times the learning rate.
       label_smoothing: share of the target spread evenly over the classes.
-      augment: 'none' or 'crop_flip' (pad 4, random crop, horizontal flip).
+      augment: 'none', 'flip' (horizontal) or 'crop_flip' (pad 4, random crop, horizontal flip).
       train_examples: class-balanced subset of the training images; None takes all.
       test_examples: class-balanced subset of the test images; None takes all.
       validation_examples: training images held out, by `validation_seed`, to evaluate on in place of the
@@ -109,13 +109,18 @@ class Run:
         dataset = self.dataset.partition(":")[0]
         parts = (
             dataset,
-            re.sub(r"[^\w=.]", "_", self.model),
+            file_name(self.model),
             self.method,
             self.optimizer,
             f"lr{self.learning_rate:g}",
             f"s{self.seed}",
         )
         return "-".join((*parts, digest[:8]))
+
+
+def file_name(model: str) -> str:
+    """The name of a model as part of a file's name, on any system."""
+    return re.sub(r"[^\w=.]", "_", model)
 
 
 def _convert(field: str, kind: Any, value: object) -> object:

@@ -252,7 +252,9 @@ def describe_protocol(run: Run) -> str:
     }[run.schedule]
     parts = [
         f"{run.dataset.partition(':')[0]}, {images} training images, {evaluated}",
-        "no augmentation" if run.augment == "none" else "random crops and flips",
+        {"none": "no augmentation", "flip": "random flips", "crop_flip": "random crops and flips"}[
+            run.augment
+        ],
         f"{run.epochs} epochs",
         f"batch {run.batch_size}",
         schedule,

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-AUGMENTATIONS = ("none", "crop_flip")
+AUGMENTATIONS = ("none", "flip", "crop_flip")
 PADDING = 4
 
 
@@ -29,8 +29,8 @@ def augment(images: jax.Array, key: jax.Array, kind: str) -> jax.Array:
     Args:
       images: uint8 [n, height, width, channels].
       key: decides everything; the same key gives the same images.
-      kind: 'none', or 'crop_flip' for a crop of the original size out of the image padded by four black
-        pixels on every side, then a horizontal flip of every second image on average.
+      kind: 'none'; 'flip' for a horizontal flip of every second image on average; or 'crop_flip' for a crop
+        of the original size out of the image padded by four black pixels on every side, and then the flip.
 
     Returns:
       Images of the same shape and dtype.
@@ -43,8 +43,9 @@ def augment(images: jax.Array, key: jax.Array, kind: str) -> jax.Array:
     if kind == "none":
         return images
     crop_key, flip_key = jax.random.split(key)
-    offsets = jax.random.randint(crop_key, (len(images), 2), 0, 2 * PADDING + 1)
-    return flip(crop(images, offsets), jax.random.bernoulli(flip_key, shape=(len(images),)))
+    if kind == "crop_flip":
+        images = crop(images, jax.random.randint(crop_key, (len(images), 2), 0, 2 * PADDING + 1))
+    return flip(images, jax.random.bernoulli(flip_key, shape=(len(images),)))
 
 
 def crop(images: jax.Array, offsets: jax.Array) -> jax.Array:

@@ -2,15 +2,14 @@
 
 import dataclasses
 import re
-from typing import cast
 
 from flax import nnx
 
 from experiments.models.normalizers import Normalization
 from experiments.models.plain import SHAPES, PlainNetwork
-from experiments.models.residual import RESIDUALS, NormalizedResNet, Residual
+from experiments.models.residual import RESIDUALS, NormalizedResNet
 
-SYNTAX = "NETWORKwWIDTH:NORMALIZER[:groups=N or :size=N][:RESIDUAL]"
+SYNTAX = "NETWORKwWIDTH:NORMALIZER[:groups=N or :size=N][:skip_init][:nonlinearity_on_residual]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,17 +20,17 @@ class NormalizedName:
       network: 'cnn10', 'cnn20' and 'uniform30' are the plain networks, 'resnetDEPTH' the residual ones.
       width: features of the first layer.
       normalization: of every layer.
-      residual: one of `RESIDUALS`, of residual networks.
+      residual: which of `RESIDUALS` a residual network has.
     """
 
     network: str
     width: int
     normalization: Normalization
-    residual: str = "standard"
+    residual: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, name: str) -> "NormalizedName":
-        """Reads a name, 'NETWORKwWIDTH:NORMALIZER[:groups=N or :size=N][:RESIDUAL]'.
+        """Reads a name of the form `SYNTAX`.
 
         Raises:
           ValueError: it is no such name; the message has the valid choices.
@@ -45,16 +44,16 @@ class NormalizedName:
             )
         normalizer, *options = parts
         groups: dict[str, int] = {}
-        residual = "standard"
+        residual = set()
         for option in options:
             if number := re.fullmatch(r"(groups|size)=(\d+)", option):
                 groups[{"groups": "groups", "size": "group_size"}[number[1]]] = int(number[2])
             elif option in RESIDUALS and found[1].startswith("resnet"):
-                residual = option
+                residual.add(option)
             else:
                 choices = ["groups=N", "size=N", *(RESIDUALS if found[1].startswith("resnet") else ())]
                 raise ValueError(f"unknown option {option!r} of {name!r}; choose from {', '.join(choices)}")
-        return cls(found[1], int(found[2]), Normalization(normalizer, **groups), residual)
+        return cls(found[1], int(found[2]), Normalization(normalizer, **groups), frozenset(residual))
 
 
 def create_normalized(name: str, *, image_size: int, **options) -> nnx.Module:
@@ -69,7 +68,6 @@ def create_normalized(name: str, *, image_size: int, **options) -> nnx.Module:
         shape = SHAPES[parsed.network]
         return PlainNetwork(shape, parsed.width, normalization=parsed.normalization, **options)
     depth = int(parsed.network.removeprefix("resnet"))
-    residual = cast(Residual, parsed.residual)
     return NormalizedResNet(
-        depth, parsed.width, residual=residual, normalization=parsed.normalization, **options
+        depth, parsed.width, residual=parsed.residual, normalization=parsed.normalization, **options
     )

@@ -4,30 +4,27 @@ Lubana, Dick and Tanaka, "Beyond BatchNorm", 2021, arXiv 2106.05956, Appendix A 
 et al. 2015, arXiv 1512.03385, twice as wide, and with a 3x3 convolution as shortcut where shapes change.
 """
 
-from typing import Literal, get_args
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from experiments.models.normalizers import ConvLayer, Normalization
 
-Residual = Literal["standard", "skip_init", "nonlinearity_on_residual"]
-RESIDUALS: tuple[str, ...] = get_args(Residual)
+RESIDUALS = ("skip_init", "nonlinearity_on_residual")
 
 
 class NormalizedBlock(nnx.Module):
-    """Two layers and a shortcut.
+    """Two layers and a shortcut: activate(branch + shortcut).
 
-    'standard': activate(branch + shortcut); 'skip_init': activate(gain * branch + shortcut) with a learned gain
-    that starts at 0; 'nonlinearity_on_residual': activate(branch) + shortcut.
+    With 'skip_init' a learned gain, which starts at 0, multiplies the branch; with 'nonlinearity_on_residual' the
+    branch is activated and nothing follows the addition: gain * activate(branch) + shortcut.
     """
 
-    def __init__(self, in_features: int, features: int, strides: int, *, residual: Residual, **options):
-        self.residual = residual
+    def __init__(self, in_features: int, features: int, strides: int, *, residual: frozenset[str], **options):
+        self.activate_branch = "nonlinearity_on_residual" in residual
         self.layer1 = ConvLayer(in_features, features, strides, **options)
         self.layer2 = ConvLayer(features, features, 1, **options)
-        self.gain = nnx.Param(jnp.zeros(())) if residual == "skip_init" else None
+        self.gain = nnx.Param(jnp.zeros(())) if "skip_init" in residual else None
         changes_shape = strides != 1 or in_features != features
         self.projection = ConvLayer(in_features, features, strides, **options) if changes_shape else None
 
@@ -36,14 +33,14 @@ class NormalizedBlock(nnx.Module):
         return x if self.projection is None else self.projection.normalized(x, train=train)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        branch = self.layer2.normalized(self.layer1(x, train=train), train=train)
-        shortcut = self.shortcut(x, train=train)
         activate = self.layer2.norm.activate
-        if self.residual == "nonlinearity_on_residual":
-            return activate(branch, train=train) + shortcut
+        branch = self.layer2.normalized(self.layer1(x, train=train), train=train)
+        if self.activate_branch:
+            branch = activate(branch, train=train)
         if self.gain is not None:
             branch = branch * self.gain[...]
-        return activate(branch + shortcut, train=train)
+        total = branch + self.shortcut(x, train=train)
+        return total if self.activate_branch else activate(total, train=train)
 
 
 class NormalizedResNet(nnx.Module):
@@ -60,7 +57,7 @@ class NormalizedResNet(nnx.Module):
         depth: int,
         width: int,
         *,
-        residual: Residual,
+        residual: frozenset[str],
         num_classes: int,
         channels: int,
         dtype: jax.typing.DTypeLike,
@@ -72,7 +69,7 @@ class NormalizedResNet(nnx.Module):
         Args:
           depth: 6n+2 layers, for n blocks in each stage.
           width: features of the first stage; the paper's network has 32.
-          residual: how branch and shortcut are added, see `NormalizedBlock`.
+          residual: which of `RESIDUALS` its blocks have, see `NormalizedBlock`.
           num_classes: number of logits.
           channels: of the images.
           dtype: of the convolutions; parameters, statistics and normalizers are float32.

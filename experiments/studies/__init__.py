@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.config import Run
 from experiments.measure import Measurement
@@ -39,18 +40,23 @@ class Size:
 
     def heading(self, title: str, preset: str, full: "Size") -> str:
         """First line of a report: says where this size falls short of the full one."""
-        changes = []
-        for field in dataclasses.fields(self):
-            mine, theirs = getattr(self, field.name), getattr(full, field.name)
-            if mine != theirs:
-                changes.append(f"{field.name.replace('_', ' ')} {_words(mine)} (full: {_words(theirs)})")
-        return f"{title}, preset {preset}" + (f", reduced: {'; '.join(changes)}" if changes else "")
+        return make_heading(title, preset, self, full)
+
+
+def make_heading(title: str, preset: str, size: Any, full: Any) -> str:
+    """First line of a report: says where a preset's size, a dataclass, differs from the full one."""
+    changes = []
+    for field in dataclasses.fields(size):
+        mine, theirs = getattr(size, field.name), getattr(full, field.name)
+        if mine != theirs:
+            changes.append(f"{field.name.replace('_', ' ')} {_words(mine)} (full: {_words(theirs)})")
+    return f"{title}, preset {preset}" + (f", reduced: {'; '.join(changes)}" if changes else "")
 
 
 def _words(value: object) -> str:
     if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return "all" if value is None else f"{value:,}"
+        return ", ".join(map(_words, value)) or "none"
+    return "all" if value is None else value if isinstance(value, str) else f"{value:,}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +86,7 @@ class Study:
 def load_studies() -> Mapping[str, Study]:
     """All studies, by name."""
     from experiments.studies import (
+        beyond_batchnorm,
         gan_cifar100,
         gradient_dynamics,
         large_batch,
@@ -87,5 +94,12 @@ def load_studies() -> Mapping[str, Study]:
         znorm_architectures,
     )
 
-    modules = (overlap_table1, gan_cifar100, znorm_architectures, large_batch, gradient_dynamics)
+    modules = (
+        overlap_table1,
+        gan_cifar100,
+        znorm_architectures,
+        large_batch,
+        gradient_dynamics,
+        beyond_batchnorm,
+    )
     return {module.STUDY.name: module.STUDY for module in modules}

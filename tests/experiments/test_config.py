@@ -79,7 +79,7 @@ def test_name_is_one_file_name_for_a_data_set_given_by_path():
         ("method", "zscore", "baseline, centralization, clipping, clipping_value, znorm, gan"),
         ("optimizer", "sgd", "sgdm, adam, adamw, rmsprop, lars, lamb"),
         ("schedule", "linear", "constant, cosine, step"),
-        ("augment", "flip", "none, crop_flip"),
+        ("augment", "mirror", "none, flip, crop_flip"),
         ("dtype", "float16", "float32, bfloat16"),
         ("dataset", "", "a name"),
         ("model", 20, "a name"),

@@ -299,6 +299,14 @@ def test_augment_gives_each_image_its_own_crop_and_flip():
     assert abs(counts[..., 1].sum() - 1000) < 4 * np.sqrt(500)
 
 
+def test_flip_alone_mirrors_every_second_image_and_crops_none():
+    images = np.random.default_rng(2).integers(1, 256, (2000, 9, 9, 1), np.uint8)
+    result = np.asarray(jax.jit(augment, static_argnums=2)(images, jax.random.key(0), "flip"))
+    kept, mirrored = ((result == x).all((1, 2, 3)).sum() for x in (images, images[:, :, ::-1]))
+    assert kept + mirrored == 2000
+    assert abs(mirrored - 1000) < 4 * np.sqrt(500)
+
+
 def test_augment_is_decided_by_its_key(images):
     one, same, other = (augment(images, jax.random.key(seed), "crop_flip") for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
@@ -307,5 +315,5 @@ def test_augment_is_decided_by_its_key(images):
 
 
 def test_an_unknown_augmentation_lists_the_choices(images):
-    with pytest.raises(ValueError, match="unknown augmentation 'cutout'; choose from none, crop_flip"):
+    with pytest.raises(ValueError, match="unknown augmentation 'cutout'; choose from none, flip, crop_flip"):
         augment(images, jax.random.key(0), "cutout")

@@ -297,10 +297,12 @@ def test_strides_halve_the_image():
     assert sizes == [32, 16, 16, 8, 8, 4, 4, 2, 2, 2]
 
 
-@pytest.mark.parametrize("residual", ["standard", "skip_init", "nonlinearity_on_residual"])
+@pytest.mark.parametrize(
+    "residual", ["", ":skip_init", ":nonlinearity_on_residual", ":skip_init:nonlinearity_on_residual"]
+)
 def test_residual_block_adds_where_it_says(residual):
     model = models.create(
-        f"resnet8w4:weight_norm:{residual}", num_classes=3, channels=2, image_size=8, rngs=nnx.Rngs(0)
+        f"resnet8w4:weight_norm{residual}", num_classes=3, channels=2, image_size=8, rngs=nnx.Rngs(0)
     )
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 4)), jnp.float32)
 
@@ -318,10 +320,11 @@ def test_residual_block_adds_where_it_says(residual):
 
         branch = np.asarray(conv(block.layer2, activate(conv(block.layer1, x, strides)), 1))
         shortcut = np.asarray(x if strides == 1 else conv(block.projection, x, strides))
-        if residual == "nonlinearity_on_residual":
-            expected = activate(branch) + shortcut
+        gain = 0.3 if "skip_init" in residual else 1
+        if "nonlinearity" in residual:
+            expected = gain * activate(branch) + shortcut
         else:
-            expected = activate((0.3 if residual == "skip_init" else 1) * branch + shortcut)
+            expected = activate(gain * branch + shortcut)
         np.testing.assert_allclose(block(x, train=True), expected, atol=1e-5)
 
 
@@ -338,7 +341,7 @@ def test_bfloat16_convolves_in_bfloat16_only():
 
 def test_names_say_everything():
     assert NormalizedName.parse("resnet56w32:group_norm:size=8:skip_init") == NormalizedName(
-        "resnet56", 32, Normalization("group_norm", group_size=8), "skip_init"
+        "resnet56", 32, Normalization("group_norm", group_size=8), frozenset({"skip_init"})
     )
     assert NormalizedName.parse("cnn20w64:evonorm_s0:groups=4").normalization.groups == 4
 

@@ -1,0 +1,366 @@
+"""Beyond BatchNorm: four claims about normalizers at initialisation, and what gradient normalization adds.
+
+Lubana, Dick and Tanaka, "Beyond BatchNorm: Towards a Unified Understanding of Normalization in Deep Learning", 2021,
+arXiv 2106.05956. CIFAR-100 without augmentation at initialisation; trainings with SGD, momentum 0.9 and flips, 60
+epochs of batch 256, learning rate 0.1 (0.01 for 20 plain layers), divided by 10 after 80 % of the epochs.
+
+`beyond_batchnorm_plan` says what is measured and trained, `beyond_batchnorm_measures` measures it,
+`beyond_batchnorm_claims` computes the numbers, `beyond_batchnorm_figures` draws them, and this module reports.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments import report
+from experiments.records import RunRecord, read_measurements
+from experiments.report import Cell, Row, format_number, markdown_table
+from experiments.studies import Study, make_heading
+from experiments.studies import beyond_batchnorm_claims as claims
+from experiments.studies import beyond_batchnorm_figures as figures
+from experiments.studies.beyond_batchnorm_claims import Results, describe_network, verdict
+from experiments.studies.beyond_batchnorm_plan import (
+    COMPARED,
+    METHODS,
+    PARAMETRIC,
+    RESIDUALS,
+    SIZES,
+    make_measurements,
+    make_runs,
+    model_name,
+    rescue_runs,
+)
+
+BLOCKS = {
+    "": "standard",
+    ":skip_init": "SkipInit",
+    ":nonlinearity_on_residual": "non-linearity on the residual branch",
+    ":skip_init:nonlinearity_on_residual": "both",
+}
+
+
+def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
+    """Writes report.md and a figure for each claim."""
+    size = SIZES[preset]
+    results = Results(size, read_measurements(folder / "measurements"), records)
+    cells = report.make_cells(make_runs(preset, records), records)
+    sections = [
+        _claim1(results, folder),
+        _claim2(results, folder),
+        _claim3(results, folder),
+        _claim4(results, folder),
+        _figures5_7_9(results, folder),
+        _beyond(results, records, folder),
+    ]
+    verdicts, texts = zip(*sections, strict=True)
+    first = make_heading("Beyond BatchNorm: four claims about normalizers", preset, size, SIZES["full"])
+    summary = [line for lines in verdicts for line in lines]
+    report.write_report(
+        folder,
+        first,
+        list(cells.values()),
+        ["## Verdicts\n\n" + "\n".join(f"- {line}" for line in summary), _protocol(results, preset), *texts],
+    )
+
+
+def _protocol(results: Results, preset: str) -> str:
+    wanted = make_measurements(preset)
+    made = [results.measurements[m.name] for m in wanted if m.name in results.measurements]
+    hours = sum(record.seconds for record in made) / 3600
+    missing = len(wanted) - len(made)
+    size = results.size
+    return (
+        f"{len(made)} measurements, {hours:.2f} hours added up"
+        + (f"; **{missing} are missing**" if missing else "")
+        + f". At initialisation every number is a mean over {len(size.seeds)} seeds, each with its own weights and "
+        f"{size.batches * size.batch_size:,} training images of CIFAR-100 without augmentation in batches of "
+        f"{size.batch_size} (in batches of 16: {16 * size.small_batches:,}), normalised with mean and deviation 0.5, "
+        "in training mode. Logarithms are averaged as such. Trainings normalise by the data set's own mean and "
+        "deviation; weight decay 0.001 does not pass through the momentum (in the paper 0.0001, which does)."
+    )
+
+
+Section = tuple[list[str], str]
+
+
+def _claim1(results: Results, folder: Path) -> Section:
+    growth = claims.activation_growth(results)
+    table = [
+        ["normalizer", "slope per block", "R^2 linear", "R^2 exponential", "growth per block", "linear?"]
+    ]
+    for name, g in growth.items():
+        numbers = [f"{g.slope:.3f}", f"{g.linear:.3f}", f"{g.exponential:.3f}", f"{g.factor:.3f}"]
+        table.append([name, *numbers, "yes" if g.is_linear else "no"])
+    linear = [name for name, g in growth.items() if g.is_linear]
+    others = [name for name in growth if name not in linear]
+    holds = (not others) if growth else None
+    line = f"Claim 1, variance grows linearly under activation normalizers: {verdict(holds)}"
+    if growth:
+        line += f"; the linear fit is the better one for {len(linear)} of {len(growth)}"
+        line += f" (not for {', '.join(others)})" if others else ""
+        highest = max(growth, key=lambda name: growth[name].factor)
+        line += f"; no normalizer grows by more than {growth[highest].factor:.2f} per block ({highest})."
+    shown = {name: results.initialization(model_name(results.size.residual, name)) for name in growth}
+    figure = figures.draw_activation_growth(folder, {k: v for k, v in shown.items() if v}) if growth else ""
+    text = f"""\
+## Claim 1: activation normalizers ({describe_network(results.size.residual)})
+
+Fits to the blocks of each stage, both by least squares on the variance itself; means over stages and seeds.
+
+{markdown_table(table)}
+
+{figure}"""
+    return [line], text
+
+
+def _claim2(results: Results, folder: Path) -> Section:
+    growth = claims.parametric_growth(results)
+    table = [["normalizer", "block", "growth per block", "lowest, highest seed", "claimed", "verdict"]]
+    for (normalizer, residual), factor in growth.items():
+        claimed = {True: "explodes", False: "does not", None: "-"}[factor.explodes]
+        numbers = [f"{factor.mean:.3f}", f"{factor.lowest:.3f}, {factor.highest:.3f}"]
+        judged = "" if factor.explodes is None else verdict(factor.holds)
+        table.append([normalizer, BLOCKS[residual], *numbers, claimed, judged])
+    judged = [factor.holds for factor in growth.values() if factor.holds is not None]
+    line = (
+        f"Claim 2, growth under parametric normalizers: {verdict(all(judged) if len(judged) == 6 else None)}"
+    )
+    if judged:
+        standard = [f"{growth[n, ''].mean:.2f} ({n})" for n in PARAMETRIC if (n, "") in growth]
+        line += f" in {sum(judged)} of {len(judged)} cells; "
+        line += f"standard blocks grow by {', '.join(standard)}, 2 predicted."
+    shown = {
+        (n, r): i
+        for n in PARAMETRIC
+        for r in RESIDUALS
+        if (i := results.initialization(model_name(results.size.residual, n, r))) is not None
+    }
+    figure = figures.draw_parametric_growth(folder, shown) if shown else ""
+    text = f"""\
+## Claim 2: parametric normalizers ({describe_network(results.size.residual)})
+
+Exponential fits to the blocks of each stage, mean over stages and seeds. A block that grows by more than
+{claims.EXPLODES} explodes, one below {claims.STABLE} does not. The claim's proof also gives 2 for the non-linearity
+on the residual branch, whose branch keeps the variance as well; the authors' code can have SkipInit there: "both".
+
+{markdown_table(table, left=2)}
+
+{figure}"""
+    return [line], text
+
+
+def _claim3(results: Results, folder: Path) -> Section:
+    size = results.size
+    fit = claims.rank_fit(results)
+    line = (
+        f"Claim 3, stable rank is linear in sqrt(width / group size): {verdict(fit.holds if fit else None)}"
+    )
+    if fit is not None:
+        line += f"; R^2 = {fit.r_squared:.3f}, slope {fit.slope:.2f}."
+    similarities = {
+        describe_network(size.deep): claims.similarities(results, size.deep, size.group_sizes),
+        describe_network(size.residual): claims.similarities(
+            results, size.residual, size.residual_group_sizes
+        ),
+    }
+    sizes = list(size.group_sizes)
+    table = [["group size", *map(str, sizes)]]
+    if fit is not None:
+        mean, std = fit.ranks.mean(axis=0), fit.ranks.std(axis=0, ddof=1)
+        table.append(["stable rank", *(f"{m:.2f} ± {s:.2f}" for m, s in zip(mean, std, strict=True))])
+    lines = [line]
+    for network, by_size in similarities.items():
+        if by_size:
+            last = {g: float(row[-1]) for g, row in by_size.items()}
+            table.append([f"similarity, {network}", *(format_number(last.get(g), ".3f") for g in sizes)])
+            order = claims.rank_correlation(list(last), list(last.values()))
+            lines.append(
+                f"Claim 3, similarity rises with group size in {network}: {verdict(order > 0.8)}; "
+                f"rank correlation {order:.2f}."
+            )
+    figure = figures.draw_rank_and_similarity(folder, fit, similarities)
+    text = f"""\
+## Claim 3: group size
+
+Stable rank before the linear layer of 30 layers of width 64 with Gaussian images of {size.gaussian_size} x
+{size.gaussian_size} pixels, mean ± deviation over seeds; cosine similarity before the linear layer on CIFAR-100.
+
+{markdown_table(table)}
+
+{figure}"""
+    return lines, text
+
+
+def _claim4(results: Results, folder: Path) -> Section:
+    size = results.size
+    networks = (*size.plain, size.residual)
+    found = {}
+    for network in networks:
+        for batch_size, small in ((size.batch_size, False), (16, True)):
+            explosion = claims.explosion(results, network, small=small)
+            if explosion.norms:
+                found[describe_network(network), batch_size] = explosion
+    pairs = list(itertools.pairwise(COMPARED))
+    table = [["network", "batch", *COMPARED, *(f"{a} >= {b}" for a, b in pairs), "order"]]
+    for (network, batch_size), explosion in found.items():
+        if explosion.holds is not None:
+            norms = [f"{math.exp(explosion.early[name].mean()):.3g}" for name in COMPARED]
+            seeds = [explosion.seeds_in_order(a, b) for a, b in pairs]
+            table.append([network, str(batch_size), *norms, *seeds, verdict(explosion.holds)])
+    judged = [explosion.holds for explosion in found.values() if explosion.holds is not None]
+    line = (
+        "Claim 4, early gradients in the order InstanceNorm, BatchNorm, GroupNorm, LayerNorm: "
+        f"{verdict(all(judged) if judged else None)}"
+    )
+    if judged:
+        line += f"; the order is met in {sum(judged)} of {len(judged)} networks and batch sizes."
+    means = [["network", *(f"{a} >= {b}" for a, b in claims.INEQUALITIES)]]
+    for network in networks:
+        inequalities = claims.inequalities(results, network)
+        if inequalities:
+            means.append(
+                [
+                    describe_network(network),
+                    *(f"{share:.0%}, ratio {ratio:.2f}" for share, ratio in inequalities.values()),
+                ]
+            )
+    figure = figures.draw_explosion(folder, found) if found else ""
+    text = f"""\
+## Claim 4: gradient explosion
+
+Norm of the loss's gradient by the convolutions' outputs: geometric mean over the first quarter of the convolutions
+and over seeds, and in how many seeds each inequality holds.
+
+{markdown_table(table, left=2)}
+
+The arithmetic-harmonic inequality on the pre-activations measured with BatchNorm: mean of 1 / variance over images
+and channels ("instance"), groups, or channels of the batch; "harmonic" is 1 over the mean of the images' variances,
+which the proof takes for 1 over the batch's variance. Share of layers and seeds that meet it, and geometric mean of
+the ratio.
+
+{markdown_table(means)}
+
+{figure}"""
+    return [line], text
+
+
+def _figures5_7_9(results: Results, folder: Path) -> Section:
+    lines, parts = [], ["## Figures 5, 7 and 9"]
+    speeds = {n: s for n in results.size.trained if len((s := claims.speed(results, n)).normalizers) > 0}
+    for network, speed in speeds.items():
+        r, p = speed.correlation(without=("instance_norm",))
+        with_all, _ = speed.correlation()
+        holds = None if math.isnan(r) else r < 0 and p < 0.05
+        lines.append(
+            f"Figure 5, similarity at initialisation predicts speed in {describe_network(network)}: "
+            f"{verdict(holds)}; correlation {r:.2f} (p = {p:.3f}) without InstanceNorm as in the paper, "
+            f"{with_all:.2f} with it."
+        )
+    if speeds:
+        parts.append(figures.draw_speed(folder, {describe_network(n): s for n, s in speeds.items()}))
+    steps = claims.first_steps(results)
+    if steps is not None:
+        means = steps.correlations.mean(axis=0)
+        within = int(np.sum(means >= 0.6))
+        lines.append(
+            f"Figure 7, gradient norm follows the inverse product of the deviations ahead in the first "
+            f"{steps.norms.shape[1]} steps of {describe_network(results.size.followed)}: "
+            f"{verdict(within == len(means))}; correlation {means.min():.2f} to {means.max():.2f} by layer, at "
+            f"least 0.6 in {within} of {len(means)} layers (paper: 0.6 to 0.9)."
+        )
+        parts.append(figures.draw_first_steps(folder, steps))
+    tradeoff = claims.tradeoff(results)
+    if tradeoff is not None:
+        similarity, rate = tradeoff.similarity.mean(axis=1), tradeoff.rate.mean(axis=1)
+        lines.append(
+            f"Figure 9, a larger group size trades speed for stability in {describe_network(results.size.deep)}: "
+            f"{verdict(tradeoff.holds)}; from group size {tradeoff.group_sizes[0]} to {tradeoff.group_sizes[-1]} the "
+            f"similarity goes from {similarity[0]:.2f} to {similarity[-1]:.2f}, and the gradient's growth per layer "
+            f"from {rate[0]:.2f} to {rate[-1]:.2f}."
+        )
+        parts.append(figures.draw_tradeoff(folder, tradeoff))
+    return lines, "\n\n".join(parts)
+
+
+def _beyond(results: Results, records: Sequence[RunRecord], folder: Path) -> Section:
+    size = results.size
+    cells = report.make_cells(rescue_runs(size), records)
+    lines = []
+    inputs = {}
+    spreads = [["network", "normalizer", *METHODS]]
+    for network, failing in size.rescued:
+        for normalizer in (failing, "batch_norm"):
+            sizes = claims.optimizer_input(results, network, normalizer)
+            if sizes:
+                inputs[f"{describe_network(network)}\n{normalizer}"] = sizes
+                spreads.append(
+                    [
+                        describe_network(network),
+                        normalizer,
+                        *(f"{claims.spread(rows):.2f}" for rows in sizes.values()),
+                    ]
+                )
+        lines.append(_rescue_line(network, failing, cells))
+    if len(spreads) > 1:
+        ranges = {m: [float(row[2 + i]) for row in spreads[1:]] for i, m in enumerate(METHODS)}
+        lines.append(
+            "Beyond the paper, gradients the optimizer sees, deviation of log10 over layers: "
+            + ", ".join(f"{m} {min(v):.2f} to {max(v):.2f}" for m, v in ranges.items())
+            + ": ZNorm makes every layer's the same, GAN rescales all layers alike."
+        )
+    baselines = {c.run.model: c for c in cells.values() if c.run.method == "baseline"}
+    rows = [
+        Row(
+            (c.run.model, c.run.method),
+            c,
+            None if c.run.method == "baseline" else baselines.get(c.run.model),
+        )
+        for c in cells.values()
+    ]
+    panels: dict[str, list[Cell]] = {}
+    for cell in cells.values():
+        panels.setdefault(cell.run.model.replace(":", "\n"), []).append(cell)
+    protocols = "\n".join(
+        f"- {protocol}."
+        for protocol in dict.fromkeys(report.describe_protocol(c.run) for c in cells.values())
+    )
+    text = f"""\
+## Beyond the paper: ZNorm and GAN behind the normalizers that fail
+
+{protocols}
+
+{report.results_table(("model", "method"), rows)}
+
+{report.add_figure(folder, "beyond_curves", "Trainings behind each method", panels)}
+
+Deviation over layers of log10 of the root mean square of each kernel's gradient at initialisation:
+
+{markdown_table(spreads, left=2)}
+
+{figures.draw_optimizer_input(folder, inputs) if inputs else ""}"""
+    return lines, text
+
+
+def _rescue_line(network: str, failing: str, cells) -> str:
+    by_method = {c.run.method: c for c in cells.values() if c.run.model == model_name(network, failing)}
+    parts = []
+    for method, cell in by_method.items():
+        diverged = f", {cell.diverged} diverged" if cell.diverged else ""
+        parts.append(f"{method} {report.format_accuracy(cell)}{diverged}")
+    [reference] = [c for c in cells.values() if c.run.model == model_name(network, "batch_norm")]
+    return (
+        f"Beyond the paper, test accuracy of {failing} in {describe_network(network)}: {'; '.join(parts)}; "
+        f"batch_norm without any {report.format_accuracy(reference)}."
+    )
+
+
+STUDY = Study(
+    name="beyond_batchnorm",
+    title="Four claims about normalizers at initialisation (Lubana et al. 2021, arXiv 2106.05956)",
+    runs=make_runs,
+    report=make_report,
+    measurements=make_measurements,
+)

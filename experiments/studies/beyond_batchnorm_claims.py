@@ -1,0 +1,479 @@
+"""The numbers of `beyond_batchnorm`, from what was measured, and whether they bear out each claim."""
+
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import optimize, stats
+
+from experiments.records import MeasurementRecord, RunRecord
+from experiments.studies.beyond_batchnorm_plan import (
+    COMPARED,
+    DATASET,
+    GAUSSIAN,
+    METHODS,
+    PARAMETRIC,
+    RESIDUALS,
+    Size,
+    grouped_name,
+    initialization_name,
+    make_run,
+    model_name,
+    optimizer_input_name,
+    uniform_name,
+)
+
+EXPLODES, STABLE = (
+    1.5,
+    1.2,
+)  # Growth per block that counts as the one, and below which it counts as the other.
+GOOD_FIT = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Initialization:
+    """A network at initialisation.
+
+    Attributes:
+      units: names of layers or blocks.
+      convolutions: names of convolutions.
+      statistics: by name, [seeds, units or convolutions].
+    """
+
+    units: Sequence[str]
+    convolutions: Sequence[str]
+    statistics: Mapping[str, np.ndarray]
+
+    def stages(self) -> list[np.ndarray]:
+        """Logarithm of the variance in the blocks of each stage of a residual network, [seeds, blocks]."""
+        stage = np.array(
+            [int(unit.split("/")[1]) if unit.startswith("stages/") else -1 for unit in self.units]
+        )
+        return [self.statistics["log_variance"][:, stage == s] for s in range(stage.max() + 1)]
+
+    @property
+    def similarity(self) -> np.ndarray:
+        """Cosine similarity of the activations before the linear layer, by seed."""
+        return self.statistics["cosine_similarity"][:, -1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Everything that was measured and trained.
+
+    Attributes:
+      size: of the preset.
+      measurements: by name.
+      records: of the trainings.
+    """
+
+    size: Size
+    measurements: Mapping[str, MeasurementRecord]
+    records: Sequence[RunRecord]
+
+    def initialization(
+        self, model: str, *, small: bool = False, dataset: str = DATASET
+    ) -> Initialization | None:
+        """What was measured of a model at initialisation, if it was."""
+        name = initialization_name(model, 16 if small else self.size.batch_size, dataset)
+        if name not in self.measurements:
+            return None
+        values = dict(self.measurements[name].values)
+        units, convolutions = values.pop("units"), values.pop("convolutions")
+        return Initialization(units, convolutions, {key: to_array(rows) for key, rows in values.items()})
+
+    def values(self, name: str) -> Mapping[str, Any] | None:
+        """What another measurement gave, if it was made."""
+        return self.measurements[name].values if name in self.measurements else None
+
+
+def to_array(rows: Any) -> np.ndarray:
+    """Numbers as they are in a file, where those that are not finite are strings."""
+    return np.asarray(rows, dtype=object).astype(float)
+
+
+def verdict(holds: bool | None) -> str:
+    """In words; `None` where too little was measured."""
+    return {True: "**holds**", False: "**does not hold**", None: "not measured"}[holds]
+
+
+# Claim 1: activation normalizers let the variance grow linearly.
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """How the variance grows along the blocks of a stage, averaged over stages and seeds.
+
+    Attributes:
+      slope: of the linear fit, per block.
+      linear: R^2 of the linear fit.
+      exponential: R^2 of the exponential fit, on the same scale.
+      factor: by which an exponential fit grows per block.
+    """
+
+    slope: float
+    linear: float
+    exponential: float
+    factor: float
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the linear fit is the better one."""
+        return self.linear >= self.exponential
+
+
+def r_squared(values: np.ndarray, fitted: np.ndarray) -> float:
+    """Share of the variance that a fit explains."""
+    total = np.sum((values - values.mean()) ** 2)
+    return float(1 - np.sum((values - fitted) ** 2) / total) if total > 0 else float("nan")
+
+
+def fit_growth(variances: np.ndarray) -> Growth:
+    """Least-squares fits a + b i and a exp(b i) to the variances of blocks i = 0, 1, ..."""
+    blocks = np.arange(len(variances))
+    slope, intercept = np.polyfit(blocks, variances, 1)
+    rate, log_start = np.polyfit(blocks, np.log(variances), 1)
+
+    def exponential(i, log_start, rate):
+        return np.exp(log_start + rate * i)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optimize.OptimizeWarning)  # a perfect fit has no covariance
+        parameters, _ = optimize.curve_fit(exponential, blocks, variances, p0=(log_start, rate), maxfev=5000)
+    return Growth(
+        slope=float(slope),
+        linear=r_squared(variances, slope * blocks + intercept),
+        exponential=r_squared(variances, exponential(blocks, *parameters)),
+        factor=float(np.exp(parameters[1])),
+    )
+
+
+def activation_growth(results: Results) -> dict[str, Growth]:
+    """Claim 1: growth under every activation normalizer, in the residual network."""
+    found = {}
+    for normalizer in results.size.activation_normalizers:
+        initialization = results.initialization(model_name(results.size.residual, normalizer))
+        if initialization is not None:
+            fits = [fit_growth(np.exp(row)) for stage in initialization.stages() for row in stage]
+            means = np.mean([dataclasses.astuple(fit) for fit in fits], axis=0)
+            found[normalizer] = Growth(*map(float, means))
+    return found
+
+
+# Claim 2: parametric normalizers let it grow exponentially, unless the block is another.
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """Growth per block of the variance under a parametric normalizer.
+
+    Attributes:
+      mean: geometric mean over stages and seeds.
+      lowest: of the seeds.
+      highest: of the seeds.
+      explodes: whether the claim says that it does; `None` where it says nothing.
+    """
+
+    mean: float
+    lowest: float
+    highest: float
+    explodes: bool | None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether it does what the claim says."""
+        if self.explodes is None:
+            return None
+        return self.mean > EXPLODES if self.explodes else self.mean < STABLE
+
+
+# (normalizer, block): Figure 3, for the six cells that the paper names.
+PREDICTED_EXPLOSION = {
+    ("weight_norm", ""): True,
+    ("scaled_ws", ""): True,
+    ("weight_norm", ":skip_init"): True,
+    ("scaled_ws", ":skip_init"): False,
+    ("weight_norm", ":nonlinearity_on_residual"): False,
+    ("scaled_ws", ":nonlinearity_on_residual"): False,
+}
+
+
+def parametric_growth(results: Results) -> dict[tuple[str, str], Factor]:
+    """Claim 2: growth under both parametric normalizers with every kind of block."""
+    found = {}
+    for normalizer, residual in itertools.product(PARAMETRIC, RESIDUALS):
+        initialization = results.initialization(model_name(results.size.residual, normalizer, residual))
+        if initialization is not None:
+            rates = [
+                np.polyfit(np.arange(stage.shape[1]), stage.T, 1)[0] for stage in initialization.stages()
+            ]
+            by_seed = np.exp(np.mean(rates, axis=0))
+            mean = float(np.exp(np.mean(rates)))
+            predicted = PREDICTED_EXPLOSION.get((normalizer, residual))
+            found[normalizer, residual] = Factor(mean, float(by_seed.min()), float(by_seed.max()), predicted)
+    return found
+
+
+# Claim 3: stable rank is linear in sqrt(width / group size).
+
+
+@dataclasses.dataclass(frozen=True)
+class RankFit:
+    """Stable rank before the linear layer of the uniform network, against sqrt(width / group size).
+
+    Attributes:
+      roots: sqrt(width / group size).
+      ranks: [seeds, group sizes].
+      slope: of the fit to the means.
+      intercept: of the fit.
+      r_squared: of the fit.
+    """
+
+    roots: np.ndarray
+    ranks: np.ndarray
+    slope: float
+    intercept: float
+    r_squared: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the fit is good and rises."""
+        return self.r_squared >= GOOD_FIT and self.slope > 0
+
+
+def rank_fit(results: Results) -> RankFit | None:
+    """Claim 3: fits the means over seeds by a line."""
+    sizes, ranks = [], []
+    for group_size in results.size.group_sizes:
+        initialization = results.initialization(uniform_name(group_size), dataset=GAUSSIAN)
+        if initialization is not None:
+            sizes.append(group_size)
+            ranks.append(initialization.statistics["stable_rank"][:, -1])
+    if len(sizes) < 3:
+        return None
+    roots = np.sqrt(64 / np.array(sizes))
+    means = np.mean(ranks, axis=1)
+    slope, intercept = np.polyfit(roots, means, 1)
+    fit = r_squared(means, slope * roots + intercept)
+    return RankFit(roots, np.array(ranks).T, float(slope), float(intercept), fit)
+
+
+def similarities(results: Results, network: str, sizes: Sequence[int]) -> dict[int, np.ndarray]:
+    """Cosine similarity in every unit, mean over seeds, by group size."""
+    found = {}
+    for group_size in sizes:
+        initialization = results.initialization(grouped_name(network, group_size))
+        if initialization is not None:
+            found[group_size] = initialization.statistics["cosine_similarity"].mean(axis=0)
+    return found
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's; NaN with fewer than three values."""
+    if len(x) < 3:
+        return float("nan")
+    found: Any = stats.spearmanr(x, y)
+    return float(found.statistic)
+
+
+# Claim 4: gradients explode in this order: InstanceNorm, BatchNorm, GroupNorm, LayerNorm.
+
+
+@dataclasses.dataclass(frozen=True)
+class Explosion:
+    """Gradient norms of one network and batch size, for each of `COMPARED`.
+
+    Attributes:
+      norms: by normalizer, logarithms [seeds, convolutions].
+      early: by normalizer, mean logarithm over the first quarter of the convolutions, [seeds].
+    """
+
+    norms: Mapping[str, np.ndarray]
+    early: Mapping[str, np.ndarray]
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the means over seeds come in the order claimed."""
+        if set(self.early) != set(COMPARED):
+            return None
+        means = [self.early[normalizer].mean() for normalizer in COMPARED]
+        return all(first >= second for first, second in itertools.pairwise(means))
+
+    def seeds_in_order(self, first: str, second: str) -> str:
+        """In how many seeds the first one's gradients are the larger ones."""
+        larger = self.early[first] >= self.early[second]
+        return f"{larger.sum()} of {larger.size}"
+
+
+def explosion(results: Results, network: str, *, small: bool) -> Explosion:
+    """Claim 4: gradient norms in one network."""
+    norms = {}
+    for normalizer in COMPARED:
+        initialization = results.initialization(model_name(network, normalizer), small=small)
+        if initialization is not None:
+            norms[normalizer] = initialization.statistics["log_gradient_norm"]
+    early = {name: rows[:, : max(rows.shape[1] // 4, 1)].mean(axis=1) for name, rows in norms.items()}
+    return Explosion(norms, early)
+
+
+INEQUALITIES = (("instance", "harmonic"), ("instance", "batch"), ("batch", "group"), ("instance", "group"))
+
+
+def inequalities(results: Results, network: str) -> dict[tuple[str, str], tuple[float, float]]:
+    """Mean 1/variance under the first normalizer against the second, for the same pre-activations.
+
+    Returns:
+      For each of `INEQUALITIES` the share of layers and seeds in which the first is at least the second, and
+      the geometric mean of their ratio; of the network with BatchNorm.
+    """
+    initialization = results.initialization(model_name(network, "batch_norm"))
+    if initialization is None:
+        return {}
+    found = {}
+    for first, second in INEQUALITIES:
+        logs = [initialization.statistics[f"log_amplification_{name}"] for name in (first, second)]
+        difference = logs[0] - logs[1]
+        found[first, second] = float(np.mean(difference >= -1e-4)), float(np.exp(difference.mean()))
+    return found
+
+
+# Figures 5, 7 and 9.
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Similarity at initialisation and speed of training, for each normalizer in one network.
+
+    Attributes:
+      normalizers: names.
+      similarity: at initialisation, mean over seeds.
+      accuracy: training accuracy, mean over epochs and seeds.
+    """
+
+    normalizers: Sequence[str]
+    similarity: np.ndarray
+    accuracy: np.ndarray
+
+    def correlation(self, without: Sequence[str] = ()) -> tuple[float, float]:
+        """Pearson's correlation and its p-value; NaN with fewer than three normalizers."""
+        kept = [i for i, name in enumerate(self.normalizers) if name not in without]
+        if len(kept) < 3:
+            return float("nan"), float("nan")
+        found: Any = stats.pearsonr(self.similarity[kept], self.accuracy[kept])
+        return float(found.statistic), float(found.pvalue)
+
+
+def mean_training_accuracy(record: RunRecord) -> float:
+    """Over epochs; of a run that diverged, over those it had, the missing ones counting as 0."""
+    return sum(epoch.train_accuracy for epoch in record.epochs) / record.run.epochs
+
+
+def speed(results: Results, network: str) -> Speed:
+    """Figure 5: one point per normalizer."""
+    by_name = {record.run.name: record for record in results.records if record.epochs}
+    rows = []
+    for normalizer in results.size.normalizers:
+        initialization = results.initialization(model_name(network, normalizer))
+        runs = [
+            make_run(results.size, network, normalizer, "baseline", s) for s in results.size.training_seeds
+        ]
+        accuracies = [mean_training_accuracy(by_name[run.name]) for run in runs if run.name in by_name]
+        if initialization is not None and accuracies:
+            rows.append((normalizer, initialization.similarity.mean(), np.mean(accuracies)))
+    names, similarity, accuracy = zip(*rows, strict=True) if rows else ((), (), ())
+    return Speed(names, np.array(similarity), np.array(accuracy))
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstSteps:
+    """Gradient norms and what the deviations of the later layers predict, in the first steps of training.
+
+    Attributes:
+      norms: [seeds, steps, layers].
+      products: inverse product of the deviations of the layers ahead, the same shape.
+      correlations: over the steps, [seeds, layers].
+    """
+
+    norms: np.ndarray
+    products: np.ndarray
+    correlations: np.ndarray
+
+
+def first_steps(results: Results) -> FirstSteps | None:
+    """Figure 7: for every layer but the last, which has none ahead."""
+    values = results.values("first-steps")
+    if values is None:
+        return None
+    norms = np.exp(to_array(values["unit_log_gradient_norm"]))[..., :-1]
+    log_std = to_array(values["log_std"])
+    ahead = np.cumsum(log_std[..., ::-1], axis=-1)[..., ::-1][..., 1:]  # of layers L+1, L+2, ...
+    products = np.exp(-ahead)
+    seeds, _, layers = norms.shape
+    correlations = [
+        [np.corrcoef(norms[seed, :, layer], products[seed, :, layer])[0, 1] for layer in range(layers)]
+        for seed in range(seeds)
+    ]
+    return FirstSteps(norms, products, np.array(correlations))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tradeoff:
+    """Speed and stability of GroupNorm against its group size, in the deep plain network.
+
+    Attributes:
+      group_sizes: channels in a group.
+      similarity: at initialisation, [group sizes, seeds]: the lower, the faster.
+      rate: factor by which the gradient norm grows from a layer to the one before, [group sizes, seeds].
+    """
+
+    group_sizes: Sequence[int]
+    similarity: np.ndarray
+    rate: np.ndarray
+
+    @property
+    def holds(self) -> bool:
+        """Whether one rises and the other falls with the group size."""
+        up = rank_correlation(self.group_sizes, self.similarity.mean(axis=1))
+        down = rank_correlation(self.group_sizes, self.rate.mean(axis=1))
+        return up > 0.8 and down < -0.8
+
+
+def tradeoff(results: Results) -> Tradeoff | None:
+    """Figure 9: an exponential is fitted to the gradient norms of the layers."""
+    sizes, similarity, rates = [], [], []
+    for group_size in results.size.group_sizes:
+        initialization = results.initialization(grouped_name(results.size.deep, group_size))
+        if initialization is not None:
+            norms = initialization.statistics["log_gradient_norm"]
+            slopes = np.polyfit(np.arange(norms.shape[1]), norms.T, 1)[0]
+            sizes.append(group_size)
+            similarity.append(initialization.similarity)
+            rates.append(np.exp(-slopes))
+    return Tradeoff(sizes, np.array(similarity), np.array(rates)) if len(sizes) > 2 else None
+
+
+# Beyond the paper.
+
+
+def optimizer_input(results: Results, network: str, normalizer: str) -> dict[str, np.ndarray]:
+    """By method, log10 of the root mean square of every kernel's gradient, [seeds, kernels]."""
+    values = results.values(optimizer_input_name(network, normalizer))
+    if values is None:
+        return {}
+    return {method: to_array(values[method]) / np.log(10) for method in METHODS}
+
+
+def spread(sizes: np.ndarray) -> float:
+    """Orders of magnitude between the layers: standard deviation of log10 over layers, mean over seeds."""
+    return float(np.std(sizes, axis=1).mean())
+
+
+def describe_network(network: str) -> str:
+    """A network in words."""
+    width = network.split("w")[1]
+    base = network.split("w")[0]
+    kind = {"cnn10": "10 plain layers", "cnn20": "20 plain layers", "uniform30": "30 plain layers"}
+    return f"{kind.get(base, base.replace('resnet', 'ResNet-'))}, width {width}"
