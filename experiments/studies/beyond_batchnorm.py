@@ -303,7 +303,7 @@ def _beyond(results: Results, records: Sequence[RunRecord], folder: Path) -> Sec
                         *(f"{claims.spread(rows):.2f}" for rows in sizes.values()),
                     ]
                 )
-        lines.append(_rescue_line(network, failing, cells))
+        lines.append(_rescue_line(results, network, failing))
     if len(spreads) > 1:
         ranges = {m: [float(row[2 + i]) for row in spreads[1:]] for i, m in enumerate(METHODS)}
         lines.append(
@@ -344,16 +344,26 @@ Deviation over layers of log10 of the root mean square of each kernel's gradient
     return lines, text
 
 
-def _rescue_line(network: str, failing: str, cells) -> str:
-    by_method = {c.run.method: c for c in cells.values() if c.run.model == model_name(network, failing)}
-    parts = []
-    for method, cell in by_method.items():
-        diverged = f", {cell.diverged} diverged" if cell.diverged else ""
-        parts.append(f"{method} {report.format_accuracy(cell)}{diverged}")
-    [reference] = [c for c in cells.values() if c.run.model == model_name(network, "batch_norm")]
+def _rescue_line(results: Results, network: str, failing: str) -> str:
+    found = claims.rescue(results, network, failing)
+    start = f"Beyond the paper, {failing} in {describe_network(network)}"
+    if found is None:
+        return f"{start}: not measured."
+    if not found.is_told:
+        answer = "cannot be told to train or not, since BatchNorm has hardly learnt either"
+    elif found.trains("baseline"):
+        answer = "does not fail in these trainings"
+    else:
+        rescuers = [method for method in METHODS if found.trains(method)]
+        answer = f"is rescued by {' and '.join(rescuers)}" if rescuers else "is rescued by neither"
+    reached = [
+        f"{method} {accuracy:.1%}"
+        + (f" ({found.diverged[method]} diverged)" if found.diverged[method] else "")
+        for method, accuracy in found.accuracies.items()
+    ]
     return (
-        f"Beyond the paper, test accuracy of {failing} in {describe_network(network)}: {'; '.join(parts)}; "
-        f"batch_norm without any {report.format_accuracy(reference)}."
+        f"{start} **{answer}**: last training accuracy {', '.join(reached)}; batch_norm {found.reference:.1%}; "
+        "half-way from guessing to that counts as trained."
     )
 
 

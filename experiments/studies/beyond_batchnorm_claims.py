@@ -471,6 +471,56 @@ def spread(sizes: np.ndarray) -> float:
     return float(np.std(sizes, axis=1).mean())
 
 
+@dataclasses.dataclass(frozen=True)
+class Rescue:
+    """How far a normalizer that fails gets behind each method.
+
+    Attributes:
+      accuracies: by method, training accuracy of the last epoch, mean over seeds.
+      reference: that of BatchNorm, without any method.
+      chance: that of guessing.
+      diverged: by method, how many seeds' loss stopped being finite.
+    """
+
+    accuracies: Mapping[str, float]
+    reference: float
+    chance: float
+    diverged: Mapping[str, int]
+
+    @property
+    def is_told(self) -> bool:
+        """Whether BatchNorm itself has learnt enough to compare with."""
+        return self.reference > 2 * self.chance
+
+    def trains(self, method: str) -> bool:
+        """Whether it gets half-way from guessing to BatchNorm."""
+        return self.accuracies[method] >= (self.chance + self.reference) / 2
+
+
+def rescue(results: Results, network: str, failing: str) -> Rescue | None:
+    """Beyond the paper: trainings of one normalizer; `None` if some method or BatchNorm has not been trained."""
+    by_name = {record.run.name: record for record in results.records if record.epochs}
+
+    def trained(normalizer: str, method: str) -> list[RunRecord]:
+        runs = [make_run(results.size, network, normalizer, method, s) for s in results.size.training_seeds]
+        return [by_name[run.name] for run in runs if run.name in by_name]
+
+    found = {method: trained(failing, method) for method in METHODS}
+    reference = trained("batch_norm", "baseline")
+    if not reference or not all(found.values()):
+        return None
+    return Rescue(
+        {method: _last_training_accuracy(records) for method, records in found.items()},
+        _last_training_accuracy(reference),
+        1 / reference[0].data["num_classes"],
+        {method: sum(r.status == "diverged" for r in records) for method, records in found.items()},
+    )
+
+
+def _last_training_accuracy(records: Sequence[RunRecord]) -> float:
+    return float(np.mean([record.epochs[-1].train_accuracy for record in records]))
+
+
 def describe_network(network: str) -> str:
     """A network in words."""
     width = network.split("w")[1]

@@ -10,7 +10,7 @@ import pytest
 from experiments import records
 from experiments.measure import Context
 from experiments.models.normalized import NormalizedName
-from experiments.records import MeasurementRecord
+from experiments.records import EpochMetrics, MeasurementRecord, RunRecord
 from experiments.studies import beyond_batchnorm, beyond_batchnorm_claims
 from experiments.studies.beyond_batchnorm_claims import Explosion, Results, Speed, fit_growth
 from experiments.studies.beyond_batchnorm_measures import (
@@ -20,8 +20,10 @@ from experiments.studies.beyond_batchnorm_measures import (
 )
 from experiments.studies.beyond_batchnorm_plan import (
     COMPARED,
+    METHODS,
     SIZES,
     make_measurements,
+    make_run,
     make_runs,
     model_name,
 )
@@ -131,6 +133,33 @@ def test_correlation_leaves_out_what_it_is_told_to():
     np.testing.assert_allclose([r, p], [-1, 0], atol=1e-6)
     assert abs(speed.correlation()[0]) < 0.5
     assert math.isnan(speed.correlation(without=("a", "b"))[0])
+
+
+@pytest.mark.parametrize(
+    ("last", "told", "trains"),
+    [
+        ((0.01, 0.10, 0.05), True, [False, True, False]),
+        ((0.011, 0.014, 0.01), True, [False] * 3),
+        (None, False, None),
+    ],
+)
+def test_rescue_is_half_way_to_batch_norm(last, told, trains):
+    """Training accuracies of the last epoch behind baseline, znorm and gan, where BatchNorm reaches 11 %."""
+    size = SIZES["smoke"]
+
+    def record(normalizer, method, accuracy):
+        run = make_run(size, "cnn10w8", normalizer, method, 0)
+        epochs = [EpochMetrics(i + 1, 1.0, a, 1.0, 0.5, 0, 1.0) for i, a in enumerate((0.9, accuracy))]
+        return RunRecord(run, "finished", data={"num_classes": 100}, epochs=tuple(epochs))
+
+    trained = [record("batch_norm", "baseline", 0.11 if told else 0.015)]
+    trained += [record("instance_norm", m, a) for m, a in zip(METHODS, last or (0.01,) * 3, strict=True)]
+    found = beyond_batchnorm_claims.rescue(Results(size, {}, trained), "cnn10w8", "instance_norm")
+    assert found.is_told == told
+    if told:
+        assert [found.trains(method) for method in METHODS] == trains
+    missing = Results(size, {}, trained[:-1])
+    assert beyond_batchnorm_claims.rescue(missing, "cnn10w8", "instance_norm") is None
 
 
 def write(folder, name, values):
