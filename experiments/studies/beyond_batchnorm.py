@@ -88,27 +88,25 @@ Section = tuple[list[str], str]
 
 def _claim1(results: Results, folder: Path) -> Section:
     growth = claims.activation_growth(results)
-    table = [
-        ["normalizer", "slope per block", "R^2 linear", "R^2 exponential", "growth per block", "linear?"]
-    ]
+    table = [["normalizer", "slope per block", "R^2 linear", "R^2 exponential", "growth per block", "growth"]]
     for name, g in growth.items():
         numbers = [f"{g.slope:.3f}", f"{g.linear:.3f}", f"{g.exponential:.3f}", f"{g.factor:.3f}"]
-        table.append([name, *numbers, "yes" if g.is_linear else "no"])
-    linear = [name for name, g in growth.items() if g.is_linear]
-    others = [name for name in growth if name not in linear]
-    holds = (not others) if growth else None
-    line = f"Claim 1, variance grows linearly under activation normalizers: {verdict(holds)}"
+        table.append([name, *numbers, g.kind])
+    kinds = {
+        k: [name for name, g in growth.items() if g.kind == k] for k in ("linear", "none", "exponential")
+    }
+    holds = not kinds["exponential"] if growth else None
+    line = f"Claim 1, no exponential growth of the variance under activation normalizers: {verdict(holds)}"
     if growth:
-        line += f"; the linear fit is the better one for {len(linear)} of {len(growth)}"
-        line += f" (not for {', '.join(others)})" if others else ""
-        highest = max(growth, key=lambda name: growth[name].factor)
-        line += f"; no normalizer grows by more than {growth[highest].factor:.2f} per block ({highest})."
+        line += "".join(f"; {k}: {', '.join(names)}" for k, names in kinds.items() if names)
+        line += f"; at most {max(g.factor for g in growth.values()):.2f} per block."
     shown = {name: results.initialization(model_name(results.size.residual, name)) for name in growth}
     figure = figures.draw_activation_growth(folder, {k: v for k, v in shown.items() if v}) if growth else ""
     text = f"""\
 ## Claim 1: activation normalizers ({describe_network(results.size.residual)})
 
-Fits to the blocks of each stage, both by least squares on the variance itself; means over stages and seeds.
+Fits to the blocks of each stage, both by least squares on the variance itself; means over stages and seeds. A
+variance that grows by less than {claims.NO_GROWTH} per block does not grow; otherwise the better fit decides.
 
 {markdown_table(table)}
 

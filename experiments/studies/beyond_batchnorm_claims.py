@@ -26,10 +26,9 @@ from experiments.studies.beyond_batchnorm_plan import (
     uniform_name,
 )
 
-EXPLODES, STABLE = (
-    1.5,
-    1.2,
-)  # Growth per block that counts as the one, and below which it counts as the other.
+EXPLODES = 1.5  # Growth per block above which the variance counts as exploding.
+STABLE = 1.2  # Growth per block below which it counts as stable.
+NO_GROWTH = 1.05  # Growth per block below which there is none to fit.
 GOOD_FIT = 0.95
 
 
@@ -120,9 +119,11 @@ class Growth:
     factor: float
 
     @property
-    def is_linear(self) -> bool:
-        """Whether the linear fit is the better one."""
-        return self.linear >= self.exponential
+    def kind(self) -> str:
+        """'none', 'linear' or 'exponential', by the better fit."""
+        if self.factor < NO_GROWTH:
+            return "none"
+        return "linear" if self.linear >= self.exponential else "exponential"
 
 
 def r_squared(values: np.ndarray, fitted: np.ndarray) -> float:

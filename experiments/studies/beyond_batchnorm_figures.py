@@ -113,7 +113,9 @@ def draw_rank_and_similarity(
     with mpl.rc_context(STYLE):
         figure, axes = _panels(1 + len(shown), width=3.6)
         axis = axes[0, 0]
-        if fit is not None:
+        if fit is None:
+            axis.set_visible(False)
+        else:
             axis.errorbar(fit.roots, fit.ranks.mean(axis=0), fit.ranks.std(axis=0), fmt="o", color="#0072B2")
             line = fit.slope * fit.roots + fit.intercept
             axis.plot(

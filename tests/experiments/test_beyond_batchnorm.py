@@ -107,11 +107,12 @@ def test_growth_is_told_apart():
     blocks = np.arange(9)
     line = fit_growth(0.5 + 0.7 * blocks)
     np.testing.assert_allclose([line.slope, line.linear], [0.7, 1], rtol=1e-6)
-    assert line.is_linear
+    assert line.kind == "linear"
     assert line.exponential < 0.98
     explosion = fit_growth(3.0 * 2.0**blocks)
     np.testing.assert_allclose([explosion.factor, explosion.exponential], [2, 1], rtol=1e-5)
-    assert not explosion.is_linear
+    assert explosion.kind == "exponential"
+    assert fit_growth(1 + 0.01 * blocks).kind == "none"
 
 
 def test_order_of_gradients():
@@ -227,7 +228,7 @@ def test_a_report_of_planted_numbers_says_what_was_planted(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "reduced" in text.splitlines()[0]
     for line in (
-        "grows linearly under activation normalizers: **holds**; the linear fit is the better one for 2 of 2",
+        "under activation normalizers: **holds**; linear: batch_norm, layer_norm; at most",
         # As planted, scaled_ws explodes with SkipInit, which the claim says it does not.
         "growth under parametric normalizers: **does not hold** in 5 of 6 cells",
         "standard blocks grow by 2.00 (weight_norm), 2.00 (scaled_ws)",
