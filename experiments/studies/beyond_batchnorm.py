@@ -4,6 +4,7 @@ Lubana, Dick and Tanaka, "Beyond BatchNorm: Towards a Unified Understanding of N
 arXiv 2106.05956. CIFAR-100 without augmentation at initialisation; trainings with SGD, momentum 0.9 and flips, 60
 epochs of batch 256, learning rate 0.1 (0.01 for 20 plain layers), divided by 10 after 80 % of the epochs.
 
+Preset cpu takes about a quarter of an hour on four cores, and up to 3.3 GB of memory for each.
 `beyond_batchnorm_plan` says what is measured and trained, `beyond_batchnorm_measures` measures it,
 `beyond_batchnorm_claims` computes the numbers, `beyond_batchnorm_figures` draws them, and this module reports.
 """
