@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import records, report
+from experiments import figures, records, report
 from experiments.config import Run
 from experiments.records import GradientDynamics, RunRecord
 
@@ -69,8 +69,7 @@ def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunReco
 
 def add_figure(folder: Path, name: str, title: str, seeds: Sequence[GradientDynamics]) -> str:
     """Draws one setting as NAME.png and NAME.svg; returns the Markdown that shows them."""
-    for ending in ("png", "svg"):
-        draw(folder / f"{name}.{ending}", title, seeds)
+    draw(folder / name, title, seeds)
     return f"![{title}: standard deviation of the gradients per layer and epoch]({name}.svg)"
 
 
@@ -78,7 +77,7 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
     """Draws a heat map layers x epochs, the global curve below it and the amplification beside it.
 
     Args:
-      path: of the figure; its ending says the format, 'png' or 'svg'.
+      path: of the figure without suffix; writes .png and .svg.
       title: above the figure.
       seeds: statistics of runs that differ in the seed alone.
     """
@@ -91,7 +90,7 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
     deviation = geometric_mean([dynamics.std for dynamics in seeds])
     epochs = np.arange(1, len(deviation) + 1)
     rows = np.arange(len(layers))
-    with mpl.rc_context({"svg.hashsalt": "experiments", "font.size": 9}):
+    with mpl.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = Figure(figsize=(9, max(5.0, 2.6 + 0.095 * len(layers))), dpi=120, layout="constrained")
         figure.suptitle(title)
         grid = figure.add_gridspec(2, 2, width_ratios=(1.5, 1), height_ratios=(max(3, len(layers) / 12), 1.3))
@@ -143,8 +142,7 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
         entries = {label: handle for handle, label in zip(*total.get_legend_handles_labels(), strict=True)}
         options["loc"] = "upper right"
         legend.legend(list(entries.values()), list(entries), title="all layers", **options)
-        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        figure.savefig(path, metadata=metadata)
+        figures.save(figure, path)
 
 
 def draw_global(
@@ -153,7 +151,7 @@ def draw_global(
     """Draws the global standard deviation over epochs: one column per panel, one line per method.
 
     Args:
-      path: of the figure; its ending says the format, 'png' or 'svg'.
+      path: of the figure without suffix; writes .png and .svg.
       title: above the figure.
       panels: statistics of the seeds by method, by title of the panel.
     """
@@ -161,7 +159,7 @@ def draw_global(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with mpl.rc_context({"svg.hashsalt": "experiments", "font.size": 9}):
+    with mpl.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = Figure(figsize=(max(3.4 * len(panels), 5), 3.4), dpi=120, layout="constrained")
         figure.suptitle(title)
         columns = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -182,8 +180,7 @@ def draw_global(
             if axes.lines:
                 axes.legend(frameon=False)
         figure.axes[0].set_ylabel("global standard deviation")
-        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        figure.savefig(path, metadata=metadata)
+        figures.save(figure, path)
 
 
 def geometric_mean(series: Sequence[np.ndarray]) -> np.ma.MaskedArray:

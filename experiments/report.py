@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments import figures
 from experiments.config import Run
 from experiments.records import RunRecord
 
@@ -329,9 +330,7 @@ def write_report(folder: Path, heading: str, cells: Sequence[Cell], sections: Se
 
 def add_figure(folder: Path, name: str, title: str, panels: Mapping[str, Sequence[Cell]]) -> str:
     """Draws learning curves as NAME.png and NAME.svg; returns the Markdown that shows them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        draw_learning_curves(folder / f"{name}.{ending}", title, panels)
+    draw_learning_curves(folder / name, title, panels)
     return (
         f"![{title}: test accuracy and training loss over epochs]({name}.svg)\n\n"
         "Line: mean over seeds; band: lowest to highest seed; cross: a run diverged."
@@ -345,17 +344,14 @@ def draw_learning_curves(path: Path, title: str, panels: Mapping[str, Sequence[C
     epoch in which a run diverged.
 
     Args:
-      path: of the figure; its ending says the format, 'png' or 'svg'.
+      path: of the figure without suffix; writes .png and .svg.
       title: above the figure.
       panels: the cells of each column, by the column's title.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    # A fixed salt and no date: the same records give the same file.
-    with mpl.rc_context(
-        {"svg.hashsalt": "experiments", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
-    ):
+    with mpl.rc_context(figures.STYLE):
         figure = Figure(figsize=(max(3.6 * len(panels), 5.4), 5.4), dpi=150, layout="constrained")
         axes = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
         lines = {}
@@ -380,8 +376,7 @@ def draw_learning_curves(path: Path, title: str, panels: Mapping[str, Sequence[C
                 loc="outside lower center",
                 ncols=min(len(methods), 6),
             )
-        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        figure.savefig(path, metadata=metadata)
+        figures.save(figure, path)
 
 
 def _draw_cell(axes, cell: Cell, metric: str):

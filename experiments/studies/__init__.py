@@ -89,6 +89,7 @@ def load_studies() -> Mapping[str, Study]:
         beyond_batchnorm,
         gan_cifar100,
         gradient_dynamics,
+        gradient_overlap,
         large_batch,
         overlap_table1,
         znorm_architectures,
@@ -100,6 +101,7 @@ def load_studies() -> Mapping[str, Study]:
         znorm_architectures,
         large_batch,
         gradient_dynamics,
+        gradient_overlap,
         beyond_batchnorm,
     )
     return {module.STUDY.name: module.STUDY for module in modules}

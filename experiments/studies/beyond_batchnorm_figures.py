@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import figures
 from experiments.report import METHOD_STYLES
 from experiments.studies.beyond_batchnorm_claims import (
     Explosion,
@@ -27,7 +28,6 @@ COLORS = {
     "weight_norm": "#E69F00",
     "scaled_ws": "#56B4E9",
 }
-STYLE: dict[Any, Any] = {"svg.hashsalt": "experiments", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
 
 
 def _panels(columns: int, rows: int = 1, *, width: float = 3.2, height: float = 2.8, **options):
@@ -37,10 +37,7 @@ def _panels(columns: int, rows: int = 1, *, width: float = 3.2, height: float = 
 
 
 def _save(figure: Figure, folder: Path, name: str, caption: str) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    # No date: the same numbers give the same file.
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    figures.save(figure, folder / name)
     return f"![{caption}]({name}.svg)"
 
 
@@ -53,7 +50,7 @@ def _line(axes: Any, rows: np.ndarray, label: str, color: Any, **options) -> Non
 
 def draw_activation_growth(folder: Path, found: Mapping[str, Initialization]) -> str:
     """Claim 1, laid out as Figure 2: variance along the blocks, and a line through each stage."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(figures.STYLE):
         columns = min(len(found), 4)
         figure, axes = _panels(columns, -(-len(found) // columns), sharex=True, height=2.3)
         for axis, (normalizer, initialization) in zip(axes.flat, found.items(), strict=False):
@@ -91,7 +88,7 @@ def draw_parametric_growth(folder: Path, found: Mapping[tuple[str, str], Initial
         ":nonlinearity_on_residual": "non-linearity on\nthe residual branch",
         ":skip_init:nonlinearity_on_residual": "non-linearity on the\nresidual branch, SkipInit",
     }
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(figures.STYLE):
         figure, axes = _panels(len(titles), sharey=True, width=2.6)
         for axis, (residual, title) in zip(axes[0], titles.items(), strict=True):
             axis.set_title(title)
@@ -110,7 +107,7 @@ def draw_rank_and_similarity(
 ) -> str:
     """Claim 3, laid out as Figure 6: stable rank against sqrt(width / group size); similarity by layer."""
     shown = {network: by_size for network, by_size in similarities.items() if by_size}
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(figures.STYLE):
         figure, axes = _panels(1 + len(shown), width=3.6)
         axis = axes[0, 0]
         if fit is None:
@@ -142,7 +139,7 @@ def draw_explosion(folder: Path, found: Mapping[tuple[str, int], Explosion]) -> 
     """Claim 4, laid out as Figures 8, 16 and 17: gradient norm by layer, a row for each batch size."""
     networks = list(dict.fromkeys(network for network, _ in found))
     batch_sizes = list(dict.fromkeys(batch_size for _, batch_size in found))
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(figures.STYLE):
         figure, axes = _panels(len(networks), len(batch_sizes), sharex="col", height=2.5)
         for (network, batch_size), explosion in found.items():
             axis = axes[batch_sizes.index(batch_size), networks.index(network)]
@@ -159,7 +156,7 @@ def draw_explosion(folder: Path, found: Mapping[tuple[str, int], Explosion]) -> 
 
 def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
     """Figure 5: mean training accuracy against cosine similarity at initialisation."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(figures.STYLE):
         figure, axes = _panels(len(found), width=4.4, height=3.4)
         for axis, (network, speed) in zip(axes[0], found.items(), strict=True):
             for name, x, y in zip(speed.normalizers, speed.similarity, speed.accuracy, strict=True):
@@ -177,7 +174,7 @@ def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
 
 def draw_first_steps(folder: Path, found: FirstSteps) -> str:
     """Figure 7: gradient norm against the inverse product of the deviations ahead, and the correlations."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(figures.STYLE):
         figure, axes = _panels(2, width=3.8, height=3)
         left, right = axes[0]
         layers = found.norms.shape[2]
@@ -213,7 +210,7 @@ def draw_first_steps(folder: Path, found: FirstSteps) -> str:
 
 def draw_tradeoff(folder: Path, found: Tradeoff) -> str:
     """Figure 9: similarity and growth of the gradient against group size."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(figures.STYLE):
         figure, axes = _panels(2, sharex=True)
         rows = (
             (axes[0, 0], found.similarity, "cosine similarity", "lower: faster", "#0072B2"),
@@ -229,7 +226,7 @@ def draw_tradeoff(folder: Path, found: Tradeoff) -> str:
 def draw_optimizer_input(folder: Path, found: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     """Beyond the paper: size of each layer's gradient behind each method."""
     shown: Sequence[tuple[str, Mapping[str, np.ndarray]]] = [(k, v) for k, v in found.items() if v]
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(figures.STYLE):
         figure, axes = _panels(max(len(shown), 1), width=3.6)
         for axis, (title, sizes) in zip(axes[0], shown, strict=False):
             for method, rows in sizes.items():

@@ -209,11 +209,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
 
     models = dict.fromkeys(model for model, _ in recorded)
     panels = {name: {method: recorded[name, method] for method in METHODS} for name in models}
-    for ending in ("png", "svg"):
-        folder.mkdir(parents=True, exist_ok=True)
-        dynamics.draw_global(
-            folder / f"global_std.{ending}", "Standard deviation of all layers together", panels
-        )
+    dynamics.draw_global(folder / "global_std", "Standard deviation of all layers together", panels)
     baselines = {cell.run.model: cell for cell in cells.values() if cell.run.method == "baseline"}
     rows = [
         report.Row(

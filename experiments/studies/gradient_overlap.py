@@ -1,292 +1,325 @@
-"""Gradient overlap in ResNets and their plain twins, and the paper's Figures 1 and 2.
+"""Gradient overlap in ResNets and their plain twins: the bounds, how tight they are, and whether gradients add up.
 
 Yun, "Mitigating Gradient Overlap in Deep Residual Networks with Gradient Normalization for Improved
-Non-Convex Optimization", 2024, arXiv 2410.21564, section 3.
+Non-Convex Optimization", 2024, arXiv 2410.21564, section 3. CIFAR-10 batches, at initialisation and after training
+with Adam (learning rate 0.001, at which plain networks train too) with and without ZNorm in front.
 
-`measure` walks backwards through a network and records for every block the operator norm of its branch, how
-the gradients of branch and shortcut add up, and for the network how tight the paper's bounds are.
-`gradient_fields` and the two figures stand on a surface of our choice, since the paper names none.
-
-BatchNorm normalises by the batch's statistics, as in a training step: its Jacobian ties the images of a batch
-together, and operator norms are those of the whole batch.
+`gradient_overlap_measures` measures a network, `gradient_overlap_figures` draws, this module plans and reports.
 """
 
 import dataclasses
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 
-import optax_gradnorm
-from experiments.models.resnet import Block, ResNet
-from optax_gradnorm import overlap
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockOverlap:
-    """What one block does to the gradient of one batch.
-
-    Attributes:
-      alpha: operator norm of the branch's Jacobian.
-      alpha_error: relative error of its estimate, see `overlap.OperatorNorm`.
-      shortcut_alpha: operator norm of the shortcut's Jacobian: 1 for the identity, 0 in a plain network.
-      gain: norm of the gradient at the block's input over that at its output.
-      cosine: of the angle between the gradients through shortcut and branch; NaN in a plain network.
-      amplification: norm of their sum over that of the shortcut's; NaN in a plain network.
-    """
-
-    alpha: float
-    alpha_error: float
-    shortcut_alpha: float
-    gain: float
-    cosine: float
-    amplification: float
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkOverlap:
-    """The gradient of one batch at the input of the first block, and its bounds; natural logarithms.
-
-    Attributes:
-      blocks: from the images to the logits.
-      log_input_gradient: norm of the gradient at the input of the first block (the paper's x_0).
-      log_output_gradient: norm of the gradient at the output of the last block (y_N).
-      log_residual_bound: of Lemma 2.1, with each shortcut's operator norm in place of 1. In a plain network
-        shortcuts count 0, which makes it the plain bound.
-      log_plain_bound: of Lemma 2.2: bounds a plain network only.
-    """
-
-    blocks: tuple[BlockOverlap, ...]
-    log_input_gradient: float
-    log_output_gradient: float
-    log_residual_bound: float
-    log_plain_bound: float
-
-    @property
-    def slack(self) -> float:
-        """Logarithm of the bound over the measured norm, per block; 0 where the bound is met."""
-        return (self.log_residual_bound - self.log_input_gradient) / len(self.blocks)
-
-
-def measure(model: ResNet, images: jax.Array, labels: jax.Array, *, iterations: int = 50) -> NetworkOverlap:
-    """Measures gradient overlap in every block, for the mean cross-entropy of one batch.
-
-    Args:
-      model: a residual network or its plain twin; not changed.
-      images: normalised images [n, height, width, channels].
-      labels: their classes, integers [n].
-      iterations: of the power iteration for each operator norm.
-
-    Returns:
-      The measurements.
-
-    Raises:
-      Nothing.
-    """
-    blocks = [nnx.split(block) for block in model.blocks]
-    x = _stem(*nnx.split(model), images)
-    inputs = []
-    for graphdef, state in blocks:
-        inputs.append(x)
-        x = _output(graphdef, state, x)
-    gradient = _output_gradient(*nnx.split(model.to_logits), x, labels)
-    log_output_gradient = _log_norm(gradient)
-
-    measured = []
-    for index, ((graphdef, state), x) in reversed(list(enumerate(zip(blocks, inputs, strict=True)))):
-        key = jax.random.fold_in(jax.random.key(0), index)
-        gradient, block = _measure_block(graphdef, state, x, gradient, key, iterations)
-        measured.append(BlockOverlap(**jax.tree.map(float, jax.device_get(block))))
-    measured.reverse()
-
-    bounds = overlap.gradient_bounds(
-        jnp.asarray([block.alpha for block in measured]),
-        1.0,
-        shortcut_alphas=jnp.asarray([block.shortcut_alpha for block in measured]),
-    )
-    return NetworkOverlap(
-        blocks=tuple(measured),
-        log_input_gradient=_log_norm(gradient),
-        log_output_gradient=log_output_gradient,
-        log_residual_bound=float(bounds.log_residual) + log_output_gradient,
-        log_plain_bound=float(bounds.log_plain) + log_output_gradient,
-    )
-
-
-# Blocks of one shape have equal graph definitions, so that each of these compiles once per shape.
-
-
-@partial(jax.jit, static_argnums=0)
-def _stem(graphdef, state, images):
-    return nnx.merge(graphdef, state).stem(images, train=True)
-
-
-@partial(jax.jit, static_argnums=0)
-def _output(graphdef, state, x):
-    return nnx.merge(graphdef, state)(x, train=True)
-
-
-@partial(jax.jit, static_argnums=0)
-def _output_gradient(graphdef, state, x, labels):
-    def loss(x):
-        logits = nnx.merge(graphdef, state)(jnp.mean(x, axis=(1, 2)))
-        return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean()
-
-    return jax.grad(loss)(x)
-
-
-@partial(jax.jit, static_argnums=(0, 5))
-def _measure_block(graphdef, state, x, gradient, key, iterations):
-    """The gradient at the block's input, given that at its output, and a `BlockOverlap` as dictionary."""
-
-    def merged() -> Block:
-        # A copy wherever it is differentiated: BatchNorm updates its statistics there.
-        return nnx.merge(graphdef, state, copy=True)
-
-    def branch(x):
-        return merged().branch(x, train=True)
-
-    def shortcut(x):
-        return merged().shortcut(x, train=True)
-
-    plain = merged().plain
-    before_relu = branch(x) if plain else branch(x) + shortcut(x)
-    (cotangent,) = jax.vjp(nnx.relu, before_relu)[1](gradient)
-    if plain:
-        alpha = overlap.operator_norm(branch, x, iterations=iterations, key=key)
-        (total,) = jax.vjp(branch, x)[1](cotangent)
-        shortcut_alpha, cosine, amplification = 0.0, jnp.nan, jnp.nan
-    else:
-        is_identity = merged().projection is None and before_relu.shape == x.shape
-        measured = overlap.residual_overlap(
-            branch,
-            x,
-            cotangent,
-            shortcut=None if is_identity else shortcut,
-            iterations=iterations,
-            key=key,
-        )
-        alpha, total, shortcut_alpha = measured.alpha, measured.total, measured.shortcut_alpha.norm
-        cosine, amplification = measured.cosine, measured.amplification
-    return total, {
-        "alpha": alpha.norm,
-        "alpha_error": alpha.error,
-        "shortcut_alpha": shortcut_alpha,
-        "gain": jnp.exp(_log_norm_of(total) - _log_norm_of(gradient)),
-        "cosine": cosine,
-        "amplification": amplification,
-    }
-
-
-def _log_norm_of(x: jax.Array) -> jax.Array:
-    largest = jnp.max(jnp.abs(x))
-    return jnp.log(largest) + 0.5 * jnp.log(jnp.sum(jnp.square(x / largest)))
-
-
-def _log_norm(x: jax.Array) -> float:
-    return float(np.log(np.linalg.norm(np.asarray(x, np.float64))))
-
-
-# Figures 1 and 2. The surface, its domain and its grid are ours: a bowl with ripples, so that the gradient
-# vanishes in several places and points in all directions.
-
-DOMAIN = (-3.0, 3.0)
-SURFACE = r"$Z = \sin(2 x_1)\,\cos(2 x_2) + (x_1^2 + x_2^2)/4$"
-OVERLAP_FACTOR = 0.5
-PANELS = (
-    "Original gradient $g$",
-    f"Residual: $g + {OVERLAP_FACTOR} g$",
-    "ZNorm of residual",
-    "ZNorm of residual $-$ residual",
+from experiments import report
+from experiments.config import Run
+from experiments.measure import Measurement
+from experiments.records import MeasurementRecord, RunRecord, read_measurements
+from experiments.studies import Study, make_heading
+from experiments.studies import gradient_overlap_figures as figures
+from experiments.studies.gradient_overlap_measures import (
+    Network,
+    Networks,
+    measure_initialization,
+    measure_trained,
 )
 
+STATES = {
+    "initialisation": "initialisation",
+    "baseline": "trained, Adam",
+    "znorm": "trained, ZNorm and Adam",
+}
 
-def surface(x: jax.Array) -> jax.Array:
-    """Height above the point x = (x1, x2)."""
-    return jnp.sin(2 * x[0]) * jnp.cos(2 * x[1]) + jnp.sum(jnp.square(x)) / 4
 
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How large a preset is.
 
-def gradient_fields(points: int = 61) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The four gradient fields of the paper's Figures 1 and 2 on a square grid.
-
-    The overlap is simulated as in the paper's equation 31: the gradient plus half of itself. ZNorm
-    (equation 32) takes the field, both components at all points of the grid, as the gradient of one
-    layer. It does not depend on scale, so its panel would be the same for every overlap factor.
-
-    Args:
-      points: of the grid along each axis.
-
-    Returns:
-      The coordinates along each axis, [points], and for each of `PANELS` a field [points, points, 2], the
-      first index along x2 as plotting functions want it.
+    Attributes:
+      models: measured at initialisation; a residual network is followed by its plain twin.
+      trained_models: also measured after training.
+      seeds: of initialisation, training and batch.
+      batch_size: images of the measured batch.
+      iterations: of the power iteration for each operator norm.
+      epochs: of training.
+      training_batch_size: images per training step.
+      train_examples: class-balanced subset of the training images; None takes all.
+      test_examples: class-balanced subset of the test images; None takes all.
     """
-    axis = jnp.linspace(*DOMAIN, points)
-    grid = jnp.stack(jnp.meshgrid(axis, axis), axis=-1)
-    original = jax.vmap(jax.vmap(jax.grad(surface)))(grid)
-    residual = original + OVERLAP_FACTOR * original
-    znorm = optax_gradnorm.znorm()
-    normalized, _ = znorm.update(residual, znorm.init(residual))
-    return np.asarray(axis), [np.asarray(f) for f in (original, residual, normalized, normalized - residual)]
+
+    models: tuple[str, ...] = ("resnet20", "plain20", "resnet56", "plain56", "resnet110", "plain110")
+    trained_models: tuple[str, ...] = models
+    seeds: tuple[int, ...] = (0, 1, 2)
+    batch_size: int = 128
+    iterations: int = 100
+    epochs: int = 100
+    training_batch_size: int = 256
+    train_examples: int | None = None
+    test_examples: int | None = None
 
 
-def draw_magnitudes(path: Path, points: int = 61) -> None:
-    """Draws the length of each field's gradients as surfaces: the paper's Figure 1.
+SIZES = {
+    "smoke": Size(
+        models=("resnet8", "plain8"),
+        trained_models=("resnet8", "plain8"),
+        seeds=(0, 1),
+        batch_size=8,
+        iterations=20,
+        epochs=1,
+        training_batch_size=50,
+        train_examples=500,
+        test_examples=200,
+    ),
+    "cpu": Size(
+        trained_models=("resnet20", "plain20", "resnet56", "plain56"),
+        batch_size=32,
+        iterations=50,
+        epochs=10,
+        training_batch_size=50,
+        train_examples=1_000,
+        test_examples=500,
+    ),
+    "full": Size(),
+}
 
-    Args:
-      path: of the figure without suffix; writes .png and .svg.
-      points: of the grid along each axis.
-    """
-    from matplotlib.figure import Figure
+NOTES = """\
+For every block: alpha, the operator norm of its branch's Jacobian (power iteration on products with the Jacobian
+and its transpose, for the whole batch at once, since BatchNorm ties its images together); the shortcut's own
+operator norm where it is a projection, 1 where it is the identity. "Growth" is ||dL/dx_0|| / ||dL/dy_N||, the
+gradient at the input of the first block over that at the output of the last; its bound is the product over the
+blocks of (shortcut + alpha) (Lemma 2.1), or of alpha in a plain network (Lemma 2.2, where the paper prints an
+equality, but for operator norms only <= holds). The ReLU behind an addition only shrinks. Slack is the factor per
+block by which the bound is larger than what was measured; 1 would be tight. Medians and [ranges] over blocks and
+seeds for alpha, over seeds for the others."""
 
-    axis, fields = gradient_fields(points)
-    lengths = [np.linalg.norm(field, axis=-1) for field in fields]
-    top = max(length.max() for length in lengths)
-    figure = Figure(figsize=(11, 9), layout="constrained")
-    figure.suptitle(f"Length of the gradient of {SURFACE}")
-    for index, (panel, length) in enumerate(zip(PANELS, lengths, strict=True)):
-        axes = figure.add_subplot(2, 2, index + 1, projection="3d")
-        axes.plot_surface(*np.meshgrid(axis, axis), length, cmap="viridis", vmin=0, vmax=top, linewidth=0)
-        axes.set_title(f"{'ABCD'[index]}. {panel}\nmean length {length.mean():.2f}")
-        axes.set(xlabel="$x_1$", ylabel="$x_2$", zlabel="length", zlim=(0, top))
-    _save(figure, path)
+ORTHOGONAL = 0.1
+
+OVERLAP_NOTES = """\
+Cosine: of the angle between the gradients that reach a block's input through shortcut and branch; near 1 where
+they add up in length, the overlap that the paper describes; near 0 where the sum is no longer than that of any two
+independent gradients. Amplification: length of the sum over that of the shortcut's gradient alone; the paper's
+simulation takes 1.5 with both in one direction. Medians and [ranges] over blocks and seeds."""
 
 
-def draw_directions(path: Path, points: int = 61) -> None:
-    """Draws each field's directions over its lengths: the paper's Figure 2.
-
-    Args:
-      path: of the figure without suffix; writes .png and .svg.
-      points: of the grid along each axis.
-    """
-    from matplotlib.figure import Figure
-
-    axis, fields = gradient_fields(points)
-    top = max(np.linalg.norm(field, axis=-1).max() for field in fields)
-    every = max(points // 20, 1)
-    figure = Figure(figsize=(10, 9), layout="constrained")
-    figure.suptitle(f"Direction (arrows, all of one length) and length (color) of the gradient of {SURFACE}")
-    grid = figure.subplots(2, 2, sharex=True, sharey=True)
-    for index, (axes, panel, field) in enumerate(zip(grid.flat, PANELS, fields, strict=True)):
-        length = np.linalg.norm(field, axis=-1)
-        image = axes.pcolormesh(axis, axis, length, cmap="viridis", vmin=0, vmax=top, rasterized=True)
-        directions = (field / np.maximum(length, 1e-12)[..., None])[::every, ::every]
-        coarse = axis[::every]
-        axes.quiver(
-            coarse, coarse, directions[..., 0], directions[..., 1], color="white", scale=30, width=0.004
+def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    """The trained networks, with and without ZNorm."""
+    del records
+    size = SIZES[preset]
+    return [
+        Run(
+            dataset="cifar10",
+            model=model,
+            method=method,
+            optimizer="adam",
+            learning_rate=0.001,
+            epochs=size.epochs,
+            batch_size=size.training_batch_size,
+            seed=seed,
+            train_examples=size.train_examples,
+            test_examples=size.test_examples,
         )
-        axes.set(title=f"{'EFGH'[index]}. {panel}", aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
-        axes.label_outer()
-    figure.colorbar(image, ax=grid, label="length", shrink=0.7)
-    _save(figure, path)
+        for seed in size.seeds
+        for model in size.trained_models
+        for method in ("baseline", "znorm")
+    ]
 
 
-def _save(figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".png", ".svg"):
-        # No date in the file: the same figure is the same bytes.
-        metadata = {"Date": None} if suffix == ".svg" else None
-        figure.savefig(path.with_suffix(suffix), dpi=120, metadata=metadata)
+def make_measurements(preset: str) -> list[Measurement]:
+    """One for every network: at initialisation, and after each of the study's runs."""
+    size = SIZES[preset]
+    options = {"batch_size": size.batch_size, "iterations": size.iterations}
+    untrained = [
+        Measurement(
+            f"initialisation-{model}-s{seed}",
+            measure_initialization,
+            {"model": model, "seed": seed, **options},
+        )
+        for seed in size.seeds
+        for model in size.models
+    ]
+    trained = [
+        Measurement(
+            f"{run.method}-{run.model}-s{run.seed}",
+            measure_trained,
+            {"run": dataclasses.asdict(run), **options},
+        )
+        for run in make_runs(preset, [])
+    ]
+    return [*untrained, *trained]
+
+
+def find_networks(preset: str, measured: Mapping[str, MeasurementRecord]) -> Networks:
+    """What was measured, by model and state; diverged networks are left out."""
+    size = SIZES[preset]
+    networks = {}
+    for model in size.models:
+        for state in STATES:
+            names = [f"{state}-{model}-s{seed}" for seed in size.seeds]
+            found = [measured[name] for name in names if name in measured]
+            found = [record for record in found if "blocks" in record.values]
+            if found:
+                networks[model, state] = Network(found)
+    return networks
+
+
+def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
+    """Writes report.md and the figures."""
+    size = SIZES[preset]
+    measured = read_measurements(folder / "measurements")
+    networks = find_networks(preset, measured)
+    cells = report.make_cells(make_runs(preset, records), records)
+    baselines = {cell.run.model: cell for cell in cells.values() if cell.run.method == "baseline"}
+    rows = [
+        report.Row(
+            (c.run.model, c.run.method), c, None if c.run.method == "baseline" else baselines[c.run.model]
+        )
+        for c in cells.values()
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    figures.draw_magnitudes(folder / "figure1")
+    figures.draw_directions(folder / "figure2")
+    expected = len(make_measurements(preset))
+    sections = [
+        f"{len(measured)} of {expected} networks were measured, on batches of {size.batch_size} training images.",
+        "## What was found",
+        describe(networks),
+        "## Bounds",
+        NOTES,
+        bounds_table(networks),
+    ]
+    if networks:
+        figures.draw_bounds(folder / "bounds", networks, STATES)
+        figures.draw_blocks(folder / "blocks", networks, STATES)
+        sections.append("![Growth of the gradient and its bound, network by network](bounds.svg)")
+    sections += ["## Do the gradients of the two paths add up?", OVERLAP_NOTES, overlap_table(networks)]
+    if networks:
+        sections.append("![Alpha, cosine and amplification, block by block](blocks.svg)")
+    sections += [
+        "## Figures 1 and 2 of the paper",
+        f"Gradient fields of {figures.SURFACE_TEXT}, our choice, since the paper names none. The overlap is\n"
+        "simulated as in the paper's equation 31, g + 0.5 g. ZNorm does not depend on scale, so that its panel "
+        "is\nthe same whatever the overlap: it removes what the simulation adds, and any other scale with it.",
+        "![Length of the gradient: original, residual, ZNorm of residual, difference](figure1.svg)",
+        "![Direction of the gradient: original, residual, ZNorm of residual, difference](figure2.svg)",
+        "## Accuracy of the trained networks",
+        f"{report.describe_protocol(make_runs(preset, [])[0])}; learning rate 0.001.",
+        report.results_table(("model", "method"), rows),
+    ]
+    heading = make_heading("Gradient overlap in ResNets and plain networks", preset, size, SIZES["full"])
+    report.write_report(folder, heading, list(cells.values()), sections)
+
+
+def describe(networks: Networks) -> str:
+    """The findings in sentences, from the measurements alone."""
+    if not networks:
+        return "Nothing was measured yet."
+    everything = list(networks.values())
+    held = sum(int(np.sum(n.growth <= n.bound)) for n in everything)
+    total = sum(n.seeds for n in everything)
+    lines = [
+        f"- The bound holds in {held} of {total} networks (Lemma 2.1, or 2.2 where there is no shortcut)."
+    ]
+    residual = {key: n for key, n in networks.items() if not n.is_plain}
+    plain = {key: n for key, n in networks.items() if n.is_plain}
+    for kind, some in (("residual", residual), ("plain", plain)):
+        if some:
+            slack = np.concatenate([n.slack for n in some.values()])
+            lines.append(
+                f"- How tight: in {kind} networks the bound is too large by a factor of {np.median(slack):.2f} per "
+                f"block, from {slack.min():.2f} to {slack.max():.2f}."
+            )
+    if residual:
+        beyond = sum(int(np.sum(n.growth > n.plain_bound)) for n in residual.values())
+        seeds = sum(n.seeds for n in residual.values())
+        lines.append(
+            f"- In {beyond} of {seeds} residual networks the gradient grows beyond prod(alpha), which the branches "
+            "alone could not do."
+        )
+    for state, words in STATES.items():
+        some = [n for (_, s), n in residual.items() if s == state]
+        if some:
+            cosine = np.concatenate([n.blocks["cosine"].ravel() for n in some])
+            amplification = np.concatenate([n.blocks["amplification"].ravel() for n in some])
+            lines.append(
+                f"- Overlap, {words}: the gradients of branch and shortcut are nearly orthogonal (absolute cosine "
+                f"below {ORTHOGONAL}) in {np.mean(np.abs(cosine) < ORTHOGONAL):.0%} of the blocks; median cosine "
+                f"{np.median(cosine):+.3f}, above 0 in {np.mean(cosine > 0):.0%}. Their sum is longer than the "
+                f"shortcut's gradient in {np.mean(amplification > 1):.0%}, by a median factor of "
+                f"{np.median(amplification):.2f}."
+            )
+    lines += _compare_growth(networks)
+    return "\n".join(lines)
+
+
+def _compare_growth(networks: Networks) -> list[str]:
+    """Whether a residual network's gradient grows more than its plain twin's, state by state."""
+    lines = []
+    for state, words in STATES.items():
+        pairs = [
+            (model, networks[model, state], networks[twin, state])
+            for model, twin in ((m, m.replace("resnet", "plain")) for m, s in networks if s == state)
+            if model != twin and (twin, state) in networks
+        ]
+        if pairs:
+            text = "; ".join(
+                f"{model} {10 ** np.median(r.growth):.3g} against {10 ** np.median(p.growth):.3g}"
+                for model, r, p in pairs
+            )
+            lines.append(f"- {words}: growth of the gradient with and without skip connections: {text}.")
+    return lines
+
+
+def bounds_table(networks: Networks) -> str:
+    """Growth and bound of every network, decimal logarithms."""
+    table = [["model", "state", "seeds", "blocks", "alpha", "log10 growth", "log10 bound", "slack", "held"]]
+    for (model, state), n in networks.items():
+        table.append(
+            [
+                model,
+                STATES[state],
+                str(n.seeds),
+                str(n.num_blocks),
+                _median_and_range(n.blocks["alpha"], ".2f"),
+                _median_and_range(n.growth, "+.2f"),
+                _median_and_range(n.bound, "+.2f"),
+                _median_and_range(n.slack, ".2f"),
+                f"{int(np.sum(n.growth <= n.bound))} of {n.seeds}",
+            ]
+        )
+    return report.markdown_table(table, left=2)
+
+
+def overlap_table(networks: Networks) -> str:
+    """Cosine and amplification of every residual network's blocks."""
+    table = [["model", "state", "seeds", "cosine", "cosine > 0", "amplification", "amplification > 1"]]
+    for (model, state), n in networks.items():
+        if not n.is_plain:
+            cosine, amplification = n.blocks["cosine"], n.blocks["amplification"]
+            table.append(
+                [
+                    model,
+                    STATES[state],
+                    str(n.seeds),
+                    _median_and_range(cosine, "+.3f"),
+                    f"{np.mean(cosine > 0):.0%}",
+                    _median_and_range(amplification, ".2f"),
+                    f"{np.mean(amplification > 1):.0%}",
+                ]
+            )
+    return report.markdown_table(table, left=2)
+
+
+def _median_and_range(values: np.ndarray, spec: str) -> str:
+    return f"{np.median(values):{spec}} [{values.min():{spec}}, {values.max():{spec}}]"
+
+
+STUDY = Study(
+    name="gradient_overlap",
+    title="Bounds and overlap of gradients in residual blocks (Yun 2024, section 3, Figures 1 and 2)",
+    runs=make_runs,
+    report=make_report,
+    measurements=make_measurements,
+    keep_checkpoints=True,
+)

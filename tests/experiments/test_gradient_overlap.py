@@ -1,5 +1,8 @@
 """Measurements of gradient overlap against gradients and Jacobians of the whole network."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +11,9 @@ import pytest
 from flax import nnx
 from matplotlib.image import imread
 
+import experiments
 from experiments import data, models
-from experiments.studies import gradient_overlap
+from experiments.studies import gradient_overlap_figures, gradient_overlap_measures
 
 
 def batch(count):
@@ -62,7 +66,7 @@ def test_the_gradient_is_that_of_the_network_and_the_bounds_hold(name):
     images, labels = batch(1)
     model = create(name)
     statistics = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-    measured = gradient_overlap.measure(model, images, labels, iterations=100)
+    measured = gradient_overlap_measures.measure(model, images, labels, iterations=100)
     expected = log_gradient_norms(model, images, labels)
     np.testing.assert_allclose(
         [measured.log_input_gradient, measured.log_output_gradient], expected, atol=1e-4
@@ -95,7 +99,7 @@ def test_the_gradient_is_that_of_the_network_and_the_bounds_hold(name):
 
 
 def test_gradient_fields():
-    axis, (original, residual, normalized, difference) = gradient_overlap.gradient_fields(31)
+    axis, (original, residual, normalized, difference) = gradient_overlap_figures.gradient_fields(31)
     x1, x2 = np.meshgrid(np.float64(axis), np.float64(axis))
     expected = np.stack(
         [2 * np.cos(2 * x1) * np.cos(2 * x2) + x1 / 2, -2 * np.sin(2 * x1) * np.sin(2 * x2) + x2 / 2], axis=-1
@@ -107,10 +111,25 @@ def test_gradient_fields():
 
 
 def test_figures(tmp_path):
-    for draw in (gradient_overlap.draw_magnitudes, gradient_overlap.draw_directions):
+    for draw in (gradient_overlap_figures.draw_magnitudes, gradient_overlap_figures.draw_directions):
         path = tmp_path / "figures" / draw.__name__
         draw(path, points=21)
         image = imread(path.with_suffix(".png"))
         assert min(image.shape[:2]) > 800
         assert image.std() > 0.05
         assert "<svg" in path.with_suffix(".svg").read_text()
+
+
+def committed_measurements():
+    return sorted(Path(experiments.__file__).parent.glob("results/gradient_overlap/*/measurements/*.json"))
+
+
+@pytest.mark.parametrize("path", committed_measurements(), ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_the_bounds_hold_in_every_network_that_was_measured(path):
+    values = json.loads(path.read_text())["values"]
+    alpha, shortcut, gain = (np.array(values["blocks"][n]) for n in ("alpha", "shortcut_alpha", "gain"))
+    growth = values["log_input_gradient"] - values["log_output_gradient"]
+    np.testing.assert_allclose(np.log(gain).sum(), growth, atol=1e-2)
+    assert growth <= np.log(shortcut + alpha).sum()
+    # Power iteration approaches the operator norm from below.
+    assert np.all(gain <= (shortcut + alpha) * (1 + 1e-2))
