@@ -102,8 +102,10 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
             scale = LogNorm(deviation.min(), deviation.max())
             # One picture in the SVG: thousands of rectangles would make it large and show seams.
             image = heat.pcolormesh(epochs, rows, deviation.T, norm=scale, cmap="cividis", rasterized=True)
-            figure.colorbar(image, ax=heat, label="standard deviation", pad=0.02, aspect=30)
-        heat.set(title="per layer (input above)", xlabel="epoch", ylim=(len(layers) - 0.5, -0.5))
+            figure.colorbar(image, ax=heat, pad=0.02, aspect=30)
+        heat.set(
+            title="standard deviation per layer (input above)", xlabel="epoch", ylim=(len(layers) - 0.5, -0.5)
+        )
         shown = rows[:: max(1, round(len(layers) / 20))]
         heat.set_yticks(shown, [short_name(layers[row]) for row in shown], fontsize=7)
 
@@ -127,7 +129,7 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
             )
         curve = geometric_mean([dynamics.global_std for dynamics in seeds])
         total.plot(epochs, curve, color="#000000", linewidth=1.6, label="geometric mean")
-        total.set(title="all layers together", xlabel="epoch", ylabel="standard deviation")
+        total.set(title="standard deviation of all layers together", xlabel="epoch")
         if curve.count():
             total.set_yscale("log")
         total.xaxis.set_major_locator(MaxNLocator(integer=True))

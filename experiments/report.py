@@ -249,25 +249,29 @@ def describe_protocol(run: Run) -> str:
     schedule = {
         "constant": "constant learning rate",
         "cosine": "cosine schedule",
-        "step": f"learning rate x {run.step_factor:g} every {run.step_epochs} epochs",
+        "step": f"learning rate x {run.step_factor:g} every {_count(run.step_epochs, 'epoch')}",
     }[run.schedule]
     parts = [
         f"{run.dataset.partition(':')[0]}, {images} training images, {evaluated}",
         {"none": "no augmentation", "flip": "random flips", "crop_flip": "random crops and flips"}[
             run.augment
         ],
-        f"{run.epochs} epochs",
+        _count(run.epochs, "epoch"),
         f"batch {run.batch_size}",
         schedule,
     ]
     if run.warmup_epochs:
-        parts.append(f"{run.warmup_epochs:g} warm-up epochs")
+        parts.append(_count(run.warmup_epochs, "warm-up epoch"))
     parts.append(f"weight decay {run.weight_decay:g}")
     if run.label_smoothing:
         parts.append(f"label smoothing {run.label_smoothing:g}")
     if run.dtype != "float32":
         parts.append(f"computed in {run.dtype}")
     return ", ".join(parts)
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:.4g} {noun}" + ("" if number == 1 else "s")
 
 
 def describe_completeness(cells: Iterable[Cell]) -> str:
