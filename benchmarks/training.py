@@ -3,7 +3,8 @@
 `python -m benchmarks.training` times ResNet-20 and ResNet-56 on random images. Every loop lives in processes of
 its own: one that may use every core, and one pinned to each core, which run alone and then all together, as
 a sweep does. The processes take turns from round to round, so that a machine's ups and downs meet all of
-them. PyTorch is optional (`pip install torch==2.13.0`). A second table shows what ZNorm and GAN add to a step.
+them. PyTorch is optional (`pip install torch==2.13.0`). A second table shows what ZNorm, GAN and the
+tracking of gradient statistics add to a step.
 """
 
 import argparse
@@ -20,7 +21,11 @@ from typing import Any
 from benchmarks.training_loops import Loop, work
 
 RESULTS = Path(__file__).parent / "results"
-METHODS = ("baseline", "znorm", "gan")
+ADDED: dict[str, dict[str, Any]] = {
+    "znorm": {"method": "znorm"},
+    "gan": {"method": "gan"},
+    "track_gradient_dynamics": {"method": "baseline", "dynamics": True},
+}
 
 
 class Worker:
@@ -95,17 +100,18 @@ def throughput(depth: int, batch_size: int, steps: int, rounds: int, cores: list
 
 
 def shares(depth: int, batch_size: int, steps: int, rounds: int, cores: list[int]) -> dict[str, Any]:
-    """What every method adds to the step of the baseline, in percent of that step."""
+    """What every method, and tracking, adds to the step of the baseline, in percent of that step."""
     core = cores[0] if cores else None
-    settings = {m: [(Loop("epoch scan", depth, m, batch_size, steps), core)] for m in METHODS}
-    rates = measure(settings, rounds)
+    options = {"kind": "epoch scan", "depth": depth, "batch_size": batch_size, "steps": steps}
+    settings = {name: [(Loop(**options, **changes), core)] for name, changes in ADDED.items()}
+    rates = measure({"baseline": [(Loop(method="baseline", **options), core)], **settings}, rounds)
     added = {
-        method: [100 * (b / m - 1) for b, m in zip(rates["baseline"], rates[method], strict=True)]
-        for method in METHODS[1:]
+        name: [100 * (b / m - 1) for b, m in zip(rates["baseline"], rates[name], strict=True)]
+        for name in ADDED
     }
     return {
-        method: {"median_percent": statistics.median(values), "percent": values}
-        for method, values in added.items()
+        name: {"median_percent": statistics.median(values), "percent": values}
+        for name, values in added.items()
     }
 
 

@@ -22,6 +22,7 @@ class Loop:
       method: of gradient normalization; PyTorch has the baseline alone.
       batch_size: images per step.
       steps: per epoch, the unit that is timed.
+      dynamics: also tracks the statistics of the gradients.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class Loop:
     method: str
     batch_size: int
     steps: int
+    dynamics: bool = False
 
     @property
     def images(self) -> int:
@@ -83,6 +85,7 @@ def _make_jax_epoch(loop: Loop, images: np.ndarray, labels: np.ndarray) -> tuple
         epochs=1,
         batch_size=loop.batch_size,
         seed=0,
+        dynamics=loop.dynamics,
     )
     dataset = make_dataset("random", images, labels, images[:1], labels[:1], NUM_CLASSES)
     optimizer = make_optimizer(run, loop.steps)
