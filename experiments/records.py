@@ -65,8 +65,8 @@ class RunRecord:
 
     Attributes:
       run: its configuration.
-      status: 'running' (also: was killed, and will go on), 'finished', 'diverged' (the loss became NaN or
-        infinite, and the run ended there) or 'failed'.
+      status: 'running' (also: was killed, and will go on), 'finished', 'diverged' (the loss or a parameter
+        became NaN or infinite, and the run ended there) or 'failed'.
       message: why it failed.
       parameters: number of trained parameters.
       data: 'train_images' and 'test_images' (how many), 'image_shape' [height, width, channels],

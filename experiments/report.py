@@ -27,9 +27,9 @@ HOW_TO_READ = """\
 Every run counts with its accuracy after the last epoch, never with its best epoch. "mean ± s": mean and
 sample standard deviation over seeds. "vs baseline": mean difference to the baseline of the same protocol,
 model and optimizer, paired by seed, with its 95 % Student t-interval; an interval that contains 0 shows no
-difference. A run whose loss stopped being finite is ended there and called diverged: its network is
-evaluated as it is (chance level, once a parameter is NaN) and counts with that accuracy; its loss does not
-count. Seconds per epoch are the median, without compilation. Non-finite steps are summed over the seeds."""
+difference. A run whose loss or parameters stopped being finite is ended there and called diverged: its
+network is evaluated as it is (chance level, once a parameter is NaN) and counts with that accuracy; its loss
+does not count. Seconds per epoch are the median, without compilation. Non-finite steps are summed over the seeds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Cell:
 
     @property
     def diverged(self) -> int:
-        """How many runs' loss stopped being finite."""
+        """How many runs' loss or parameters stopped being finite."""
         return sum(record.status == "diverged" for record in self.ended.values())
 
     @property

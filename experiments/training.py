@@ -65,7 +65,7 @@ def train(
       keep_checkpoint: leaves the finished run's checkpoint, for `load_model`.
 
     Returns:
-      The run's record, with status 'finished', or 'diverged' if a loss was NaN or infinite.
+      The run's record, with status 'finished', or 'diverged' if a loss or a parameter became NaN or infinite.
 
     Raises:
       ValueError: the run does not fit the data or the devices.
@@ -91,9 +91,9 @@ def train(
         records.write_record(out, record)
 
         for epoch in range(len(record.epochs), run.epochs):
-            state, metrics, statistics = run_epoch(state, epoch)
+            state, metrics, statistics, finite = run_epoch(state, epoch)
             record = dataclasses.replace(record, epochs=(*record.epochs, metrics))
-            if not math.isfinite(metrics.train_loss + metrics.test_loss):
+            if not finite:
                 record = dataclasses.replace(record, status="diverged")
             # In this order, each file may know one epoch more than the next, but never one less.
             if dynamics is not None:
@@ -193,8 +193,8 @@ def make_train_epoch(
       A function `(state, images, labels, seed, epoch) -> (state, measurements)`: it takes the training
       images, uint8 [n, height, width, channels], their labels, int32 [n], the seed, uint32, and the number
       of epochs done, int32, and donates the state. The measurements are scalars: 'train_loss' (float32),
-      'train_correct' and 'nonfinite_steps' (int32); with `run.dynamics` also the float32 statistics of
-      `GradientDynamics` for this epoch, [layers] each and 'global_std' a scalar.
+      'train_correct' and 'nonfinite_steps' (int32), 'finite_params' (bool); with `run.dynamics` also the
+      float32 statistics of `GradientDynamics` for this epoch, [layers] each and 'global_std' a scalar.
     """
     steps = len(dataset.train_images) // run.batch_size
     by_batch = NamedSharding(mesh, PartitionSpec("batch"))
@@ -234,6 +234,7 @@ def make_train_epoch(
             "train_loss": jnp.mean(losses),
             "train_correct": jnp.sum(correct),
             "nonfinite_steps": jnp.sum(~finite),
+            "finite_params": _all_finite(state.params),
             **_over_steps(statistics),
         }
 
@@ -328,7 +329,7 @@ def _compile_epoch(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     state: TrainState,
-) -> Callable[[TrainState, int], tuple[TrainState, EpochMetrics, Mapping[str, np.ndarray]]]:
+) -> Callable[[TrainState, int], tuple[TrainState, EpochMetrics, Mapping[str, np.ndarray], bool]]:
     """Puts the data on the devices and compiles training and evaluation, once for all epochs."""
     arrays = dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels
     *train_data, test_images, test_labels = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
@@ -353,7 +354,10 @@ def _compile_epoch(
             nonfinite_steps=int(measured["nonfinite_steps"]),
             seconds=round(time.perf_counter() - started, 4),
         )
-        return state, metrics, {n: measured[n] for n in records.EPOCH_STATISTICS if n in measured}
+        statistics = {name: measured[name] for name in records.EPOCH_STATISTICS if name in measured}
+        # On CPU a ReLU can turn NaN into 0, so that a finite loss alone does not show sound parameters.
+        finite = math.isfinite(metrics.train_loss + metrics.test_loss) and bool(measured["finite_params"])
+        return state, metrics, statistics, finite
 
     return run_epoch
 

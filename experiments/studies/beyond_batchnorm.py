@@ -129,7 +129,7 @@ def _claim2(results: Results, folder: Path) -> Section:
     )
     if judged:
         standard = [f"{growth[n, ''].mean:.2f} ({n})" for n in PARAMETRIC if (n, "") in growth]
-        line += f" in {sum(judged)} of {len(judged)} cells; "
+        line += f"; {sum(judged)} of {len(judged)} cells are as claimed; "
         line += f"standard blocks grow by {', '.join(standard)}, 2 predicted."
     shown = {
         (n, r): i

@@ -54,7 +54,19 @@ class Tiny(nnx.Module):
         return self.linear(x.mean((1, 2))).astype(jnp.float32)
 
 
-SMALL_MODELS = {"linear": Linear, "tiny": Tiny}
+class SwallowsNaN(Linear):
+    """Its unused parameter becomes NaN in the first step and the outputs stay finite."""
+
+    def __init__(self, *, rngs, **options):
+        super().__init__(rngs=rngs, **options)
+        self.unused = nnx.Param(jnp.zeros(()))
+
+    def __call__(self, images, *, train):
+        # The root has an infinite slope where its argument is zero.
+        return super().__call__(images, train=train) + jnp.nan_to_num(jnp.sqrt(self.unused[...]), posinf=0)
+
+
+SMALL_MODELS = {"linear": Linear, "tiny": Tiny, "swallows_nan": SwallowsNaN}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -353,6 +365,14 @@ def test_divergence_is_a_result(tmp_path):
     read = records.read_record(tmp_path, run)
     assert repr(read) == repr(record)
     assert repr(training.train(run, _dataset(), out=tmp_path)) == repr(record)  # is not tried again
+
+
+def test_parameters_that_are_nan_are_a_divergence_though_the_loss_is_finite(tmp_path):
+    """XLA's maximum can swallow a NaN on CPU, so that the loss behind a ReLU stays finite."""
+    run = _run(model="swallows_nan", method="baseline", optimizer="sgdm", epochs=3)
+    record = training.train(run, _dataset(), out=tmp_path)
+    assert np.isfinite(record.epochs[-1].train_loss + record.epochs[-1].test_loss)
+    assert (record.status, len(record.epochs)) == ("diverged", 1)
 
 
 def test_a_step_with_finite_loss_and_infinite_gradient_counts():
