@@ -58,8 +58,13 @@ class ClassificationScores:
         roc_auc = np.nan
         if np.isin(classes, labels).all():
             roc_auc = metrics.roc_auc_score(labels, scores, multi_class="ovr", labels=classes)
+        average = "binary" if is_binary else "macro"
         f1 = metrics.f1_score(
-            labels, predicted, labels=classes, average="binary" if is_binary else "macro", zero_division=0.0
+            labels,
+            predicted,
+            labels=classes,
+            average=average,
+            zero_division=0.0,  # pyright: ignore[reportArgumentType]
         )
         return {
             "accuracy": float(metrics.accuracy_score(labels, predicted)),
@@ -147,9 +152,9 @@ def hausdorff_distances(first: np.ndarray, second: np.ndarray) -> tuple[float, f
         return diagonal, diagonal
     # The nearest pixels of the outlines lie where the masks do: the rest of the image only costs time.
     (box,) = ndimage.find_objects((first | second).astype(np.uint8))
-    outlines = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (first, second)]
+    outlines = [mask[box] & ~np.asarray(ndimage.binary_erosion(mask[box])) for mask in (first, second)]
     to_second, to_first = (
-        ndimage.distance_transform_edt(~there)[here] for here, there in (outlines, outlines[::-1])
+        np.asarray(ndimage.distance_transform_edt(~there))[here] for here, there in (outlines, outlines[::-1])
     )
     return (
         float(max(to_second.max(), to_first.max())),
