@@ -152,9 +152,10 @@ def hausdorff_distances(first: np.ndarray, second: np.ndarray) -> tuple[float, f
         return diagonal, diagonal
     # The nearest pixels of the outlines lie where the masks do: the rest of the image only costs time.
     (box,) = ndimage.find_objects((first | second).astype(np.uint8))
-    outlines = [mask[box] & ~np.asarray(ndimage.binary_erosion(mask[box])) for mask in (first, second)]
+    outlines = [mask[box] & np.logical_not(ndimage.binary_erosion(mask[box])) for mask in (first, second)]
     to_second, to_first = (
-        np.asarray(ndimage.distance_transform_edt(~there))[here] for here, there in (outlines, outlines[::-1])
+        np.asarray(ndimage.distance_transform_edt(np.logical_not(there)))[here]
+        for here, there in (outlines, outlines[::-1])
     )
     return (
         float(max(to_second.max(), to_first.max())),

@@ -45,7 +45,8 @@ def create(
         ImageNet network of that depth); 'resnet50' and 'resnet101' are the bottleneck networks, with
         '_small' with a 3x3 stem for small images; 'plain56' is 'resnet56' without skip connections.
         Or a network with any normalizer, named as `experiments.models.normalized` says, such as
-        'cnn10w64:group_norm:size=8' or 'resnet56w32:weight_norm:skip_init'.
+        'cnn10w64:group_norm:size=8' or 'resnet56w32:weight_norm:skip_init'. Or a U-Net by its width and, if
+        it is not BatchNorm, its normalizer: 'unet16', 'unet16:group_norm:size=8'.
       num_classes: number of logits.
       channels: of the images.
       image_size: height and width of the images.
@@ -54,16 +55,17 @@ def create(
 
     Returns:
       A module; `model(images, train=True)` takes float images [n, height, width, channels], already
-      normalised, and gives float32 logits [n, num_classes]. In training, BatchNorm uses the batch's
-      statistics and updates the running ones; otherwise it uses the running ones.
+      normalised, and gives float32 logits [n, num_classes], a U-Net [n, height, width, 1]. In training,
+      BatchNorm uses the batch's statistics and updates the running ones; otherwise it uses the running ones.
 
     Raises:
       ValueError: an unknown name, an image size or groups the model cannot take, or another dtype.
     """
-    if name not in MODELS and ":" not in name:
-        raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
+    is_normalized = ":" in name or name.startswith("unet")
+    if name not in MODELS and not is_normalized:
+        raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}, unetWIDTH")
     dtype = jnp.dtype(dtype)
     if dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}")
-    build = partial(create_normalized, name) if ":" in name else MODELS[name]
+    build = partial(create_normalized, name) if is_normalized else MODELS[name]
     return build(num_classes=num_classes, channels=channels, image_size=image_size, rngs=rngs, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Names of the networks with any normalizer, such as 'cnn10w64:group_norm:size=8'."""
+"""Names of the networks with any normalizer, such as 'cnn10w64:group_norm:size=8' and 'unet16'."""
 
 import dataclasses
 import re
@@ -8,8 +8,11 @@ from flax import nnx
 from experiments.models.normalizers import Normalization
 from experiments.models.plain import SHAPES, PlainNetwork
 from experiments.models.residual import RESIDUALS, NormalizedResNet
+from experiments.models.unet import UNet
 
-SYNTAX = "NETWORKwWIDTH:NORMALIZER[:groups=N or :size=N][:skip_init][:nonlinearity_on_residual]"
+OPTIONS = ":NORMALIZER[:groups=N or :size=N]"
+SYNTAX = f"NETWORKwWIDTH{OPTIONS}[:skip_init][:nonlinearity_on_residual]"
+UNET_SYNTAX = f"unetWIDTH or unetWIDTH{OPTIONS}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +20,8 @@ class NormalizedName:
     """What a name says.
 
     Attributes:
-      network: 'cnn10', 'cnn20' and 'uniform30' are the plain networks, 'resnetDEPTH' the residual ones.
+      network: 'cnn10', 'cnn20' and 'uniform30' are the plain networks, 'resnetDEPTH' the residual ones;
+        'unet' is the U-Net, which has BatchNorm if its name says nothing.
       width: features of the first layer.
       normalization: of every layer.
       residual: which of `RESIDUALS` a residual network has.
@@ -30,17 +34,19 @@ class NormalizedName:
 
     @classmethod
     def parse(cls, name: str) -> "NormalizedName":
-        """Reads a name of the form `SYNTAX`.
+        """Reads a name of the form `SYNTAX` or `UNET_SYNTAX`.
 
         Raises:
           ValueError: it is no such name; the message has the valid choices.
         """
         network, *parts = name.split(":")
-        found = re.fullmatch(r"(cnn10|cnn20|uniform30|resnet\d+)w([1-9]\d*)", network)
+        found = re.fullmatch(r"(unet|(?:cnn10|cnn20|uniform30|resnet\d+)w)([1-9]\d*)", network)
+        if found is not None and found[1] == "unet" and not parts:
+            parts = ["batch_norm"]
         if found is None or not parts:
             raise ValueError(
                 f"unknown model {name!r}; a model with a normalizer is named {SYNTAX}, "
-                f"NETWORK one of {', '.join(SHAPES)}, resnetDEPTH"
+                f"NETWORK one of {', '.join(SHAPES)}, resnetDEPTH, or {UNET_SYNTAX}"
             )
         normalizer, *options = parts
         groups: dict[str, int] = {}
@@ -53,7 +59,12 @@ class NormalizedName:
             else:
                 choices = ["groups=N", "size=N", *(RESIDUALS if found[1].startswith("resnet") else ())]
                 raise ValueError(f"unknown option {option!r} of {name!r}; choose from {', '.join(choices)}")
-        return cls(found[1], int(found[2]), Normalization(normalizer, **groups), frozenset(residual))
+        return cls(
+            found[1].removesuffix("w"),
+            int(found[2]),
+            Normalization(normalizer, **groups),
+            frozenset(residual),
+        )
 
 
 def create_normalized(name: str, *, image_size: int, **options) -> nnx.Module:
@@ -62,11 +73,13 @@ def create_normalized(name: str, *, image_size: int, **options) -> nnx.Module:
     Raises:
       ValueError: it is no such name, the groups do not divide the features, or the depth is not 6n+2.
     """
-    del image_size  # Any: the last layer sees the mean over the image.
+    del image_size  # Any: the last layer sees the mean over the image, or each pixel.
     parsed = NormalizedName.parse(name)
     if parsed.network in SHAPES:
         shape = SHAPES[parsed.network]
         return PlainNetwork(shape, parsed.width, normalization=parsed.normalization, **options)
+    if parsed.network == "unet":
+        return UNet(parsed.width, normalization=parsed.normalization, **options)
     depth = int(parsed.network.removeprefix("resnet"))
     return NormalizedResNet(
         depth, parsed.width, residual=parsed.residual, normalization=parsed.normalization, **options

@@ -54,16 +54,17 @@ def test_gradient_equals_differences_in_float64(name, share):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("magnitude", [0.0, 50.0, 100.0, 1e4])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("magnitude", [0.0, 90.0, 1e4])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
 def test_certain_logits_and_empty_masks_stay_finite(name, magnitude, dtype):
     shape = (2, 64, 64)
+    loss_and_gradient = jax.jit(jax.value_and_grad(LOSSES[name]))
     checker = np.indices(shape).sum(axis=0) % 2
     for targets in (np.zeros(shape), np.ones(shape), checker):
         # All right, all wrong, all object, none.
         for sign in (2 * targets - 1, 1 - 2 * targets, np.ones(shape), -np.ones(shape)):
             logits = jnp.asarray(magnitude * sign[..., None], dtype)
-            loss, gradient = jax.value_and_grad(LOSSES[name])(logits, targets.astype(np.uint8))
+            loss, gradient = loss_and_gradient(logits, targets.astype(np.uint8))
             assert loss.dtype == jnp.float32
             assert np.isfinite(loss)
             assert np.isfinite(gradient.astype(jnp.float32)).all()
