@@ -292,15 +292,22 @@ def _check_machine(workers: int | None, devices: int, batch_sizes: Sequence[int]
 
 def _check_data(run, data_dir: Path | None) -> None:
     """Loads the images once and lays out the model: what is wrong is said before any worker starts."""
+    import jax
     from flax import nnx
 
-    from experiments import data, models
+    from experiments import data, models, tasks
 
     try:
         dataset = data.select(data.load(run.dataset, data_dir), run)
         height, _, channels = dataset.train_images.shape[1:]
         options = {"num_classes": dataset.num_classes, "channels": channels, "image_size": height}
-        nnx.eval_shape(lambda: models.create(run.model, rngs=nnx.Rngs(0), **options))
+        tasks.make_task(run, dataset)
+
+        def logits(images):
+            return models.create(run.model, rngs=nnx.Rngs(0), **options)(images, train=False)
+
+        images = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), "float32")
+        tasks.check_logits(nnx.eval_shape(logits, images).shape, dataset, run.model)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if run.batch_size > len(dataset.train_images):

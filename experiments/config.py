@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from experiments.losses import LOSSES
 from experiments.methods import METHODS, OPTIMIZERS, SCHEDULES, choose
 
-AUGMENTATIONS = ("none", "flip", "crop_flip")
+CROSS_ENTROPY = "cross_entropy"
+AUGMENTATIONS = ("none", "flip", "crop_flip", "flip_rotate")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -35,14 +37,17 @@ class Run:
       step_factor: with schedule 'step', factor of each reduction.
       weight_decay: decoupled, times the learning rate.
       label_smoothing: share of the target spread evenly over the classes.
-      augment: 'none', 'flip' (horizontal) or 'crop_flip' (pad 4, random crop, horizontal flip).
-      train_examples: class-balanced subset of the training images; None takes all.
-      test_examples: class-balanced subset of the test images; None takes all.
+      augment: 'none', 'flip' (horizontal), 'crop_flip' (pad 4, random crop, horizontal flip) or
+        'flip_rotate' (horizontal and vertical flips, quarter turns). A mask is changed as its image.
+      train_examples: subset of the training images, class-balanced or of few patients (see
+        `experiments.data.select`); None takes all.
+      test_examples: subset of the test images, likewise; None takes all.
       validation_examples: training images held out, by `validation_seed`, to evaluate on in place of the
         test set; 0 evaluates on the test set.
       validation_seed: of that split.
       dtype: of the computation, 'float32' or 'bfloat16'; parameters and statistics stay float32.
       dynamics: also records what the raw gradients do, per layer and epoch; changes no other metric.
+      loss: 'cross_entropy' for classes; for masks a name in `experiments.losses.LOSSES`.
 
     Raises:
       ValueError: a field holds something it cannot; one line names the field, the value and the choices.
@@ -69,6 +74,7 @@ class Run:
     validation_seed: int = 0
     dtype: str = "float32"
     dynamics: bool = False
+    loss: str = CROSS_ENTROPY
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -79,6 +85,7 @@ class Run:
         choose("schedule", self.schedule, SCHEDULES)
         choose("augment", self.augment, dict.fromkeys(AUGMENTATIONS))
         choose("dtype", self.dtype, dict.fromkeys(DTYPES))
+        choose("loss", self.loss, dict.fromkeys((CROSS_ENTROPY, *LOSSES)))
         self._check("learning_rate", self.learning_rate > 0, "greater than 0")
         self._check("epochs", self.epochs >= 1, "at least 1")
         self._check("batch_size", self.batch_size >= 1, "at least 1")
@@ -88,6 +95,8 @@ class Run:
         self._check("step_factor", 0 < self.step_factor <= 1, "greater than 0 and at most 1")
         self._check("weight_decay", self.weight_decay >= 0, "at least 0")
         self._check("label_smoothing", 0 <= self.label_smoothing < 1, "from 0 to less than 1")
+        smooth = self.label_smoothing == 0 or self.loss == CROSS_ENTROPY
+        self._check("label_smoothing", smooth, f"0 with loss {self.loss!r}")
         self._check("train_examples", self.train_examples is None or self.train_examples >= 1, "at least 1")
         self._check("test_examples", self.test_examples is None or self.test_examples >= 1, "at least 1")
         self._check("validation_examples", self.validation_examples >= 0, "at least 0")

@@ -43,9 +43,10 @@ class EpochMetrics:
       epoch: its number, from 1.
       train_loss: mean of the training objective (label smoothing included) over the epoch's steps.
       train_accuracy: share of the epoch's training images, as augmented, that were classified rightly
-        before the step they took part in.
-      test_loss: mean cross-entropy, without label smoothing, after the epoch.
-      test_accuracy: share of the test images classified rightly after the epoch.
+        before the step they took part in; for masks, of their pixels.
+      test_loss: mean over the test images of the loss, without label smoothing, after the epoch. A loss of
+        masks is here that of each image alone, while in training its overlap is that of a batch.
+      test_accuracy: share of the test images, or of the masks' pixels, classified rightly after the epoch.
       nonfinite_steps: steps whose loss or gradient had a NaN or an infinity.
       seconds: wall time of training and evaluation, without compilation and without writing files.
     """
@@ -75,6 +76,8 @@ class RunRecord:
       resumed: one entry per restart: 'after_epoch', and what had changed in the environment.
       compile_seconds: time to compile the training epoch and the evaluation, in the last start.
       epochs: one entry per finished epoch.
+      scores: of the finished run's network on the test images, from `experiments.metrics`: with two classes
+        'accuracy', 'roc_auc' and 'f1'; with masks 'dice', 'iou', 'tversky', 'hausdorff' and more; else none.
     """
 
     run: Run
@@ -86,6 +89,7 @@ class RunRecord:
     resumed: tuple[Mapping[str, Any], ...] = ()
     compile_seconds: float = 0.0
     epochs: tuple[EpochMetrics, ...] = ()
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.status not in STATUSES:
@@ -431,6 +435,8 @@ def _read(path: Path) -> RunRecord:
         content["run"] = Run(**content["run"])
         content["epochs"] = tuple(_decode_epoch(**epoch) for epoch in content["epochs"])
         content["resumed"] = tuple(content["resumed"])
+        # Records of before there were scores have none.
+        content["scores"] = {name: float(score) for name, score in content.get("scores", {}).items()}
         record = RunRecord(**content)
         if [epoch.epoch for epoch in record.epochs] != list(range(1, len(record.epochs) + 1)):
             raise ValueError("its epochs are not 1, 2, 3, ...")

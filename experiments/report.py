@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import figures
-from experiments.config import Run
+from experiments.config import CROSS_ENTROPY, Run
 from experiments.records import RunRecord
 
 # The colour-blind-safe palette of Okabe and Ito (2008); every method keeps its colour in all figures.
@@ -253,9 +253,12 @@ def describe_protocol(run: Run) -> str:
     }[run.schedule]
     parts = [
         f"{run.dataset.partition(':')[0]}, {images} training images, {evaluated}",
-        {"none": "no augmentation", "flip": "random flips", "crop_flip": "random crops and flips"}[
-            run.augment
-        ],
+        {
+            "none": "no augmentation",
+            "flip": "random flips",
+            "crop_flip": "random crops and flips",
+            "flip_rotate": "random flips and quarter turns",
+        }[run.augment],
         _count(run.epochs, "epoch"),
         f"batch {run.batch_size}",
         schedule,
@@ -263,6 +266,8 @@ def describe_protocol(run: Run) -> str:
     if run.warmup_epochs:
         parts.append(_count(run.warmup_epochs, "warm-up epoch"))
     parts.append(f"weight decay {run.weight_decay:g}")
+    if run.loss != CROSS_ENTROPY:
+        parts.append(f"{run.loss} loss")
     if run.label_smoothing:
         parts.append(f"label smoothing {run.label_smoothing:g}")
     if run.dtype != "float32":

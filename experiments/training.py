@@ -16,10 +16,10 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import optax_gradnorm
-from experiments import models, records
+from experiments import models, records, tasks
 from experiments.config import Run
 from experiments.data import Dataset
-from experiments.data.pipeline import augment, normalize
+from experiments.data.pipeline import augment_both, normalize
 from experiments.methods import make_optimizer
 from experiments.records import EpochMetrics, GradientDynamics, RecordError, RunRecord
 
@@ -77,6 +77,7 @@ def train(
     records.remove_leftovers(out, run)
 
     mesh = make_mesh(devices)
+    tasks.make_task(run, dataset)
     _check_batch_size(run, dataset, devices)
     optimizer = make_optimizer(run, steps_per_epoch=len(dataset.train_images) // run.batch_size)
     graphdef, state = init_state(run, dataset, optimizer)
@@ -108,7 +109,9 @@ def train(
                 break
 
     if record.status == "running":
-        record = dataclasses.replace(record, status="finished")
+        # Before the checkpoint goes: a run killed here finds it again, and scores its network then.
+        scores = _score(run, dataset, graphdef, mesh, state)
+        record = dataclasses.replace(record, status="finished", scores=scores)
         records.write_record(out, record)
     if record.status == "diverged" or not keep_checkpoint:
         records.remove_checkpoint(out, run)
@@ -191,20 +194,21 @@ def make_train_epoch(
 
     Returns:
       A function `(state, images, labels, seed, epoch) -> (state, measurements)`: it takes the training
-      images, uint8 [n, height, width, channels], their labels, int32 [n], the seed, uint32, and the number
-      of epochs done, int32, and donates the state. The measurements are scalars: 'train_loss' (float32),
-      'train_correct' and 'nonfinite_steps' (int32), 'finite_params' (bool); with `run.dynamics` also the
-      float32 statistics of `GradientDynamics` for this epoch, [layers] each and 'global_std' a scalar.
+      images, uint8 [n, height, width, channels], their labels, the seed, uint32, and the number of epochs
+      done, int32, and donates the state. The measurements are scalars: 'train_loss' (float32),
+      'train_correct' (a sum of `Task.correct`), 'nonfinite_steps' (int32), 'finite_params' (bool); with
+      `run.dynamics` also the float32 statistics of `GradientDynamics` for this epoch, [layers] each and
+      'global_std' a scalar.
     """
+    task = tasks.make_task(run, dataset)
     steps = len(dataset.train_images) // run.batch_size
     by_batch = NamedSharding(mesh, PartitionSpec("batch"))
 
     def loss_and_outputs(params, batch_stats, images, labels):
         model = nnx.merge(graphdef, params, batch_stats)
         logits = model(images, train=True)
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, dataset.num_classes), run.label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
-        return loss, (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+        tasks.check_logits(logits.shape, dataset, run.model)
+        return task.train_loss(logits, labels), (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
     def train_epoch(state, images, labels, seed, epoch):
         order_key, augment_keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), epoch))
@@ -214,9 +218,8 @@ def make_train_epoch(
             indices, augment_key = batch
             batch_images = lax.with_sharding_constraint(images[indices], by_batch)
             batch_labels = lax.with_sharding_constraint(labels[indices], by_batch)
-            batch_images = normalize(
-                augment(batch_images, augment_key, run.augment), dataset.mean, dataset.std
-            )
+            batch_images, batch_labels = augment_both(batch_images, batch_labels, augment_key, run.augment)
+            batch_images = normalize(batch_images, dataset.mean, dataset.std)
             (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(
                 state.params, state.batch_stats, batch_images, batch_labels
             )
@@ -224,7 +227,7 @@ def make_train_epoch(
             with jax.numpy_dtype_promotion("standard"):
                 updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            correct = jnp.sum(jnp.argmax(logits, axis=-1) == batch_labels)
+            correct = jnp.sum(task.correct(logits, batch_labels))
             measured = loss, correct, _all_finite((loss, gradients)), _gradient_statistics(run, opt_state)
             return TrainState(params, batch_stats, opt_state), measured
 
@@ -241,23 +244,23 @@ def make_train_epoch(
     return jax.jit(train_epoch, donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def make_evaluate(dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh):
+def make_evaluate(run: Run, dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh):
     """Makes the jitted function that evaluates a model on all test images, each exactly once.
 
     Args:
+      run: the run.
       dataset: gives mean, standard deviation and the number of test images.
       graphdef: the model's, from `init_state`.
       mesh: of the devices that share each batch; see `make_mesh`.
 
     Returns:
       A function `(state, images, labels) -> measurements` that takes the test images, uint8 [n, height,
-      width, channels], and their labels, int32 [n]. The measurements are scalars: 'test_loss' (float32,
-      mean cross-entropy) and 'test_correct' (int32).
+      width, channels], and their labels. The measurements are scalars: 'test_loss' (float32, mean of
+      `Task.test_losses`) and 'test_correct' (sum of `Task.correct`).
     """
+    task = tasks.make_task(run, dataset)
     count = len(dataset.test_images)
-    batches = math.ceil(count / EVALUATION_BATCH)
-    # Batches of nearly equal size, so that little is padded; the devices share each.
-    batch_size = math.ceil(count / batches / mesh.size) * mesh.size
+    batches, batch_size = _evaluation_batches(count, mesh)
     padding = batches * batch_size - count
     by_batch = NamedSharding(mesh, PartitionSpec(None, "batch"))
 
@@ -271,15 +274,45 @@ def make_evaluate(dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh):
         def measure(batch):
             batch_images, batch_labels, is_image = batch
             logits = model(normalize(batch_images, dataset.mean, dataset.std), train=False)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch_labels)
-            correct = jnp.argmax(logits, axis=-1) == batch_labels
-            return jnp.sum(losses, where=is_image), jnp.sum(correct & is_image)
+            losses, correct = task.test_losses(logits, batch_labels), task.correct(logits, batch_labels)
+            return jnp.sum(losses, where=is_image), jnp.sum(correct, where=is_image)
 
         is_image = jnp.ones(count, bool)
         losses, correct = lax.map(measure, jax.tree.map(in_batches, (images, labels, is_image)))
         return {"test_loss": jnp.sum(losses) / count, "test_correct": jnp.sum(correct)}
 
     return jax.jit(evaluate, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _evaluation_batches(count: int, mesh: Mesh) -> tuple[int, int]:
+    """How many batches the test images take, and their size: nearly equal, so that little is padded."""
+    batches = math.ceil(count / EVALUATION_BATCH)
+    return batches, math.ceil(count / batches / mesh.size) * mesh.size
+
+
+def _score(
+    run: Run, dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh, state: TrainState
+) -> dict[str, float]:
+    """Scores of the network on the test images, batch by batch."""
+    task = tasks.make_task(run, dataset)
+    if task.new_scores is None:
+        return {}
+
+    def predict(state, images):
+        model = nnx.merge(graphdef, state.params, state.batch_stats)
+        return task.probabilities(model(normalize(images, dataset.mean, dataset.std), train=False))
+
+    replicated, by_batch = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("batch",)))
+    predict = jax.jit(predict, out_shardings=replicated)
+    state = jax.device_put(state, replicated)
+    scores = task.new_scores()
+    batch_size = _evaluation_batches(len(dataset.test_images), mesh)[1]
+    for start in range(0, len(dataset.test_images), batch_size):
+        images = dataset.test_images[start : start + batch_size]
+        padded = np.pad(images, [(0, batch_size - len(images))] + [(0, 0)] * (images.ndim - 1))
+        probabilities = jax.device_get(predict(state, jax.device_put(padded, by_batch)))
+        scores.update(probabilities[: len(images)], dataset.test_labels[start : start + batch_size])
+    return scores.compute()
 
 
 def _all_finite(tree: Any) -> jax.Array:
@@ -337,7 +370,7 @@ def _compile_epoch(
     seed = np.uint32(run.seed)
     train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, mesh)
     train_epoch = train_epoch.lower(state, *train_data, seed, np.int32(0)).compile()
-    evaluate = make_evaluate(dataset, graphdef, mesh)
+    evaluate = make_evaluate(run, dataset, graphdef, mesh)
     evaluate = evaluate.lower(state, test_images, test_labels).compile()
     trained = len(dataset.train_images) // run.batch_size * run.batch_size
 
@@ -348,9 +381,9 @@ def _compile_epoch(
         metrics = EpochMetrics(
             epoch=epoch + 1,
             train_loss=_shortest(measured["train_loss"]),
-            train_accuracy=int(measured["train_correct"]) / trained,
+            train_accuracy=float(measured["train_correct"]) / trained,
             test_loss=_shortest(measured["test_loss"]),
-            test_accuracy=int(measured["test_correct"]) / len(dataset.test_images),
+            test_accuracy=float(measured["test_correct"]) / len(dataset.test_images),
             nonfinite_steps=int(measured["nonfinite_steps"]),
             seconds=round(time.perf_counter() - started, 4),
         )

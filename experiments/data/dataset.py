@@ -11,17 +11,21 @@ class DataError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Labelled images of one size, for training and for evaluation.
+    """Images of one size with their classes or masks, for training and for evaluation.
 
     Attributes:
       name: as given to `experiments.data.load`.
       train_images: uint8 [n, height, width, channels].
-      train_labels: int32 [n], from 0 to `num_classes` - 1.
+      train_labels: classes, int32 [n], from 0 to `num_classes` - 1; or masks, uint8 [n, height, width], 1
+        where the object is and 0 elsewhere.
       test_images: uint8, as the training images.
       test_labels: int32, as the training labels.
-      num_classes: number of classes.
+      num_classes: number of classes; 1 for masks, where one logit per pixel says object or not.
       mean: float32 [channels], of all training images of the set, where 255 counts as 1.
       std: float32 [channels], in the same unit; 1 for a channel that never changes.
+      train_groups: int32 [n], images with the same number, such as the slices of one patient, belong
+        together: no split parts them. `None` where every image stands alone.
+      test_groups: of the test images.
     """
 
     name: str
@@ -32,20 +36,31 @@ class Dataset:
     num_classes: int
     mean: np.ndarray
     std: np.ndarray
+    train_groups: np.ndarray | None = None
+    test_groups: np.ndarray | None = None
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the labels are masks."""
+        return self.train_labels.ndim == 3
 
 
-def make_dataset(name, train_images, train_labels, test_images, test_labels, num_classes: int) -> Dataset:
+def make_dataset(
+    name, train_images, train_labels, test_images, test_labels, num_classes: int, **groups
+) -> Dataset:
     """Builds a `Dataset`, with mean and standard deviation measured on the training images."""
     mean, std = _mean_and_std(train_images)
+    label_dtype = np.uint8 if np.ndim(train_labels) == 3 else np.int32
     return Dataset(
         name,
         np.ascontiguousarray(train_images, np.uint8),
-        np.asarray(train_labels, np.int32),
+        np.ascontiguousarray(train_labels, label_dtype),
         np.ascontiguousarray(test_images, np.uint8),
-        np.asarray(test_labels, np.int32),
+        np.ascontiguousarray(test_labels, label_dtype),
         num_classes,
         mean,
         std,
+        **groups,
     )
 
 

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-AUGMENTATIONS = ("none", "flip", "crop_flip")
+from experiments.config import AUGMENTATIONS
+
 PADDING = 4
 
 
@@ -29,8 +30,10 @@ def augment(images: jax.Array, key: jax.Array, kind: str) -> jax.Array:
     Args:
       images: uint8 [n, height, width, channels].
       key: decides everything; the same key gives the same images.
-      kind: 'none'; 'flip' for a horizontal flip of every second image on average; or 'crop_flip' for a crop
-        of the original size out of the image padded by four black pixels on every side, and then the flip.
+      kind: 'none'; 'flip' for a horizontal flip of every second image on average; 'crop_flip' for a crop
+        of the original size out of the image padded by four black pixels on every side, and then the flip;
+        or 'flip_rotate' for one of the eight orientations of a square, each equally likely: horizontal
+        flip, vertical flip and quarter turns. These images must be square.
 
     Returns:
       Images of the same shape and dtype.
@@ -42,10 +45,19 @@ def augment(images: jax.Array, key: jax.Array, kind: str) -> jax.Array:
         raise ValueError(f"unknown augmentation {kind!r}; choose from {', '.join(AUGMENTATIONS)}")
     if kind == "none":
         return images
+    if kind == "flip_rotate":
+        return turn(images, jax.random.bernoulli(key, shape=(3, len(images))))
     crop_key, flip_key = jax.random.split(key)
     if kind == "crop_flip":
         images = crop(images, jax.random.randint(crop_key, (len(images), 2), 0, 2 * PADDING + 1))
     return flip(images, jax.random.bernoulli(flip_key, shape=(len(images),)))
+
+
+def augment_both(images: jax.Array, labels: jax.Array, key: jax.Array, kind: str):
+    """Changes images as `augment` does, and labels alike where these are masks [n, height, width]."""
+    if labels.ndim == 3:
+        labels = augment(labels[..., None], key, kind)[..., 0]  # the same key: the same changes
+    return augment(images, key, kind), labels
 
 
 def crop(images: jax.Array, offsets: jax.Array) -> jax.Array:
@@ -61,3 +73,11 @@ def crop(images: jax.Array, offsets: jax.Array) -> jax.Array:
 def flip(images: jax.Array, is_flipped: jax.Array) -> jax.Array:
     """Mirrors left and right the images that a boolean [n] marks."""
     return jnp.where(is_flipped[:, None, None, None], images[:, :, ::-1], images)
+
+
+def turn(images: jax.Array, choices: jax.Array) -> jax.Array:
+    """Mirrors left and right, then top and bottom, then along the diagonal, where booleans [3, n] say so."""
+    left_right, top_bottom, diagonal = choices[:, :, None, None, None]
+    images = jnp.where(left_right, images[:, :, ::-1], images)
+    images = jnp.where(top_bottom, images[:, ::-1], images)
+    return jnp.where(diagonal, images.swapaxes(1, 2), images)

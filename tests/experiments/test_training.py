@@ -214,7 +214,7 @@ def test_evaluation_counts_every_image_once(count, devices):
     dataset = _dataset(test=count)
     run = _run(model="linear")
     graphdef, state = training.init_state(run, dataset, make_optimizer(run, 1))
-    evaluate = training.make_evaluate(dataset, graphdef, training.make_mesh(devices))
+    evaluate = training.make_evaluate(run, dataset, graphdef, training.make_mesh(devices))
     measured = evaluate(state, dataset.test_images, dataset.test_labels)
     loss, accuracy = NumPyRegression(run, dataset).measure(dataset.test_images, dataset.test_labels)
     np.testing.assert_allclose(measured["test_loss"], loss, rtol=3e-6)
