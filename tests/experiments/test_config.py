@@ -35,6 +35,7 @@ def test_name_depends_on_every_field_and_on_no_order():
         "validation_seed": 1,
         "dtype": "bfloat16",
         "dynamics": True,
+        "loss": "tversky",
     }
     assert set(others) == {field.name for field in dataclasses.fields(Run)}
     names = {RUN.name} | {dataclasses.replace(RUN, **{field: value}).name for field, value in others.items()}
