@@ -1,6 +1,7 @@
-"""The command line: `python -m experiments {compare,reproduce,report,prepare}`."""
+"""The command line: `python -m experiments {compare,reproduce,report,predict,prepare}`."""
 
 import dataclasses
+import json
 import math
 import sys
 import tempfile
@@ -33,6 +34,7 @@ def compare(
     data_dir: Path | None = None,
     workers: int | None = None,
     devices: int = 1,
+    keep_checkpoints: bool = False,
 ) -> None:
     """Trains one model with every method behind every optimizer, and prints who wins.
 
@@ -56,6 +58,7 @@ def compare(
         ~/tensorflow_datasets.
       workers: worker processes on a CPU; by default one per core.
       devices: devices that share each batch.
+      keep_checkpoints: keep the trained networks, for `predict`.
     """
     from experiments.compare import LEARNING_RATES, Comparison, terminal_table, write
 
@@ -78,7 +81,7 @@ def compare(
     _check_data(comparison.runs[0], data_dir)
 
     runs = [dataclasses.replace(run, dynamics=dynamics) for run in comparison.runs]
-    records = _sweep("compare", runs, out, data_dir, workers, devices)
+    records = _sweep("compare", runs, out, data_dir, workers, devices, keep_checkpoints)
     rows = write(comparison, records, out)
     _write_dynamics(out, out, records)
     console = Console()
@@ -95,6 +98,7 @@ def reproduce(
     out: Path = RESULTS,
     workers: int | None = None,
     devices: int = 1,
+    keep_checkpoints: bool = False,
 ) -> None:
     """Trains what a table of a paper needs, and renders the report. The same command goes on after a stop.
 
@@ -108,6 +112,7 @@ def reproduce(
       out: one folder per study and preset is made in it.
       workers: worker processes on a CPU; by default one per core.
       devices: devices that share each batch.
+      keep_checkpoints: keep the trained networks, for `predict`.
     """
     from experiments.measure import Context, find_missing, measure
 
@@ -121,7 +126,8 @@ def reproduce(
 
     records_folder, measurements_folder = folder / "records", folder / "measurements"
     measurements = chosen.measurements(preset)
-    keep_checkpoints = chosen.keep_checkpoints and bool(find_missing(measurements, measurements_folder))
+    needs_networks = chosen.keep_checkpoints and bool(find_missing(measurements, measurements_folder))
+    keep_checkpoints = keep_checkpoints or needs_networks
     records, made = [], set()
     # Later runs may depend on earlier ones' records, as the tuned ones do.
     while new := [run for run in runs if run.name not in made]:
@@ -171,6 +177,37 @@ def report(
         chosen.report(p, records, folders[p])
         _write_dynamics(folders[p], folders[p] / "records", records)
         print(f"Report: {folders[p] / 'report.md'}")
+
+
+def predict(
+    run: Annotated[str, tyro.conf.Positional],
+    image: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    records: Path | None = None,
+    fit: Literal["resize", "as-is"] | None = None,
+) -> None:
+    """Applies a trained network to an image of your own: writes the mask, or the class with its probability.
+
+    A picture of the answer is written beside it, as STEM_overlay.png. The run must have kept its checkpoint:
+    see `--keep-checkpoints` of compare and reproduce.
+
+    Args:
+      run: a run's record, such as runs/NAME.json, or with --records the NAME alone.
+      image: a file of any format that Pillow reads.
+      out: what to write, FILE.png for a mask, FILE.json for a class.
+      records: folder of the records.
+      fit: for an image of another size than the training images: resize scales it to theirs, and the mask
+        back; as-is takes it as it is, which networks without a fixed size can.
+    """
+    from experiments.predict import predict
+    from experiments.records import find_record
+
+    folder, record = find_record(run, records)
+    try:
+        answer = predict(record, folder, image, out, fit)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    print(json.dumps(answer))
 
 
 def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: Path | None = None) -> None:
@@ -328,7 +365,8 @@ def main() -> None:
     """Runs the command line. Exit codes: 1 if runs failed, 2 for what cannot be, 130 after Ctrl-C."""
     from experiments.records import RecordError
 
-    commands = {"compare": compare, "reproduce": reproduce, "report": report, "prepare": prepare}
+    functions = (compare, reproduce, report, predict, prepare)
+    commands = {function.__name__: function for function in functions}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m experiments", description=__doc__)
     except (UsageError, RecordError) as error:

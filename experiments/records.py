@@ -157,7 +157,7 @@ def write_record(out: str | Path, record: RunRecord) -> Path:
     lines = [f'"{name}": {_to_json(value)}' for name, value in fields.items()]
     lines.append(f'"epochs": [\n{epochs}\n]' if epochs else '"epochs": []')
     text = "{\n" + ",\n".join(lines) + "\n}\n"
-    return _write_whole(_record_path(out, record.run), lambda file: file.write(text.encode()))
+    return write_whole(_record_path(out, record.run), lambda file: file.write(text.encode()))
 
 
 def read_record(out: str | Path, run: Run) -> RunRecord | None:
@@ -181,6 +181,26 @@ def read_record(out: str | Path, run: Run) -> RunRecord | None:
     if record.run != run:
         raise RecordError(f"{path} is the record of another run")
     return record
+
+
+def find_record(run: str | Path, out: str | Path | None = None) -> tuple[Path, RunRecord]:
+    """Finds the record of a run that is named as people do.
+
+    Args:
+      run: the record's file, or with `out` the run's name.
+      out: folder of the records.
+
+    Returns:
+      The folder of the record, and the record.
+
+    Raises:
+      RecordError: there is none, or it is damaged or of another format.
+    """
+    path = Path(run) if out is None else Path(out) / f"{run}.json"
+    try:
+        return path.parent, _read(path)
+    except FileNotFoundError:
+        raise RecordError(f"there is no record {path}") from None
 
 
 def read_records(out: str | Path) -> list[RunRecord]:
@@ -207,7 +227,7 @@ def write_dynamics(out: str | Path, run: Run, dynamics: GradientDynamics) -> Non
     """
     arrays = {field.name: getattr(dynamics, field.name) for field in dataclasses.fields(dynamics)}
     arrays["layers"] = np.array(dynamics.layers, dtype=np.str_)
-    _write_whole(
+    write_whole(
         _dynamics_path(out, run), lambda file: np.savez_compressed(file, allow_pickle=False, **arrays)
     )
 
@@ -269,7 +289,7 @@ def write_measurement(out: str | Path, record: MeasurementRecord) -> None:
     """
     fields = {"schema": SCHEMA, **dataclasses.asdict(record)}
     lines = ",\n".join(f'"{name}": {_to_json(value)}' for name, value in fields.items())
-    _write_whole(Path(out) / f"{record.name}.json", lambda file: file.write(f"{{\n{lines}\n}}\n".encode()))
+    write_whole(Path(out) / f"{record.name}.json", lambda file: file.write(f"{{\n{lines}\n}}\n".encode()))
 
 
 def read_measurements(out: str | Path) -> dict[str, MeasurementRecord]:
@@ -294,7 +314,7 @@ def write_checkpoint(out: str | Path, run: Run, arrays: Mapping[str, np.ndarray]
     Raises:
       RecordError: the file cannot be written; an older checkpoint is left as it was.
     """
-    _write_whole(_checkpoint_path(out, run), lambda file: np.savez(file, allow_pickle=False, **arrays))
+    write_whole(_checkpoint_path(out, run), lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
 def read_checkpoint(out: str | Path, run: Run) -> dict[str, np.ndarray] | None:
@@ -465,8 +485,19 @@ def _decode_epoch(*, epoch: int, nonfinite_steps: int, **floats: float | str) ->
     return EpochMetrics(epoch=int(epoch), nonfinite_steps=int(nonfinite_steps), **metrics)
 
 
-def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    """Writes a file so that there is always either the old one or the new one, whole."""
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+    """Writes a file so that there is always either the old one or the new one, whole.
+
+    Args:
+      path: of the file; its folder is made if missing.
+      write: gets the open file.
+
+    Returns:
+      The path.
+
+    Raises:
+      RecordError: the file cannot be written; an older one is left as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -137,9 +137,11 @@ def load_model(run: Run, *, out: str | Path) -> nnx.Module:
         raise RecordError(f"run {run.name} has not finished in {out}")
     arrays = records.read_checkpoint(out, run)
     if arrays is None:
-        raise RecordError(f"run {run.name} has no checkpoint in {out}: train it with keep_checkpoint=True")
+        raise RecordError(f"run {run.name} has no checkpoint in {out}: train it with --keep-checkpoints")
     data = record.data
-    graphdef, params, batch_stats = _create_model(run, data["image_shape"], data["num_classes"])
+    # Shapes alone: initial values would be computed, layer by layer, to be thrown away.
+    model = nnx.eval_shape(lambda: _create_model(run, data["image_shape"], data["num_classes"]))
+    graphdef, params, batch_stats = _split_model(model)
     params = _from_arrays(params, arrays, run, "params/")
     batch_stats = _from_arrays(batch_stats, arrays, run, "batch_stats/")
     return nnx.merge(graphdef, params, batch_stats)
@@ -161,7 +163,8 @@ def init_state(
     Raises:
       ValueError: the model is unknown or does not take such images.
     """
-    graphdef, params, batch_stats = _create_model(run, dataset.train_images.shape[1:], dataset.num_classes)
+    model = _create_model(run, dataset.train_images.shape[1:], dataset.num_classes)
+    graphdef, params, batch_stats = _split_model(model)
     return graphdef, TrainState(params, batch_stats, optimizer.init(params))
 
 
@@ -336,14 +339,13 @@ def _over_steps(statistics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return over_steps | {"smallest_std": jnp.min(statistics["std"], axis=0)}
 
 
-def _create_model(run: Run, image_shape, num_classes: int):
-    """The model as graph definition, parameters and running statistics."""
+def _create_model(run: Run, image_shape, num_classes: int) -> nnx.Module:
     height, width, channels = image_shape
     if height != width:
         raise ValueError(f"images must be square, got {height} x {width}")
     # Of JAX's generators this one compiles ten times faster than the default, once per layer shape.
     key = jax.random.key(run.seed, impl="rbg")
-    model = models.create(
+    return models.create(
         run.model,
         num_classes=num_classes,
         channels=channels,
@@ -351,6 +353,10 @@ def _create_model(run: Run, image_shape, num_classes: int):
         rngs=nnx.Rngs(key),
         dtype=jnp.dtype(run.dtype),
     )
+
+
+def _split_model(model: nnx.Module):
+    """The model as graph definition, parameters and running statistics."""
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 

@@ -69,3 +69,8 @@ def create(
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}")
     build = partial(create_normalized, name) if is_normalized else MODELS[name]
     return build(num_classes=num_classes, channels=channels, image_size=image_size, rngs=rngs, dtype=dtype)
+
+
+def takes_any_size(name: str) -> bool:
+    """Whether a model takes images of other sizes than the one it was built for."""
+    return not name.startswith("vgg")  # Its last layer sees every pixel on its own.

@@ -1,0 +1,159 @@
+"""A trained network's answer to one image: a mask, or a class with its probability, and a picture of it."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from experiments import models, training
+from experiments.data.pipeline import normalize
+from experiments.records import RunRecord, write_whole
+
+MODES = {1: "L", 3: "RGB"}  # of Pillow, by number of channels
+THRESHOLD = 0.5
+COLOR = (213, 94, 0)  # vermilion, of the palette of Okabe and Ito (2008)
+TINT = 0.3
+SMALLEST_OVERLAY = 256  # height and width in pixels: small images are magnified
+
+Fit = Literal["resize", "as-is"]
+
+
+def predict(
+    record: RunRecord, records_folder: Path, image: Path, out: Path, fit: Fit | None = None
+) -> dict[str, Any]:
+    """Applies a run's network to an image and writes what it says.
+
+    Args:
+      record: of a finished run.
+      records_folder: where the record and its checkpoint lie.
+      image: of any format that Pillow reads, with 8 bits per channel.
+      out: the mask, a PNG of the image's size with 255 where the object is, or for a network that
+        classifies a JSON file. The picture is written beside it, as STEM_overlay.png.
+      fit: for an image of another size than the training images: 'resize' scales it to theirs and the mask
+        back, 'as-is' takes it as it is.
+
+    Returns:
+      What the JSON file holds: 'class', its 'probability' and the 'probabilities' of all classes; or the
+      'object_share' of a mask's pixels. Also 'out' and 'overlay', the files.
+
+    Raises:
+      ValueError: the image cannot be read or is of another size, or a file's name has the wrong ending.
+      RecordError: the network cannot be read, or a file cannot be written.
+    """
+    overlay = out.with_name(f"{out.stem}_overlay.png")
+    if image.resolve() in (out.resolve(), overlay.resolve()):
+        raise ValueError(f"--out: {image} would be overwritten by what is predicted for it")
+    model = training.load_model(record.run, out=records_folder)
+    pixels = read_image(image, record.data["image_shape"][2])
+    fitted = fit_image(record, image, pixels, fit)
+    images = normalize(jnp.asarray(fitted[None]), record.data["mean"], record.data["std"])
+    logits = nnx.jit(lambda model, images: model(images, train=False))(model, images)
+
+    is_mask = logits.ndim == 4
+    ending = ".png" if is_mask else ".json"
+    if out.suffix.lower() != ending:
+        what = "a mask" if is_mask else "a class"
+        raise ValueError(f"--out: this run predicts {what}, whose file has to end in {ending}, got {out}")
+    if is_mask:
+        found = np.where(jax.nn.sigmoid(logits[0]) > THRESHOLD, np.uint8(255), np.uint8(0))
+        grey = _resize(found, pixels.shape[0], pixels.shape[1], Image.Resampling.NEAREST)[:, :, 0]
+        mask = grey > 0
+        answer: dict[str, Any] = {"object_share": round(float(mask.mean()), 6)}
+        write_whole(out, lambda file: Image.fromarray(grey).save(file, "PNG"))
+        picture = draw_mask(pixels, mask)
+    else:
+        probabilities = np.asarray(jax.nn.softmax(logits[0]))
+        answer = {
+            "class": int(probabilities.argmax()),
+            "probability": round(float(probabilities.max()), 6),
+            "probabilities": [round(p, 6) for p in probabilities.tolist()],
+        }
+        write_whole(out, lambda file: file.write((json.dumps(answer) + "\n").encode()))
+        picture = draw_caption(pixels, f"class {answer['class']}, probability {answer['probability']:.3f}")
+    write_whole(overlay, lambda file: picture.save(file, "PNG"))
+    return {**answer, "out": str(out), "overlay": str(overlay)}
+
+
+def read_image(path: Path, channels: int) -> np.ndarray:
+    """Reads an image as uint8 [height, width, channels]; transparency is dropped.
+
+    Raises:
+      ValueError: it is no image, is damaged, has several frames or more than 8 bits per channel.
+    """
+    if channels not in MODES:
+        raise ValueError(
+            f"this run was trained on images of {channels} channels, which image files do not have"
+        )
+    try:
+        with Image.open(path) as image:
+            frames = getattr(image, "n_frames", 1)
+            mode = image.mode
+            pixels = np.asarray(image.convert(MODES[channels]))
+    except FileNotFoundError:
+        raise ValueError(f"there is no image {path}") from None
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"cannot read the image {path}: {reason}") from error
+    if frames > 1:
+        raise ValueError(f"{path} has {frames} frames; save the one to predict as an image of its own")
+    if mode.startswith(("I", "F")):
+        raise ValueError(
+            f"{path} has more than 8 bits per channel (Pillow's mode {mode}); scale it to 0..255"
+        )
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def draw_mask(pixels: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """The image in its own colours with the mask tinted and its outline drawn, magnified if it is small."""
+    picture = np.array(_magnify(pixels))
+    factor = picture.shape[0] // mask.shape[0]
+    mask = mask.repeat(factor, axis=0).repeat(factor, axis=1)
+    outline = mask & np.logical_not(ndimage.binary_erosion(mask))
+    picture[mask] = np.rint((1 - TINT) * picture[mask] + TINT * np.array(COLOR)).astype(np.uint8)
+    picture[outline] = COLOR
+    return Image.fromarray(picture)
+
+
+def draw_caption(pixels: np.ndarray, caption: str) -> Image.Image:
+    """The image in its own colours, magnified if it is small, with a line of text below."""
+    picture = _magnify(pixels)
+    font = ImageFont.load_default(16)
+    width = max(picture.width, int(font.getlength(caption)) + 16)
+    canvas = Image.new("RGB", (width, picture.height + 28), "white")
+    canvas.paste(picture, ((width - picture.width) // 2, 0))
+    ImageDraw.Draw(canvas).text((8, picture.height + 4), caption, fill="black", font=font)
+    return canvas
+
+
+def fit_image(record: RunRecord, path: Path, pixels: np.ndarray, fit: Fit | None) -> np.ndarray:
+    """The image as the network gets it."""
+    height, width, _ = record.data["image_shape"]
+    if fit == "resize" or pixels.shape[:2] == (height, width):
+        return _resize(pixels, height, width, Image.Resampling.BILINEAR)
+    sizes = (
+        f"{path} has {pixels.shape[0]} x {pixels.shape[1]} pixels, the training images had {height} x {width}"
+    )
+    if not models.takes_any_size(record.run.model):
+        raise ValueError(f"{sizes}, and {record.run.model} takes no others: --fit resize scales the image")
+    if fit is None:
+        raise ValueError(f"{sizes}: --fit resize scales the image, --fit as-is takes it as it is")
+    return pixels
+
+
+def _resize(pixels: np.ndarray, height: int, width: int, resampling: Image.Resampling) -> np.ndarray:
+    """Scales an image [height, width, channels]; one that has the size already stays as it is."""
+    picture = Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[:, :, 0])
+    return np.asarray(picture.resize((width, height), resampling)).reshape(height, width, pixels.shape[2])
+
+
+def _magnify(pixels: np.ndarray) -> Image.Image:
+    """The image in RGB, every pixel a square of pixels if it is small."""
+    rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    factor = max(1, -(-SMALLEST_OVERLAY // min(pixels.shape[:2])))
+    return Image.fromarray(rgb.repeat(factor, axis=0).repeat(factor, axis=1))
