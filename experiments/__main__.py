@@ -41,7 +41,8 @@ def compare(
     The same command goes on where it was interrupted.
 
     Args:
-      dataset: digits (real 8x8 images, no download), cifar10, cifar100, or arrays:PATH.npz for your own.
+      dataset: digits (real 8x8 images, no download), cifar10, cifar100, patch_camelyon, pcam32,
+        or arrays:PATH.npz for your own.
       model: network, such as resnet8, resnet20, resnet56, plain20 (without skip connections) or vgg16_bn;
         or one with any normalizer, such as cnn10w16:layer_norm or resnet20w16:group_norm:size=8.
       methods: what is done to the gradients before the optimizer: any of baseline, centralization, clipping
@@ -214,7 +215,7 @@ def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: Path | None = 
     """Downloads a data set and lays it out for training, once.
 
     Args:
-      name: cifar10 or cifar100.
+      name: cifar10, cifar100 or patch_camelyon.
       data_dir: where to; by default the variable GRADNORM_DATA_DIR, or ~/tensorflow_datasets.
     """
     from experiments import data

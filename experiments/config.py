@@ -107,6 +107,11 @@ class Run:
             raise ValueError(f"{field} must be {choices}, got {getattr(self, field)!r}")
 
     @property
+    def data_name(self) -> str:
+        """The data set's name, without the path of a user's own arrays."""
+        return "arrays" if self.dataset.startswith("arrays:") else self.dataset
+
+    @property
     def name(self) -> str:
         """Readable and unique: a file name for the run's record.
 
@@ -115,9 +120,8 @@ class Run:
         fields = dataclasses.fields(self)
         stated = {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
         digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
-        dataset = self.dataset.partition(":")[0]
         parts = (
-            dataset,
+            file_name(self.data_name),
             file_name(self.model),
             self.method,
             self.optimizer,
@@ -127,9 +131,9 @@ class Run:
         return "-".join((*parts, digest[:8]))
 
 
-def file_name(model: str) -> str:
-    """The name of a model as part of a file's name, on any system."""
-    return re.sub(r"[^\w=.]", "_", model)
+def file_name(name: str) -> str:
+    """The name of a model or data set as part of a file's name, on any system."""
+    return re.sub(r"[^\w=.]", "_", name)
 
 
 def _convert(field: str, kind: Any, value: object) -> object:

@@ -252,7 +252,7 @@ def describe_protocol(run: Run) -> str:
         "step": f"learning rate x {run.step_factor:g} every {_count(run.step_epochs, 'epoch')}",
     }[run.schedule]
     parts = [
-        f"{run.dataset.partition(':')[0]}, {images} training images, {evaluated}",
+        f"{run.data_name}, {images} training images, {evaluated}",
         {
             "none": "no augmentation",
             "flip": "random flips",

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from experiments.data import arrays, cifar, digits
-from experiments.data.cifar import prepare
+from experiments.data import arrays, cifar, digits, lgg, pcam, prepared
 from experiments.data.dataset import DataError, Dataset
 from experiments.data.subsets import select
 
-NAMES = ("digits", "cifar10", "cifar100", "arrays:PATH.npz")
+PREPARED = {**cifar.SETS, **pcam.SETS}
+NAMES = ("digits", *PREPARED, "lgg", "lgg:SIZE", "arrays:PATH.npz")
 
 __all__ = ["NAMES", "DataError", "Dataset", "load", "prepare", "select"]
 
@@ -16,9 +16,10 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Loads a data set into memory.
 
     Args:
-      name: 'digits', 'cifar10', 'cifar100', or 'arrays:PATH.npz' for your own arrays.
-      data_dir: where prepared TensorFlow Datasets lie; `None` takes the environment variable
-        GRADNORM_DATA_DIR, or else ~/tensorflow_datasets.
+      name: 'digits', 'cifar10', 'cifar100', 'patch_camelyon', 'pcam32', 'lgg', 'lgg:SIZE' for slices resized
+        to SIZE x SIZE pixels, or 'arrays:PATH.npz' for your own arrays.
+      data_dir: where prepared TensorFlow Datasets and the folder kaggle_3m lie; `None` takes the environment
+        variable GRADNORM_DATA_DIR, or else ~/tensorflow_datasets.
 
     Returns:
       The images and labels of both splits.
@@ -27,11 +28,33 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
       DataError: the set is missing or damaged; the message says what was looked for and where.
       ValueError: the name is unknown.
     """
+    source, separator, path = name.partition(":")
     if name == "digits":
         return digits.load()
-    if name in cifar.NUM_CLASSES:
-        return cifar.load(name, data_dir)
-    source, separator, path = name.partition(":")
+    if name in PREPARED:
+        return prepared.load(PREPARED[name], data_dir)
+    if source == "lgg":
+        return lgg.load(name, data_dir)
     if source == "arrays" and separator:
         return arrays.load(path)
     raise ValueError(f"unknown dataset {name!r}; choose from {', '.join(NAMES)}")
+
+
+def prepare(name: str, data_dir: str | Path | None = None) -> Path:
+    """Downloads a set of TensorFlow Datasets and prepares it, unless that is done already.
+
+    Args:
+      name: 'cifar10', 'cifar100' or 'patch_camelyon'.
+      data_dir: as for `load`.
+
+    Returns:
+      The prepared folder.
+
+    Raises:
+      DataError: TensorFlow is not installed, or the download or the preparation failed.
+      ValueError: the name is unknown.
+    """
+    choices = [known for known, wanted in PREPARED.items() if not wanted.source]
+    if name not in choices:
+        raise ValueError(f"unknown dataset {name!r} to prepare; choose from {', '.join(choices)}")
+    return prepared.prepare(PREPARED[name], data_dir)

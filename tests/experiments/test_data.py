@@ -77,7 +77,7 @@ def test_mean_and_std_are_taken_per_channel_over_many_images():
 
 def test_an_unknown_name_lists_the_choices():
     with pytest.raises(
-        ValueError, match=r"unknown dataset 'mnist'; choose from digits, cifar10, cifar100, arrays"
+        ValueError, match=r"unknown dataset 'mnist'; choose from digits, cifar10, cifar100, .*, arrays"
     ):
         load("mnist")
 

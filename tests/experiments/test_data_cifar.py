@@ -1,6 +1,5 @@
 """CIFAR from prepared folders: whole, damaged in every way we could think of, and real."""
 
-import io
 import json
 import os
 import shutil
@@ -11,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from PIL import Image
 
 from experiments.data import DataError, load, prepare
+
+from .prepared_folders import write_prepared
 
 COUNTS = {"train": 60, "test": 20}
 
@@ -24,38 +23,9 @@ def make_images(split):
     return random.integers(0, 256, (COUNTS[split], 32, 32, 3), np.uint8), np.arange(COUNTS[split]) % 10
 
 
-def write_prepared(data_dir, *, name="cifar10", images=make_images, size=32, num_classes=10, num_shards=3):
-    """Prepares images as TensorFlow Datasets does after a download, in array_record format."""
-
-    def examples(split):
-        for i, (image, label) in enumerate(zip(*images(split), strict=True)):
-            stream = io.BytesIO()
-            Image.fromarray(image).save(stream, "PNG")
-            yield i, {"id": f"{split}_{i:05d}", "image": stream.getvalue(), "label": int(label)}
-
-    class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("3.0.2")
-        pkg_dir_path = Path()
-
-        def _info(self):
-            features = {
-                "id": tfds.features.Text(),
-                "image": tfds.features.Image(shape=(size, size, 3)),
-                "label": tfds.features.ClassLabel(num_classes=num_classes),
-            }
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager):
-            return {split: examples(split) for split in COUNTS}
-
-        def _generate_examples(self):
-            raise NotImplementedError
-
-    Prepared.name = name
-    config = tfds.download.DownloadConfig(num_shards=num_shards)
-    builder = Prepared(data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare(download_config=config)
-    return Path(data_dir) / name / "3.0.2"
+def write_cifar(data_dir, *, images=make_images, name="cifar10", **options):
+    splits = {split: images(split) for split in COUNTS}
+    return write_prepared(data_dir, splits, name=name, version="3.0.2", **{"num_classes": 10, **options})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,7 +38,7 @@ def temporary_files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return write_prepared(tmp_path_factory.mktemp("whole"))
+    return write_cifar(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
@@ -205,7 +175,7 @@ def test_decoded_arrays_follow_the_files(folder, tmp_path):
         images, labels = make_images(split)
         return 255 - images, labels
 
-    other = write_prepared(tmp_path / "other", images=inverted)
+    other = write_cifar(tmp_path / "other", images=inverted)
     for path in other.iterdir():
         shutil.copy(path, folder / path.name)
     expected = 255 - load("cifar10", data_dir_of(folder)).train_images
@@ -258,22 +228,21 @@ def test_damaged_metadata_is_refused(folder, name, content):
         ({"num_classes": 100}, "labels must have 10 classes"),
         ({"name": "cifar100", "num_classes": 100}, "holds cifar100, not cifar10"),
         (
-            {"size": 8, "images": lambda split: (make_images(split)[0][:, :8, :8], make_images(split)[1])},
+            {"images": lambda split: (make_images(split)[0][:, :8, :8], make_images(split)[1])},
             "images must have shape",
         ),
     ],
 )
 def test_a_foreign_folder_is_refused(tmp_path, options, message):
-    foreign = write_prepared(tmp_path / "foreign", **options)
+    foreign = write_cifar(tmp_path / "foreign", **options)
     folder = tmp_path / "data" / "cifar10" / "3.0.2"
     shutil.copytree(foreign, folder)
     refuse(folder, message)
 
 
 def test_records_that_are_not_what_the_metadata_says_are_refused(folder, tmp_path):
-    small = write_prepared(
+    small = write_cifar(
         tmp_path / "small",
-        size=8,
         images=lambda split: (make_images(split)[0][:, :8, :8], make_images(split)[1]),
     )
     for path in small.glob("*.array_record-*"):
@@ -285,7 +254,7 @@ def test_another_file_format_is_refused(folder):
     path = folder / "dataset_info.json"
     info = json.loads(path.read_text())
     path.write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
-    refuse(folder, "cannot be read as cifar10")
+    refuse(folder, "is in the file format tfrecord, wanted array_record")
 
 
 def test_prepare_leaves_a_prepared_set_alone_and_names_what_it_cannot_prepare(folder):

@@ -1,0 +1,19 @@
+"""PatchCamelyon: patches of lymph node sections; the label says whether the centre 32x32 pixels hold tumour.
+
+Veeling, Linmans, Winkens, Cohen and Welling, "Rotation Equivariant CNNs for Digital Pathology", 2018,
+arXiv 1806.03962. `patch_camelyon` has whole patches, and a validation split of its own that nothing here uses;
+`pcam32` has their centres, the pixels that decide the label, for networks of the size of CIFAR's.
+"""
+
+from experiments.data.prepared import PreparedSet
+
+SETS = {
+    "patch_camelyon": PreparedSet("patch_camelyon", image_shape=(96, 96, 3), num_classes=2),
+    "pcam32": PreparedSet(
+        "pcam32",
+        image_shape=(32, 32, 3),
+        num_classes=2,
+        source="it is not in the catalogue of TensorFlow Datasets: crop the centres of patch_camelyon and "
+        "write them with tfds.dataset_builders.store_as_tfds_dataset",
+    ),
+}

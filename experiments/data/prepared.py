@@ -1,0 +1,222 @@
+"""Sets that TensorFlow Datasets prepared in array_record format. Reading needs no TensorFlow, preparing does.
+
+Decoding thousands of PNG images takes seconds in every process, so the decoded arrays are kept beside the files
+they came from, under a name that holds these files' checksum.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import io
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.data.dataset import DataError, Dataset, make_dataset
+
+CACHED = ("train_images", "train_labels", "test_images", "test_labels", "mean", "std")
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedSet:
+    """What a prepared folder must hold.
+
+    Attributes:
+      name: of the folder and in its metadata.
+      image_shape: [height, width, channels] of every image.
+      num_classes: labels go from 0 to one less.
+      source: how to get a set that is not in the catalogue of TensorFlow Datasets.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    source: str = ""
+
+
+def data_folder(data_dir: str | Path | None) -> Path:
+    """Where prepared sets lie: the argument, GRADNORM_DATA_DIR, or TensorFlow Datasets' own default."""
+    return (
+        Path(data_dir or os.environ.get("GRADNORM_DATA_DIR") or "~/tensorflow_datasets")
+        .expanduser()
+        .absolute()
+    )
+
+
+def load(wanted: PreparedSet, data_dir: str | Path | None = None) -> Dataset:
+    """Loads the splits 'train' and 'test' of a prepared set; see `experiments.data.load`."""
+    name = wanted.name
+    folder = _prepared_folder(wanted, data_folder(data_dir))
+    try:
+        cache = folder / f"decoded-{_checksum(folder)}.npz"
+        dataset = _read_cache(cache, wanted)
+        if dataset is None:
+            train, test = _read_split(wanted, folder, "train"), _read_split(wanted, folder, "test")
+            dataset = make_dataset(name, *train, *test, wanted.num_classes)
+            _write_cache(cache, dataset)
+        return dataset
+    except DataError:
+        raise
+    except Exception as error:  # TFDS and array_record raise many kinds, for files that are not theirs.
+        raise DataError(
+            f"{folder} cannot be read as {name}: {first_line(error)}; remove it and prepare it again"
+        ) from error
+
+
+def prepare(wanted: PreparedSet, data_dir: str | Path | None = None) -> Path:
+    """Downloads a set and prepares it in array_record format, unless that is done already.
+
+    Args:
+      wanted: a set of the catalogue of TensorFlow Datasets.
+      data_dir: as for `experiments.data.load`.
+
+    Returns:
+      The prepared folder.
+
+    Raises:
+      DataError: TensorFlow is not installed, or the download or the preparation failed.
+    """
+    name = wanted.name
+    data_dir = data_folder(data_dir)
+    if not _versions(data_dir / name):
+        if importlib.util.find_spec("tensorflow") is None:
+            raise DataError(
+                f"preparing {name} needs TensorFlow once: pip install -e '.[experiments,prepare]'"
+            )
+        import tensorflow_datasets as tfds
+
+        try:
+            tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
+        except Exception as error:  # Of network, disk or format, of many kinds.
+            raise DataError(f"preparing {name} in {data_dir} failed: {first_line(error)}") from error
+    return _prepared_folder(wanted, data_dir)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or what kind it is."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _versions(folder: Path) -> list[Path]:
+    """Prepared versions of one set, oldest first."""
+    found = [info.parent for info in folder.glob("*/dataset_info.json")]
+    found = [version for version in found if re.fullmatch(r"\d+\.\d+\.\d+", version.name)]
+    return sorted(found, key=lambda version: tuple(map(int, version.name.split("."))))
+
+
+def _prepared_folder(wanted: PreparedSet, data_dir: Path) -> Path:
+    name = wanted.name
+    versions = _versions(data_dir / name)
+    if not versions:
+        source = wanted.source or (
+            f"download it with 'python -m experiments prepare {name} --data-dir {data_dir}' (extra 'prepare')"
+        )
+        raise DataError(
+            f"no {name} in {data_dir} (looked for {name}/*/dataset_info.json): {source}, or name a "
+            f"folder that holds it, prepared as array_record, by --data-dir or GRADNORM_DATA_DIR"
+        )
+    return versions[-1]
+
+
+def _checksum(folder: Path) -> str:
+    """Of every file that decides the arrays."""
+    digest = hashlib.sha256()
+    files = [folder / "dataset_info.json", folder / "features.json", *folder.glob("*.array_record-*")]
+    for file in sorted(files):
+        with file.open("rb") as stream:
+            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+class Split:
+    """One split of a prepared folder, checked against its metadata: `split[i]` decodes one example."""
+
+    def __init__(self, wanted: PreparedSet, folder: Path, split: str):
+        import tensorflow_datasets as tfds
+
+        builder: Any = tfds.builder_from_directory(folder)
+        self._wanted, self._folder, self._split = wanted, folder, split
+        _check_metadata(wanted, folder, split, builder.info)
+        self._source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        """Image i, uint8 [height, width, channels], and its label."""
+        from PIL import Image
+
+        example, where = self._source[i], f"{self._folder}: {self._split}"
+        image, shape = np.asarray(Image.open(io.BytesIO(example["image"]))), self._wanted.image_shape
+        if image.shape != shape or image.dtype != np.uint8:
+            raise DataError(f"{where} image {i} has shape {image.shape}, wanted {shape}")
+        if not 0 <= example["label"] < self._wanted.num_classes:
+            raise DataError(
+                f"{where} label {i} is {example['label']}, beyond {self._wanted.num_classes} classes"
+            )
+        return image, example["label"]
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        return (self[i] for i in range(len(self)))
+
+
+def _read_split(wanted: PreparedSet, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes all images and labels of one split."""
+    split = Split(wanted, folder, name)
+    images = np.empty((len(split), *wanted.image_shape), np.uint8)
+    labels = np.empty(len(split), np.int32)
+    for i, (image, label) in enumerate(split):
+        images[i], labels[i] = image, label
+    return images, labels
+
+
+def _check_metadata(wanted: PreparedSet, folder: Path, split: str, info) -> None:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if info.name != wanted.name:
+        raise DataError(f"{folder} holds {info.name}, not {wanted.name}")
+    if info.file_format.value != "array_record":
+        raise DataError(f"{folder} is in the file format {info.file_format.value}, wanted array_record")
+    features = dict(info.features)
+    image, label = features.get("image"), features.get("label")
+    if getattr(image, "shape", None) != wanted.image_shape:
+        raise DataError(f"{folder}: images must have shape {wanted.image_shape}, features.json says {image}")
+    if getattr(label, "num_classes", None) != wanted.num_classes:
+        raise DataError(
+            f"{folder}: labels must have {wanted.num_classes} classes, features.json says {label}"
+        )
+    shards = info.splits[split]
+    for path, expected in zip(shards.filepaths, shards.shard_lengths, strict=True):
+        if not Path(path).exists():
+            raise DataError(f"{folder} lacks {Path(path).name}; remove it and prepare it again")
+        count = ArrayRecordReader(str(path)).num_records()  # 0 for a file that is not whole.
+        if count != expected:
+            raise DataError(
+                f"{path} holds {count} whole records, dataset_info.json says {expected}; "
+                f"remove {folder} and prepare it again"
+            )
+
+
+def _read_cache(path: Path, wanted: PreparedSet) -> Dataset | None:
+    try:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)  # Every array has a checksum of its own in the file.
+            arrays = {key: file[key] for key in CACHED}
+            return Dataset(name=wanted.name, num_classes=wanted.num_classes, **arrays)
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
+        return None
+
+
+def _write_cache(path: Path, dataset: Dataset) -> None:
+    """Keeps the arrays for next time, if the folder can be written; never half a file."""
+    temporary = path.with_name(f"decoding-{os.getpid()}.npz")
+    try:
+        np.savez(temporary, **{key: getattr(dataset, key) for key in CACHED})
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
