@@ -78,7 +78,7 @@ def terminal_table(rows: Sequence[report.Row]) -> Table:
         runs = f"{len(cell.ended)}" + (f", {cell.diverged} diverged" if cell.diverged else "")
         table.add_row(
             *row.labels,
-            report.format_accuracy(cell),
+            report.format_score(cell),
             report.format_number(report.mean_and_std(cell.losses)[0], ".2e"),
             report.format_number(cell.seconds_per_epoch, ".2f"),
             str(cell.nonfinite_steps),

@@ -53,6 +53,12 @@ class Cell:
         """Accuracy after the last epoch, by seed."""
         return {seed: record.epochs[-1].test_accuracy for seed, record in self.ended.items()}
 
+    def values(self, score: str) -> dict[int, float]:
+        """'accuracy', or a score of the finished runs (a diverged run has none), by seed."""
+        if score == "accuracy":
+            return self.accuracies
+        return {seed: record.scores[score] for seed, record in self.ended.items() if score in record.scores}
+
     @property
     def losses(self) -> list[float]:
         """Training loss of the last epoch of the runs that did not diverge."""
@@ -112,12 +118,13 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     return mean, statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def paired_difference(cell: Cell, baseline: Cell) -> tuple[float, float, int]:
-    """Mean difference of the accuracies, paired by seed, and its 95 % t-interval.
+def paired_difference(cell: Cell, baseline: Cell, score: str = "accuracy") -> tuple[float, float, int]:
+    """Mean difference of the accuracies or another score, paired by seed, and its 95 % t-interval.
 
     Args:
       cell: the method's runs.
       baseline: the baseline's runs.
+      score: see `Cell.values`.
 
     Returns:
       The mean difference, half the width of its interval (NaN with fewer than two seeds), and the number
@@ -125,7 +132,7 @@ def paired_difference(cell: Cell, baseline: Cell) -> tuple[float, float, int]:
     """
     from scipy import stats
 
-    ours, theirs = cell.accuracies, baseline.accuracies
+    ours, theirs = cell.values(score), baseline.values(score)
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     mean, std = mean_and_std(differences)
     n = len(differences)
@@ -162,7 +169,7 @@ def results_table(headings: Sequence[str], rows: Sequence[Row]) -> str:
     columns = {
         "learning rate": lambda row: f"{row.cell.run.learning_rate:g}",
         "seeds": lambda row: str(len(row.cell.ended)),
-        "test accuracy": lambda row: format_accuracy(row.cell),
+        "test accuracy": lambda row: format_score(row.cell),
         "paper accuracy": lambda row: format_number(row.paper_accuracy, ".4f"),
         "vs baseline [95 % interval]": format_difference,
         "training loss": lambda row: format_number(mean_and_std(row.cell.losses)[0], ".2e"),
@@ -172,29 +179,51 @@ def results_table(headings: Sequence[str], rows: Sequence[Row]) -> str:
         "remarks": lambda row: remarks(row.cell),
     }
     if all(row.paper_accuracy is None for row in rows):
-        del columns["paper accuracy"], columns["paper loss"]
+        del columns["paper accuracy"]
+    if all(row.paper_loss is None for row in rows):
+        del columns["paper loss"]
     lines = [[*row.labels, *(column(row) for column in columns.values())] for row in rows]
     return markdown_table([[*headings, *columns], *lines], left=len(headings))
 
 
-def format_accuracy(cell: Cell) -> str:
+def scores_table(headings: Sequence[str], rows: Sequence[Row], scores: Mapping[str, str]) -> str:
+    """A Markdown table of the finished networks' scores, each with its difference to the baseline.
+
+    Args:
+      headings: of the rows' labels.
+      rows: one per cell.
+      scores: headings of the columns, and names in `RunRecord.scores`.
+    """
+    columns = [column for heading in scores for column in (heading, "vs baseline [95 % interval]")]
+    lines = [[*headings, *columns]]
+    for row in rows:
+        cells = [
+            text
+            for score in scores.values()
+            for text in (format_score(row.cell, score), format_difference(row, score))
+        ]
+        lines.append([*row.labels, *cells])
+    return markdown_table(lines, left=len(headings))
+
+
+def format_score(cell: Cell, score: str = "accuracy") -> str:
     """Mean ± standard deviation, or the mean alone of a single seed."""
-    mean, std = mean_and_std(list(cell.accuracies.values()))
+    mean, std = mean_and_std(list(cell.values(score).values()))
     if math.isnan(mean):
         return "-"
     return f"{mean:.4f}" if math.isnan(std) else f"{mean:.4f} ± {std:.4f}"
 
 
-def format_difference(row: Row) -> str:
+def format_difference(row: Row, score: str = "accuracy") -> str:
     """Mean difference to the baseline with its interval."""
     if row.baseline is None:
         return ""
-    mean, half, n = paired_difference(row.cell, row.baseline)
+    mean, half, n = paired_difference(row.cell, row.baseline, score)
     if n == 0:
         return "-"
     if math.isnan(half):
         return f"{mean:+.4f} [one seed]"
-    pairs = "" if n == len(row.cell.ended) else f" ({n} seeds)"
+    pairs = "" if n == len(row.cell.values(score)) else f" ({n} seeds)"
     return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]{pairs}"
 
 

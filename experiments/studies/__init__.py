@@ -92,6 +92,7 @@ def load_studies() -> Mapping[str, Study]:
         gradient_overlap,
         large_batch,
         overlap_table1,
+        pcam,
         znorm_architectures,
     )
 
@@ -103,5 +104,6 @@ def load_studies() -> Mapping[str, Study]:
         gradient_dynamics,
         gradient_overlap,
         beyond_batchnorm,
+        pcam,
     )
     return {module.STUDY.name: module.STUDY for module in modules}

@@ -1,6 +1,6 @@
 """What studies share that compare methods in one protocol, without tuning."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments import report
@@ -19,8 +19,10 @@ def write_grid_report(
     figure: Callable[[Run], str],
     panel: Callable[[Run], str],
     notes: str,
+    scores: Mapping[str, str] | None = None,
+    paper_accuracy: Callable[[Run], float | None] = lambda run: None,
 ) -> None:
-    """Writes report.md with one table, and one figure of learning curves per value of `figure`.
+    """Writes report.md: accuracies, other scores if there are any, and learning curves per `figure`.
 
     Args:
       folder: where to.
@@ -32,12 +34,17 @@ def write_grid_report(
       figure: name of the figure that a run belongs to.
       panel: title of the panel of that figure.
       notes: Markdown before the table.
+      scores: columns of the second table and their names in `RunRecord.scores`.
+      paper_accuracy: what the paper printed for a run's row, if anything.
     """
     cells = report.make_cells(runs, records)
     baselines = {labels(c.run)[:-1]: c for c in cells.values() if c.run.method == "baseline"}
     rows = [
         report.Row(
-            labels(c.run), c, None if c.run.method == "baseline" else baselines.get(labels(c.run)[:-1])
+            labels(c.run),
+            c,
+            None if c.run.method == "baseline" else baselines.get(labels(c.run)[:-1]),
+            paper_accuracy(c.run),
         )
         for c in cells.values()
     ]
@@ -49,6 +56,7 @@ def write_grid_report(
         "\n".join(f"- Protocol: {protocol}." for protocol in protocols),
         notes,
         report.results_table(headings, rows),
+        *([report.scores_table(headings, rows, scores)] if scores else []),
         *(report.add_figure(folder, f"curves_{name}", name, panels) for name, panels in figures.items()),
     ]
     report.write_report(folder, heading, list(cells.values()), sections)

@@ -245,7 +245,7 @@ def _tuning_table(preset: str, records: Sequence[RunRecord], tuning: Mapping[Run
             line = []
             for cell in tuning.values():
                 if (cell.run.model, cell.run.optimizer, cell.run.method) == setting:
-                    text = report.format_accuracy(cell) + (" diverged" if cell.diverged else "")
+                    text = report.format_score(cell) + (" diverged" if cell.diverged else "")
                     line.append(f"**{text}**" if chosen.get(setting) == cell.run.learning_rate else text)
             table.append([*setting, *line])
         tables.append(report.markdown_table(table, left=3))

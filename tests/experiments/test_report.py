@@ -1,5 +1,6 @@
 """Tables against independently computed numbers, from records made by hand."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -98,6 +99,53 @@ def test_tuning_takes_the_best_validation_accuracy_and_names_tuned_runs():
     assert {run.seed for run in tuned} == {0, 1}
     assert {run.validation_examples for run in tuned} == {0}
     assert not {run.seed for run in tuned} & {run.seed for run in tuning}
+
+
+def test_other_scores_are_paired_by_seed_and_a_diverged_run_has_none():
+    auc = {"baseline": {0: 0.7, 1: 0.8, 2: 0.6}, "znorm": {2: 0.9, 0: 0.75}}
+    records = [
+        dataclasses.replace(make_record(make_run(method, seed), 0.5), scores={"roc_auc": score})
+        for method, by_seed in auc.items()
+        for seed, score in by_seed.items()
+    ]
+    records.append(make_record(make_run("znorm", 1), 0.1, math.nan, "diverged"))
+    cells = report.make_cells([record.run for record in records], records)
+    baseline, znorm = cells.values()
+    differences = np.array([0.75 - 0.7, 0.9 - 0.6])
+    # 12.706205 is the 97.5 % quantile of Student's t with 1 degree of freedom.
+    half = 12.706205 * differences.std(ddof=1) / math.sqrt(2)
+    assert report.paired_difference(znorm, baseline, "roc_auc") == pytest.approx((0.175, half, 2), rel=1e-6)
+    rows = [report.Row(("baseline",), baseline), report.Row(("znorm",), znorm, baseline)]
+    table = report.scores_table(["method"], rows, {"ROC-AUC": "roc_auc", "F1": "f1"}).splitlines()
+    fields = [[field.strip() for field in line.strip("|").split("|")] for line in table]
+    assert fields[0] == [
+        "method",
+        *["ROC-AUC", "vs baseline [95 % interval]"],
+        *["F1", "vs baseline [95 % interval]"],
+    ]
+    assert fields[2] == ["baseline", "0.7000 ± 0.1000", "", "-", ""]
+    low, high = 0.175 - half, 0.175 + half
+    assert fields[3] == [
+        "znorm",
+        f"{0.825:.4f} ± {np.std([0.75, 0.9], ddof=1):.4f}",
+        f"+0.1750 [{low:+.4f}, {high:+.4f}]",
+        "-",
+        "-",
+    ]
+
+
+def test_the_papers_accuracy_stands_beside_znorm_behind_adam(tmp_path):
+    study = load_studies()["pcam"]
+    records = [
+        dataclasses.replace(make_record(run, 0.25), scores={"roc_auc": 0.375, "f1": 0.625})
+        for run in study.runs("full", [])
+    ]
+    study.report("full", records, tmp_path)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert lines[0] == "# Tumour detection in PatchCamelyon, preset full"
+    with_paper = [line for line in lines if line.startswith("|") and "0.9170" in line]
+    assert [line.split("|")[2:4] for line in with_paper] == [[" adam      ", " znorm          "]]
+    assert sum("0.3750 ± 0.0000" in line and "0.6250 ± 0.0000" in line for line in lines) == 10
 
 
 @pytest.mark.parametrize("name", list(load_studies()))
