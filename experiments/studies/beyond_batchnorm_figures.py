@@ -159,12 +159,16 @@ def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
     with mpl.rc_context(figures.STYLE):
         figure, axes = _panels(len(found), width=4.4, height=3.4)
         for axis, (network, speed) in zip(axes[0], found.items(), strict=True):
-            for name, x, y in zip(speed.normalizers, speed.similarity, speed.accuracy, strict=True):
+            points = sorted(
+                zip(speed.similarity, speed.accuracy, speed.normalizers, strict=True),
+                key=lambda point: point[:2],
+            )
+            for index, (x, y, name) in enumerate(points):
                 color = COLORS.get(name, "#555555")
                 axis.plot(x, y, "o", color=color)
-                axis.annotate(
-                    name, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=7, color=color
-                )
+                # Neighbours' names stand above and below in turn, so that close points stay readable.
+                place = (5, 3) if index % 2 else (5, -9)
+                axis.annotate(name, (x, y), textcoords="offset points", xytext=place, fontsize=7, color=color)
             axis.margins(x=0.35)
             axis.set(
                 title=network, xlabel="cosine similarity at initialisation", ylabel="mean training accuracy"
@@ -231,6 +235,7 @@ def draw_optimizer_input(folder: Path, found: Mapping[str, Mapping[str, np.ndarr
         for axis, (title, sizes) in zip(axes[0], shown, strict=False):
             for method, rows in sizes.items():
                 _line(axis, rows, method, METHOD_STYLES[method][0])
-            axis.set(title=title, xlabel="kernel", ylabel="log10 root mean square of the gradient")
+            axis.set(title=title, xlabel="kernel")
+        axes[0, 0].set_ylabel("log10 root mean square\nof the gradient")
         axes[0, 0].legend()
         return _save(figure, folder, "beyond", "Gradients as the optimizer gets them")
