@@ -111,18 +111,23 @@ def measure(rounds: int) -> list[dict]:
     return results
 
 
+def table(results: list[dict]) -> str:
+    lines = [f"{'chain':<12} {'way':<5} {'ms':>8} {'tracked':>8} {'ratio':>6} {'of fastest':>10}"]
+    lines += [
+        f"{r['chain']:<12} {r['way']:<5} {r['milliseconds']:>8.3f} {r['milliseconds_tracked']:>8.3f} "
+        f"{r['ratio']:>6.2f} {r['ratio_of_fastest']:>10.2f}"
+        for r in results
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=100, help="timed rounds (default 100)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "dynamics.json")
     arguments = parser.parse_args()
     results = measure(arguments.rounds)
-    print(f"{'chain':<12} {'way':<5} {'ms':>8} {'tracked':>8} {'ratio':>6} {'of fastest':>10}")
-    for r in results:
-        print(
-            f"{r['chain']:<12} {r['way']:<5} {r['milliseconds']:>8.3f} {r['milliseconds_tracked']:>8.3f} "
-            f"{r['ratio']:>6.2f} {r['ratio_of_fastest']:>10.2f}"
-        )
+    print(table(results))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     content = {"rounds": arguments.rounds, "environment": records.describe_environment(), "results": results}
     arguments.out.write_text(json.dumps(content, indent=2) + "\n")

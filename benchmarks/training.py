@@ -119,6 +119,10 @@ def summarize(rates: list[float]) -> dict[str, Any]:
     return {"median": statistics.median(rates), "images_per_second": [round(rate, 2) for rate in rates]}
 
 
+def title(model: str, batch_size: int, cores: int) -> str:
+    return f"{model}, batch {batch_size}, {cores or 'no'} pinned cores"
+
+
 def table(title: str, results: dict[str, Any]) -> str:
     lines = [title, f"  {'images per second':<36}{'median':>9}{'lowest':>9}{'highest':>9}"]
     for name, result in results["throughput"].items():
@@ -156,9 +160,7 @@ def main() -> None:
     for depth in arguments.depths:
         model = f"resnet{depth}"
         results[model] = {"throughput": throughput(depth, *options), "shares": shares(depth, *options)}
-        print(
-            table(f"{model}, batch {arguments.batch_size}, {len(cores) or 'no'} pinned cores", results[model])
-        )
+        print(table(title(model, arguments.batch_size, len(cores)), results[model]))
     content = {
         "batch_size": arguments.batch_size,
         "steps": arguments.steps,
