@@ -1,14 +1,11 @@
 """The Python examples of README.md and docs/, each page pasted into a fresh script."""
 
-import json
 import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
-
-from benchmarks import dynamics, training, transforms
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,17 +41,3 @@ def test_the_readmes_results_are_those_of_the_committed_report():
     for row in rows:
         cells = {cell.strip() for cell in row.split("|")}
         assert any(cells <= set(line) for line in reported), row
-
-
-def test_the_benchmarks_tables_are_those_of_the_committed_records():
-    readme = (ROOT / "benchmarks/README.md").read_text()
-    results = ROOT / "benchmarks/results"
-    record = json.loads((results / "transforms-cpu.json").read_text())
-    for tree, rows in record["results"].items():
-        assert transforms.table(tree, transforms.TREES[tree](), rows) in readme + "\n"
-    record = json.loads((results / "dynamics.json").read_text())
-    assert dynamics.table(record["results"]) in readme
-    record = json.loads((results / "training-cpu.json").read_text())
-    for model, rows in record["results"].items():
-        title = training.title(model, record["batch_size"], record["cores"])
-        assert training.table(title, rows) in readme

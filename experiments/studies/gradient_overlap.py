@@ -198,7 +198,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         sections.append("![Alpha, cosine and amplification, block by block](blocks.svg)")
     sections += [
         "## Figures 1 and 2 of the paper",
-        f"Gradient fields of {figures.SURFACE_TEXT}, our choice, since the paper names none. The overlap is\n"
+        f"Gradient fields of {figures.SURFACE_TEXT}, our choice,\nsince the paper names none. The overlap is "
         "simulated as in the paper's equation 31, g + 0.5 g. ZNorm does not depend on scale, so that its panel "
         "is\nthe same whatever the overlap: it removes what the simulation adds, and any other scale with it.",
         "![Length of the gradient: original, residual, ZNorm of residual, difference](figure1.svg)",
@@ -267,7 +267,11 @@ def _compare_growth(networks: Networks) -> list[str]:
                 f"{model} {10 ** np.median(r.growth):.3g} against {10 ** np.median(p.growth):.3g}"
                 for model, r, p in pairs
             )
-            lines.append(f"- {words}: growth of the gradient with and without skip connections: {text}.")
+            smaller = sum(np.median(r.growth) < np.median(p.growth) for _, r, p in pairs)
+            lines.append(
+                f"- Growth of the gradient, {words}: smaller with skip connections than without in {smaller} of "
+                f"{len(pairs)} depths (medians: {text})."
+            )
     return lines
 
 

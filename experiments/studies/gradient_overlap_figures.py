@@ -72,7 +72,9 @@ def draw_magnitudes(path: Path, points: int = 61) -> None:
     figure.suptitle(f"Length of the gradient of {SURFACE}")
     for index, (panel, length) in enumerate(zip(PANELS, lengths, strict=True)):
         axes = figure.add_subplot(2, 2, index + 1, projection="3d")
-        axes.plot_surface(*np.meshgrid(axis, axis), length, cmap="viridis", vmin=0, vmax=top, linewidth=0)
+        axes.plot_surface(
+            *np.meshgrid(axis, axis), length, cmap="viridis", vmin=0, vmax=top, linewidth=0, rasterized=True
+        )
         axes.set_title(f"{'ABCD'[index]}. {panel}\nmean length {length.mean():.2f}")
         axes.set(xlabel="$x_1$", ylabel="$x_2$", zlabel="length", zlim=(0, top))
     figures.save(figure, path)
