@@ -91,6 +91,7 @@ def load_studies() -> Mapping[str, Study]:
         gradient_dynamics,
         gradient_overlap,
         large_batch,
+        lgg_unet,
         overlap_table1,
         pcam,
         znorm_architectures,
@@ -105,5 +106,6 @@ def load_studies() -> Mapping[str, Study]:
         gradient_overlap,
         beyond_batchnorm,
         pcam,
+        lgg_unet,
     )
     return {module.STUDY.name: module.STUDY for module in modules}

@@ -1,0 +1,86 @@
+"""What studies share that give every method the same grid of learning rates and let validation choose."""
+
+import collections
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from experiments import report
+from experiments.config import Run
+from experiments.report import Cell
+
+Setting = tuple[str, ...]
+
+
+def choose_learning_rates(
+    cells: Iterable[Cell], setting: Callable[[Run], Setting], score: str = "accuracy"
+) -> dict[Setting, float]:
+    """Learning rate with the highest score, the lower of two equal ones.
+
+    Args:
+      cells: of the tuning runs, one seed each.
+      setting: what has a learning rate of its own, such as (optimizer, method).
+      score: see `Cell.values`; a run without it, as a diverged one may be, is never chosen before one with it.
+
+    Returns:
+      By setting, where all tuning runs have ended.
+    """
+    return {
+        key: max(grid, key=lambda cell: (_score(cell, score), -cell.run.learning_rate)).run.learning_rate
+        for key, grid in _by_setting(cells, setting).items()
+        if all(cell.ended for cell in grid)
+    }
+
+
+def tuning_table(
+    headings: Sequence[str],
+    cells: Iterable[Cell],
+    setting: Callable[[Run], Setting],
+    score: str = "accuracy",
+) -> str:
+    """Markdown tables of the score of every learning rate, the chosen one bold; one table per grid.
+
+    Args:
+      headings: of the parts of a setting.
+      cells: of the tuning runs.
+      setting: as for `choose_learning_rates`.
+      score: that chooses.
+    """
+    cells = list(cells)
+    chosen = choose_learning_rates(cells, setting, score)
+    grids = _by_setting(cells, setting)
+    tables: dict[tuple[float, ...], list[list[str]]] = {}
+    for key, grid in grids.items():
+        rates = tuple(cell.run.learning_rate for cell in grid)
+        table = tables.setdefault(rates, [[*headings, *(f"{rate:g}" for rate in rates)]])
+        table.append([*key, *(_entry(cell, score, chosen.get(key)) for cell in grid)])
+    parts = [report.markdown_table(table, left=len(headings)) for table in tables.values()]
+    if at_the_edge := _at_the_edge(grids, chosen):
+        parts.append(
+            "The best learning rate lies at the edge of the grid, so a better one may lie outside: "
+            f"{', '.join(at_the_edge)}."
+        )
+    return "\n\n".join(parts)
+
+
+def _by_setting(cells: Iterable[Cell], setting: Callable[[Run], Setting]) -> dict[Setting, list[Cell]]:
+    grids: dict[Setting, list[Cell]] = collections.defaultdict(list)
+    for cell in cells:
+        grids[setting(cell.run)].append(cell)
+    return grids
+
+
+def _score(cell: Cell, score: str) -> float:
+    return max(cell.values(score).values(), default=-math.inf)
+
+
+def _entry(cell: Cell, score: str, chosen: float | None) -> str:
+    text = report.format_score(cell, score) + (" diverged" if cell.diverged else "")
+    return f"**{text}**" if chosen == cell.run.learning_rate else text
+
+
+def _at_the_edge(grids: Mapping[Setting, list[Cell]], chosen: Mapping[Setting, float]) -> list[str]:
+    edges = {}
+    for key, grid in grids.items():
+        rates = [cell.run.learning_rate for cell in grid]
+        edges[key] = (min(rates), max(rates))
+    return [" ".join(key) for key, rate in chosen.items() if rate in edges[key]]
