@@ -21,7 +21,7 @@ from pathlib import Path
 from experiments import report
 from experiments.config import Run
 from experiments.records import RunRecord
-from experiments.studies import Size, Study
+from experiments.studies import Size, Study, _tuning
 
 METHODS = ("baseline", "centralization", "clipping", "clipping_value", "znorm", "gan")
 SHARED_LEARNING_RATES = {"sgdm": 0.01, "adam": 0.001}
@@ -145,7 +145,7 @@ def _tuned_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     ]
 
 
-def choose_learning_rates(preset: str, records: Sequence[RunRecord]) -> dict[tuple[str, str, str], float]:
+def choose_learning_rates(preset: str, records: Sequence[RunRecord]) -> dict[_tuning.Setting, float]:
     """Learning rate with the highest validation accuracy, the lower of two equal ones.
 
     Args:
@@ -156,13 +156,11 @@ def choose_learning_rates(preset: str, records: Sequence[RunRecord]) -> dict[tup
       By (model, optimizer, method), where all tuning runs have ended.
     """
     cells = report.make_cells(_tuning_runs(preset), records).values()
-    chosen = {}
-    for setting in _settings(preset):
-        grid = [c for c in cells if (c.run.model, c.run.optimizer, c.run.method) == setting]
-        if all(cell.ended for cell in grid):
-            best = max(grid, key=lambda cell: (cell.accuracies[TUNING_SEED], -cell.run.learning_rate))
-            chosen[setting] = best.run.learning_rate
-    return chosen
+    return _tuning.choose_learning_rates(cells, _setting)
+
+
+def _setting(run: Run) -> tuple[str, str, str]:
+    return run.model, run.optimizer, run.method
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
@@ -194,7 +192,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
             )
     sections += [
         "## Tuning: validation accuracy of every learning rate",
-        _tuning_table(preset, records, tuning),
+        _tuning.tuning_table(("model", "optimizer", "method"), tuning.values(), _setting),
     ]
     everything = [*protocols["shared"].values(), *tuning.values(), *protocols["tuned"].values()]
     heading = size.heading("Table 1 of the gradient overlap paper", preset, SIZES["full"])
@@ -232,32 +230,6 @@ def _rows(protocol: str, cells: Mapping[Run, report.Cell]) -> list[report.Row]:
             report.Row((protocol, run.model, run.optimizer, run.method), cell, baseline, accuracy, loss)
         )
     return rows
-
-
-def _tuning_table(preset: str, records: Sequence[RunRecord], tuning: Mapping[Run, report.Cell]) -> str:
-    chosen = choose_learning_rates(preset, records)
-    tables = []
-    for optimizer, grid in GRIDS[preset].items():
-        table = [["model", "optimizer", "method", *(f"{rate:g}" for rate in grid)]]
-        for setting in _settings(preset):
-            if setting[1] != optimizer:
-                continue
-            line = []
-            for cell in tuning.values():
-                if (cell.run.model, cell.run.optimizer, cell.run.method) == setting:
-                    text = report.format_score(cell) + (" diverged" if cell.diverged else "")
-                    line.append(f"**{text}**" if chosen.get(setting) == cell.run.learning_rate else text)
-            table.append([*setting, *line])
-        tables.append(report.markdown_table(table, left=3))
-    at_the_edge = [
-        s for s, rate in chosen.items() if rate in (min(GRIDS[preset][s[1]]), max(GRIDS[preset][s[1]]))
-    ]
-    if at_the_edge:
-        names = ", ".join(" ".join(setting) for setting in at_the_edge)
-        tables.append(
-            f"The best learning rate lies at the edge of the grid, so a better one may lie outside: {names}."
-        )
-    return "\n\n".join(tables)
 
 
 STUDY = Study(

@@ -152,7 +152,8 @@ def test_the_papers_accuracy_stands_beside_znorm_behind_adam(tmp_path):
 def test_a_partial_report_says_what_is_missing(name, tmp_path):
     study = load_studies()[name]
     runs = study.runs("smoke", [])
-    study.report("smoke", [make_record(run, 0.25) for run in runs[:2]], tmp_path)
+    records = [dataclasses.replace(make_record(run, 0.25), scores={"f1": 0.25}) for run in runs[:2]]
+    study.report("smoke", records, tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "0.2500" in text
     assert f"{len(runs) - 2} of {len(runs)} runs" in text

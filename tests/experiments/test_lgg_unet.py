@@ -1,0 +1,217 @@
+"""The study lgg_unet: which rate is chosen, what its report says of records, and masks from slices to figure."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from matplotlib.image import imread
+from PIL import Image
+
+import optax_gradnorm
+from experiments import data, models, report
+from experiments.measure import Context, measure
+from experiments.metrics import SegmentationScores
+from experiments.records import EpochMetrics, RunRecord, read_measurements, write_checkpoint, write_record
+from experiments.studies import lgg_unet, lgg_unet_masks
+from experiments.studies._tuning import choose_learning_rates, tuning_table
+
+SCORES = ("f1", "dice", "iou", "tversky", "hausdorff", "hausdorff95", "one_empty")
+
+
+def record(run, scores, status="finished"):
+    epoch = EpochMetrics(1, 0.5, 0.9, 0.6, 0.9, 0, 2.0)
+    return RunRecord(run, status, epochs=(epoch,), scores=scores)
+
+
+def tuned(preset, f1):
+    """Records of the tuning runs with an F1, or `None` for diverged, by method and learning rate."""
+    records = []
+    for run in lgg_unet.make_runs(preset, []):
+        value = f1(run)
+        records.append(record(run, {}, "diverged") if value is None else record(run, {"f1": value}))
+    return records
+
+
+def setting(run):
+    return run.optimizer, run.method
+
+
+def test_nothing_is_reported_before_the_tuning_of_a_method_has_ended():
+    tuning = lgg_unet.make_runs("cpu", [])
+    assert len(tuning) == 5 * 4
+    assert {run.seed for run in tuning} == {100}
+    assert all(run.validation_examples for run in tuning)
+    records = tuned("cpu", lambda run: run.learning_rate)
+    assert lgg_unet.make_runs("cpu", records[:3]) == tuning
+    runs = lgg_unet.make_runs("cpu", records[:5])
+    assert runs[:20] == tuning
+    assert [(run.method, run.seed, run.learning_rate) for run in runs[20:]] == [
+        ("baseline", seed, 0.01) for seed in (0, 1, 2)
+    ]
+    everything = lgg_unet.make_runs("cpu", records)
+    assert len(everything) == 20 + 5 * 3
+    assert len({run.name for run in everything}) == len(everything)
+    assert not any(run.validation_examples for run in everything[20:])
+
+
+def test_the_best_rate_is_chosen_the_lower_of_equals_and_never_one_that_diverged():
+    values = {
+        "baseline": {0.0003: 0.2, 0.001: 0.7, 0.003: 0.7, 0.01: 0.1},
+        "centralization": {0.0003: 0.0, 0.001: 0.0, 0.003: None, 0.01: None},
+        "clipping": {0.0003: None, 0.001: None, 0.003: None, 0.01: 0.0},
+        "znorm": {0.0003: 0.1, 0.001: 0.2, 0.003: 0.3, 0.01: 0.4},
+        "gan": {0.0003: 0.9, 0.001: 0.2, 0.003: 0.3, 0.01: 0.4},
+    }
+    records = tuned("cpu", lambda run: values[run.method][run.learning_rate])
+    cells = report.make_cells(lgg_unet.make_runs("cpu", []), records).values()
+    assert choose_learning_rates(cells, setting, "f1") == {
+        ("adam", "baseline"): 0.001,
+        ("adam", "centralization"): 0.0003,
+        ("adam", "clipping"): 0.01,
+        ("adam", "znorm"): 0.01,
+        ("adam", "gan"): 0.0003,
+    }
+    table = tuning_table(("optimizer", "method"), cells, setting, "f1")
+    assert [re.split(r"\s*\|\s*", line)[1:-1] for line in table.splitlines()[2:4]] == [
+        ["adam", "baseline", "0.2000", "**0.7000**", "0.7000", "0.1000"],
+        ["adam", "centralization", "**0.0000**", "0.0000", "- diverged", "- diverged"],
+    ]
+    assert table.endswith("outside: adam centralization, adam clipping, adam znorm, adam gan.")
+
+
+def test_the_report_says_of_every_score_what_the_records_hold(tmp_path):
+    """ZNorm is better in F1 by 0.1 +- 0.01, worse in distance, and the same in the rest."""
+    rng = np.random.default_rng(0)
+    tuning = tuned("cpu", lambda run: -run.learning_rate)
+    records = list(tuning)
+    for run in lgg_unet.make_runs("cpu", tuning)[20:]:
+        noise = rng.normal(scale=0.01)
+        scores = dict.fromkeys(SCORES, 0.5 + 0.1 * run.seed)
+        if run.method == "znorm":
+            scores |= {"f1": scores["f1"] + 0.1 + noise, "hausdorff": scores["hausdorff"] + 3 + noise}
+        if run.method == "gan" and run.seed == 2:
+            records.append(record(run, {}, "diverged"))
+        else:
+            records.append(record(run, scores))
+    lgg_unet.make_report("cpu", records, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "ZNorm behind adam: F1 better; Tversky shows no difference; Hausdorff worse." in text
+    assert "- clipping behind adam: no score shows a difference." in text
+    assert "All 35 runs have ended." in text
+    assert "dataset lgg:64 (full: lgg)" in text.splitlines()[0]
+    assert "0.812 is the test accuracy of ResNet-56" in text
+    lines = [re.split(r"\s*\|\s*", line)[1:-1] for line in text.splitlines() if line.startswith("| adam")]
+    baseline, znorm, gan = ([line for line in lines if line[1] == m] for m in ("baseline", "znorm", "gan"))
+    assert baseline[0][2:5] == ["0.0003", "3", "0.6000 ± 0.1000"]
+    assert gan[0][4] == "0.5500 ± 0.0707"
+    assert gan[0][-1] == "1 of 3 diverged"
+    assert gan[1][2] == "+0.0000 [+0.0000, +0.0000]"
+    found = [r.scores["f1"] - 0.5 - 0.1 * r.run.seed for r in records[20:] if r.run.method == "znorm"]
+    half = 4.302653 * np.std(found, ddof=1) / np.sqrt(3)  # Student's t for two degrees of freedom
+    mean = np.mean(found)
+    assert znorm[1][2] == f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
+
+
+def test_a_report_of_nothing_says_so(tmp_path):
+    lgg_unet.make_report("smoke", [], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "4 of 4 runs are missing" in text
+    assert "Nothing has been trained yet." in text
+    assert "No masks were measured yet." in text
+
+
+def test_slices_are_chosen_by_true_masks_from_small_to_large_and_one_without():
+    masks = np.zeros((12, 6, 6), np.uint8)
+    for i, area in enumerate((0, 5, 36, 9, 0, 2, 7, 3, 8, 4, 6, 1)):
+        masks[i].flat[:area] = 1
+    chosen = lgg_unet_masks.choose_slices(masks)
+    assert masks[chosen].sum(axis=(1, 2)).tolist() == [3, 5, 8, 36, 0]
+    assert lgg_unet_masks.choose_slices(masks[:1]) == [0]
+    assert lgg_unet_masks.choose_slices(masks[1:2]) == [0]
+
+
+def test_pictures_survive_as_text():
+    pixels = np.random.default_rng(1).integers(0, 256, (9, 7), np.uint8)
+    np.testing.assert_array_equal(lgg_unet_masks.from_png(lgg_unet_masks.to_png(pixels)), pixels)
+
+
+@pytest.fixture
+def slices(tmp_path):
+    """A folder of four patients with three slices each: a bright disc is the tumour; every third has none."""
+    rng = np.random.default_rng(2)
+    rows, columns = np.indices((32, 32))
+    for patient in range(4):
+        folder = tmp_path / "data" / "kaggle_3m" / f"TCGA_{patient}"
+        folder.mkdir(parents=True)
+        for number in range(3):
+            mask = np.hypot(rows - 16, columns - 8 - 4 * patient) < 3 * number
+            image = rng.integers(0, 60, (32, 32, 3)) + 120 * mask[..., None]
+            Image.fromarray(image.astype(np.uint8)).save(folder / f"s_{number}.tif")
+            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"s_{number}_mask.tif")
+    return tmp_path / "data"
+
+
+def write_network(run, dataset, out):
+    """Weights from NumPy in place of trained ones, which would have to be compiled."""
+    options = {"num_classes": 1, "channels": 3, "image_size": 32}
+    model = nnx.eval_shape(lambda: models.create(run.model, rngs=nnx.Rngs(0), **options))
+    random = np.random.default_rng(run.seed)
+    arrays = {"epoch": np.array(run.epochs)}
+    for prefix, kind in (("params", nnx.Param), ("batch_stats", nnx.BatchStat)):
+        state = nnx.to_pure_dict(nnx.state(model, kind))
+        for name, leaf in zip(optax_gradnorm.layer_names(state), jax.tree.leaves(state), strict=True):
+            values = random.normal(size=leaf.shape) if leaf.ndim > 1 else np.ones(leaf.shape)
+            arrays[f"{prefix}/{name}"] = values.astype(leaf.dtype)
+    write_checkpoint(out, run, arrays)
+    trained_on = {"image_shape": [32, 32, 3], "num_classes": 1}
+    trained_on |= {"mean": dataset.mean.tolist(), "std": dataset.std.tolist()}
+    write_record(out, dataclasses.replace(record(run, dict.fromkeys(SCORES, 0.5)), data=trained_on))
+
+
+def test_masks_are_measured_from_the_tuned_network_and_drawn_from_records_alone(
+    slices, tmp_path, monkeypatch
+):
+    size = dataclasses.replace(lgg_unet.SIZES["smoke"], train_examples=None, test_examples=None)
+    monkeypatch.setitem(lgg_unet.SIZES, "smoke", size)
+    records = tuned("smoke", lambda run: run.learning_rate)
+    baseline, znorm = (r for r in lgg_unet.make_runs("smoke", records)[4:] if r.seed == 0)
+    folder = tmp_path / "out"
+    for tuning in records:
+        write_record(folder / "records", tuning)
+    dataset = data.select(data.load(baseline.dataset, slices), baseline)
+    write_network(dataclasses.replace(baseline, dynamics=True), dataset, folder / "records")
+    write_record(folder / "records", record(znorm, {}, "diverged"))
+
+    context = Context(slices, folder / "records")
+    failures = measure(
+        lgg_unet.make_measurements("smoke"),
+        out=folder / "measurements",
+        context=context,
+        workers=1,
+        on_event=lambda line: None,
+    )
+    assert failures == {}
+    measured = {name: r.values for name, r in read_measurements(folder / "measurements").items()}
+    assert measured["masks-adam-znorm"] == {"status": "diverged"}
+    true = [lgg_unet_masks.from_png(text) > 0 for text in measured["slices"]["masks"]]
+    known = {mask.tobytes() for mask in dataset.test_labels > 0}
+    assert {mask.tobytes() for mask in true} <= known
+    assert not true[-1].any()
+    found = measured["masks-adam-baseline"]
+    assert found["learning_rate"] == 0.01
+    for text, mask, dice in zip(found["masks"], true, found["dice"], strict=True):
+        scores = SegmentationScores()
+        scores.update(lgg_unet_masks.from_png(text)[None] / 255, mask[None])
+        assert dice == pytest.approx(scores.compute()["dice"], abs=1e-4)
+
+    lgg_unet.make_report("smoke", records, folder)
+    assert "masks.svg" in (folder / "report.md").read_text()
+    # Green where the true mask is: the second column of the figure.
+    picture = imread(folder / "masks.png")[..., :3]
+    column = picture[:, picture.shape[1] // 4 : picture.shape[1] // 2]
+    is_green = (column[..., 1] - column[..., 0] > 0.15) & (column[..., 1] - column[..., 2] > 0.05)
+    assert is_green.sum() > 500
+    assert not is_green[-column.shape[0] // len(true) :].any()
