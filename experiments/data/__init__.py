@@ -7,17 +7,18 @@ from experiments.data.dataset import DataError, Dataset
 from experiments.data.subsets import select
 
 PREPARED = {**cifar.SETS, **pcam.SETS}
-NAMES = ("digits", *PREPARED, "lgg", "lgg:SIZE", "arrays:PATH.npz")
+NAMES = ("digits", *PREPARED, "lgg", "lgg:SIZE", "stream:NAME", "arrays:PATH.npz")
 
 __all__ = ["NAMES", "DataError", "Dataset", "load", "prepare", "select"]
 
 
 def load(name: str, data_dir: str | Path | None = None) -> Dataset:
-    """Loads a data set into memory.
+    """Loads a data set.
 
     Args:
       name: 'digits', 'cifar10', 'cifar100', 'patch_camelyon', 'pcam32', 'lgg', 'lgg:SIZE' for slices resized
-        to SIZE x SIZE pixels, or 'arrays:PATH.npz' for your own arrays.
+        to SIZE x SIZE pixels, or 'arrays:PATH.npz' for your own arrays: all into memory. 'stream:NAME' reads
+        a prepared set, such as 'stream:patch_camelyon', while a network trains on it, in the same order.
       data_dir: where prepared TensorFlow Datasets and the folder kaggle_3m lie; `None` takes the environment
         variable GRADNORM_DATA_DIR, or else ~/tensorflow_datasets.
 
@@ -29,6 +30,10 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
       ValueError: the name is unknown.
     """
     source, separator, path = name.partition(":")
+    if source == "stream":
+        if path not in PREPARED:
+            raise ValueError(f"dataset {name!r} cannot be streamed; choose from {', '.join(PREPARED)}")
+        return prepared.load(PREPARED[path], data_dir, stream=True)
     if name == "digits":
         return digits.load()
     if name in PREPARED:

@@ -1,6 +1,7 @@
 """What every source of data gives."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -15,7 +16,8 @@ class Dataset:
 
     Attributes:
       name: as given to `experiments.data.load`.
-      train_images: uint8 [n, height, width, channels].
+      train_images: uint8 [n, height, width, channels]; or, of a streamed set, `StreamedImages` that stand for
+        such an array.
       train_labels: classes, int32 [n], from 0 to `num_classes` - 1; or masks, uint8 [n, height, width], 1
         where the object is and 0 elsewhere.
       test_images: uint8, as the training images.
@@ -40,6 +42,11 @@ class Dataset:
     test_groups: np.ndarray | None = None
 
     @property
+    def is_streamed(self) -> bool:
+        """Whether the images are read while training, not held in memory."""
+        return not isinstance(self.train_images, np.ndarray)
+
+    @property
     def has_masks(self) -> bool:
         """Whether the labels are masks."""
         return self.train_labels.ndim == 3
@@ -49,7 +56,9 @@ def make_dataset(
     name, train_images, train_labels, test_images, test_labels, num_classes: int, **groups
 ) -> Dataset:
     """Builds a `Dataset`, with mean and standard deviation measured on the training images."""
-    mean, std = _mean_and_std(train_images)
+    # In parts, because counting needs eight times the memory of what it counts.
+    parts = (train_images[start : start + 10_000] for start in range(0, len(train_images), 10_000))
+    mean, std = mean_and_std(parts)
     label_dtype = np.uint8 if np.ndim(train_labels) == 3 else np.int32
     return Dataset(
         name,
@@ -64,17 +73,22 @@ def make_dataset(
     )
 
 
-def _mean_and_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per channel, exactly: from how often each of the 256 values occurs."""
+def mean_and_std(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Of all images, uint8 [n, height, width, channels] in parts, exactly: from how often each value occurs.
+
+    Returns:
+      Mean and standard deviation as in `Dataset`.
+    """
     values = np.arange(256) / 255
+    counts = sum(
+        np.stack([np.bincount(part[..., c].ravel(), minlength=256) for c in range(part.shape[-1])])
+        for part in parts
+    )
     means, stds = [], []
-    for channel in range(images.shape[-1]):
-        counts = np.zeros(256, np.int64)
-        for start in range(0, len(images), 10_000):  # bincount needs eight times the memory of its input.
-            counts += np.bincount(images[start : start + 10_000, ..., channel].ravel(), minlength=256)
-        share = counts / counts.sum()
+    for channel in np.asarray(counts):
+        share = channel / channel.sum()
         mean = share @ values
-        is_constant = np.count_nonzero(counts) == 1
+        is_constant = np.count_nonzero(channel) == 1
         means.append(mean)
         stds.append(1.0 if is_constant else np.sqrt(share @ (values - mean) ** 2))
     return np.array(means, np.float32), np.array(stds, np.float32)

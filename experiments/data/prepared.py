@@ -11,15 +11,17 @@ import io
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, make_dataset
+from experiments.data.dataset import DataError, Dataset, make_dataset, mean_and_std
+from experiments.data.streaming import StreamedImages
 
-CACHED = ("train_images", "train_labels", "test_images", "test_labels", "mean", "std")
+CACHED_OF_STREAM = ("train_labels", "test_labels", "mean", "std")
+CACHED = ("train_images", "test_images", *CACHED_OF_STREAM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,24 +50,62 @@ def data_folder(data_dir: str | Path | None) -> Path:
     )
 
 
-def load(wanted: PreparedSet, data_dir: str | Path | None = None) -> Dataset:
-    """Loads the splits 'train' and 'test' of a prepared set; see `experiments.data.load`."""
-    name = wanted.name
+def load(wanted: PreparedSet, data_dir: str | Path | None = None, *, stream: bool = False) -> Dataset:
+    """Loads the splits 'train' and 'test' of a prepared set; see `experiments.data.load`.
+
+    Args:
+      wanted: the set.
+      data_dir: where prepared sets lie.
+      stream: leaves the images in their files, to be read while training. Labels, mean and standard deviation
+        take one pass over all of them, and are kept as decoded images are.
+    """
     folder = _prepared_folder(wanted, data_folder(data_dir))
     try:
-        cache = folder / f"decoded-{_checksum(folder)}.npz"
-        dataset = _read_cache(cache, wanted)
-        if dataset is None:
-            train, test = _read_split(wanted, folder, "train"), _read_split(wanted, folder, "test")
-            dataset = make_dataset(name, *train, *test, wanted.num_classes)
-            _write_cache(cache, dataset)
-        return dataset
+        return (_load_streamed if stream else _load_arrays)(wanted, folder)
     except DataError:
         raise
     except Exception as error:  # TFDS and array_record raise many kinds, for files that are not theirs.
         raise DataError(
-            f"{folder} cannot be read as {name}: {first_line(error)}; remove it and prepare it again"
+            f"{folder} cannot be read as {wanted.name}: {first_line(error)}; remove it and prepare it again"
         ) from error
+
+
+def _load_arrays(wanted: PreparedSet, folder: Path) -> Dataset:
+    cache = folder / f"decoded-{_checksum(folder)}.npz"
+    arrays = _read_cache(cache, CACHED)
+    if arrays is not None:
+        return Dataset(name=wanted.name, num_classes=wanted.num_classes, **arrays)
+    train, test = _read_split(wanted, folder, "train"), _read_split(wanted, folder, "test")
+    dataset = make_dataset(wanted.name, *train, *test, wanted.num_classes)
+    _write_cache(cache, {key: getattr(dataset, key) for key in CACHED})
+    return dataset
+
+
+def _load_streamed(wanted: PreparedSet, folder: Path) -> Dataset:
+    images = {}
+    for name in ("train", "test"):
+        split = Split(wanted, folder, name)
+        images[name] = StreamedImages(split, np.arange(len(split)), wanted.image_shape)
+    cache = folder / f"streamed-{_checksum(folder)}.npz"
+    arrays = _read_cache(cache, CACHED_OF_STREAM)
+    if arrays is None:
+        labels = {name: np.empty(len(images[name]), np.int32) for name in images}
+        mean, std = mean_and_std(_pass(images["train"], labels["train"]))
+        for _ in _pass(images["test"], labels["test"]):
+            pass
+        arrays = {"train_labels": labels["train"], "test_labels": labels["test"], "mean": mean, "std": std}
+        _write_cache(cache, arrays)
+    streamed: Any = {"train_images": images["train"], "test_images": images["test"]}
+    return Dataset(name=f"stream:{wanted.name}", num_classes=wanted.num_classes, **streamed, **arrays)
+
+
+def _pass(images: StreamedImages, labels: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields all images in batches and fills in their labels."""
+    start = 0
+    for batch, batch_labels in images.read(batch_size=256):
+        labels[start : start + len(batch)] = batch_labels
+        start += len(batch)
+        yield batch
 
 
 def prepare(wanted: PreparedSet, data_dir: str | Path | None = None) -> Path:
@@ -202,21 +242,20 @@ def _check_metadata(wanted: PreparedSet, folder: Path, split: str, info) -> None
             )
 
 
-def _read_cache(path: Path, wanted: PreparedSet) -> Dataset | None:
+def _read_cache(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray] | None:
     try:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)  # Every array has a checksum of its own in the file.
-            arrays = {key: file[key] for key in CACHED}
-            return Dataset(name=wanted.name, num_classes=wanted.num_classes, **arrays)
+            return {key: file[key] for key in keys}
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
         return None
 
 
-def _write_cache(path: Path, dataset: Dataset) -> None:
+def _write_cache(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Keeps the arrays for next time, if the folder can be written; never half a file."""
     temporary = path.with_name(f"decoding-{os.getpid()}.npz")
     try:
-        np.savez(temporary, **{key: getattr(dataset, key) for key in CACHED})
+        np.savez(temporary, allow_pickle=False, **arrays)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""Images that are read while a network trains on them: memory stays the same, however many there are."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from experiments import machine
+
+# What is decoded ahead of its use, in images; a batch or chunk of batches is gathered from it.
+PREFETCHED = 512
+THREADS_PER_CORE = 2
+
+
+class StreamedImages:
+    """The images of a split, of which `read_batches` decodes a few at a time.
+
+    Attributes:
+      shape: [n, height, width, channels], as an array of them would have.
+    """
+
+    def __init__(self, split: Any, indices: np.ndarray, image_shape: Sequence[int]):
+        """Names the images.
+
+        Args:
+          split: random access: `split[i]` is an image, uint8 [height, width, channels], and its label.
+          indices: which of them these are, in order.
+          image_shape: of each.
+        """
+        self._split, self._indices = split, indices
+        self.shape = (len(indices), *image_shape)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, taken: np.ndarray) -> Self:
+        """Those that indices or booleans name, as of an array; nothing is read."""
+        return type(self)(self._split, self._indices[taken], self.shape[1:])
+
+    def read(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images and labels in order, in batches."""
+        import grain
+
+        threads = THREADS_PER_CORE * len(machine.usable_cores())
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCHED)
+        dataset = grain.MapDataset.source(_InOrder(self._split, self._indices))
+        return iter(dataset.to_iter_dataset(options).batch(batch_size))
+
+
+class _InOrder:
+    """A split in another order, as Grain wants its sources."""
+
+    def __init__(self, split: Any, indices: np.ndarray):
+        self._split, self._indices = split, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> tuple[np.ndarray, int]:
+        return self._split[int(self._indices[index])]
+
+
+def read_batches(
+    images: np.ndarray | StreamedImages, order: np.ndarray, batch_size: int
+) -> Iterator[np.ndarray]:
+    """Yields images[order] in batches, uint8 [batch_size, height, width, channels]; the last may be smaller."""
+    if isinstance(images, StreamedImages):
+        yield from (batch for batch, _ in images[order].read(batch_size))
+    else:
+        yield from (images[order[i : i + batch_size]] for i in range(0, len(order), batch_size))
