@@ -252,17 +252,20 @@ def make_streamed_epoch(
     chunk = max(divisor for divisor in range(1, CHUNK_STEPS + 1) if steps % divisor == 0)
     replicated = NamedSharding(mesh, PartitionSpec())
     by_batch = NamedSharding(mesh, PartitionSpec(None, "batch"))
-    draw_batches = jax.jit(lambda seed, epoch: _draw_batches(run, count, seed, epoch))
+
+    @jax.jit
+    def draw_batches(seed, epoch):
+        indices, keys = _draw_batches(run, count, seed, epoch)
+        return indices.ravel(), jax.random.key_data(keys)
 
     def train_chunk(state, images, labels, keys):
-        return lax.scan(step, state, (images, labels, keys))
+        return lax.scan(step, state, (images, labels, jax.random.wrap_key_data(keys)))
 
     train_chunk = jax.jit(train_chunk, donate_argnums=0, out_shardings=replicated)
     over_epoch = jax.jit(_over_epoch, out_shardings=replicated)
 
     def read_chunks(epoch):
-        indices, keys = draw_batches(np.uint32(run.seed), np.int32(epoch))
-        order = np.asarray(indices).ravel()
+        order, keys = jax.device_get(draw_batches(np.uint32(run.seed), np.int32(epoch)))
         chunk_size = chunk * run.batch_size
         chunks = read_batches(dataset.train_images, order, chunk_size)
         for i, images in enumerate(chunks):
@@ -276,13 +279,14 @@ def make_streamed_epoch(
             state, of_chunk = compiled(state, images, labels, keys)
             measured.append(of_chunk)
             _keep_pace(measured)
-        return state, over_epoch(state, jax.tree.map(lambda *chunks: jnp.concatenate(chunks), *measured))
+        of_steps = jax.tree.map(lambda *chunks: np.concatenate(chunks), *jax.device_get(measured))
+        return state, over_epoch(state, of_steps)
 
     shape = (chunk, run.batch_size)
     images = jax.ShapeDtypeStruct((*shape, *dataset.train_images.shape[1:]), np.uint8, sharding=by_batch)
     labels = dataset.train_labels
     labels = jax.ShapeDtypeStruct((*shape, *labels.shape[1:]), labels.dtype, sharding=by_batch)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), chunk))
+    keys = jax.eval_shape(lambda: jax.random.key_data(jax.random.split(jax.random.key(0), chunk)))
     compiled = train_chunk.lower(state, images, labels, keys).compile()
     return train_epoch
 

@@ -57,7 +57,7 @@ SIZES = {
         epochs=20,
         batch_sizes=(256,),
         seeds=(0, 1, 2),
-        dataset="patch_camelyon",
+        dataset="stream:patch_camelyon",
     ),
 }
 

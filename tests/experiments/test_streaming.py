@@ -19,6 +19,7 @@ from experiments.data.streaming import read_batches
 
 from .prepared_folders import write_prepared
 
+pytestmark = pytest.mark.usefixtures("compile_once")
 ROOT = Path(training.__file__).resolve().parent.parent
 
 
@@ -60,7 +61,7 @@ def data_dir(tmp_path_factory):
 
 def make_run(**options):
     defaults = {"dataset": "stream:pcam32", "model": "small", "method": "gan", "optimizer": "sgdm"}
-    defaults |= {"learning_rate": 0.1, "epochs": 3, "batch_size": 16, "seed": 3, "augment": "crop_flip"}
+    defaults |= {"learning_rate": 0.1, "epochs": 2, "batch_size": 16, "seed": 3, "augment": "crop_flip"}
     return Run(**(defaults | options))
 
 
@@ -103,12 +104,12 @@ def test_subsets_of_a_streamed_set_are_those_of_the_set(data_dir, options):
         )
 
 
-@pytest.mark.parametrize("batch_size", [16, 12, 100])  # 15 steps in chunks of 5, 20 of 5, 2 of 2
+@pytest.mark.parametrize("batch_size", [16, 100])  # 15 steps in chunks of 5, and 2 steps
 def test_streaming_one_device_and_many_give_the_same_losses(data_dir, tmp_path, batch_size):
     run = make_run(batch_size=batch_size, dynamics=batch_size == 16)
     memory, streamed = (load(name, data_dir) for name in ("pcam32", "stream:pcam32"))
     whole = training.train(run, memory, out=tmp_path / "memory")
-    for name, dataset, devices in (("1", streamed, 1), ("4", streamed, 4), ("memory4", memory, 4)):
+    for name, dataset, devices in (("one", streamed, 1), ("four", streamed, 4)):
         record = training.train(run, dataset, out=tmp_path / name, devices=devices)
         for a, b in zip(whole.epochs, record.epochs, strict=True):
             np.testing.assert_allclose((a.train_loss, a.test_loss), (b.train_loss, b.test_loss), rtol=1e-5)
@@ -129,6 +130,20 @@ def test_a_prime_number_of_steps(data_dir, tmp_path):
     np.testing.assert_allclose((a.train_loss, a.test_loss), (b.train_loss, b.test_loss), rtol=1e-5)
 
 
+def test_nothing_compiles_after_the_first_epoch(data_dir, tmp_path, caplog):
+    compiled = []
+
+    def note(record):
+        del record
+        messages = [message for message in caplog.messages if message.startswith("Finished XLA compilation")]
+        compiled.append(len(messages))
+
+    with caplog.at_level("DEBUG", logger="jax._src.dispatch"):
+        training.train(make_run(epochs=3), load("stream:pcam32", data_dir), out=tmp_path, on_epoch=note)
+    assert compiled[0] > 0
+    assert compiled == [compiled[0]] * 3
+
+
 class Killed(Exception):
     pass
 
@@ -136,13 +151,13 @@ class Killed(Exception):
 def test_a_streamed_run_that_was_killed_ends_with_the_same_bits(data_dir, tmp_path):
     dataset, run = load("stream:pcam32", data_dir), make_run(optimizer="adam")
 
-    def kill_after_two(record):
-        if len(record.epochs) == 2:
+    def kill_after_one(record):
+        if len(record.epochs) == 1:
             raise Killed
 
     whole = training.train(run, dataset, out=tmp_path / "whole")
     with pytest.raises(Killed):
-        training.train(run, dataset, out=tmp_path / "cut", on_epoch=kill_after_two)
+        training.train(run, dataset, out=tmp_path / "cut", on_epoch=kill_after_one)
     resumed = training.train(run, dataset, out=tmp_path / "cut")
     assert without_seconds(resumed) == without_seconds(whole)
     assert resumed.scores == whole.scores
@@ -207,12 +222,12 @@ class Repeated:
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    """2,000 and 20,000 patches of 96 x 96: in memory they would take 55 and 553 MB."""
+    """1,000 and 12,000 patches of 96 x 96: in memory they would take 28 and 332 MB."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (50, 3, 3, 3), np.uint8).repeat(32, axis=1).repeat(32, axis=2)
     test = images[:20], np.arange(20) % 2
     peaks = {}
-    for count in (2_000, 20_000):
+    for count in (1_000, 12_000):
         data_dir = tmp_path / str(count)
         train = Repeated(images, count), np.arange(count) % 2
         splits = {"train": train, "test": test}
@@ -233,5 +248,5 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
         trained, peak = map(int, made.stdout.split())
         assert trained == count
         peaks[count] = peak * 1024
-    growth = peaks[20_000] - peaks[2_000]
-    assert growth < 0.1 * (20_000 - 2_000) * 96 * 96 * 3
+    # A fifth, because the same process peaks some 30 MB higher or lower from time to time.
+    assert peaks[12_000] - peaks[1_000] < 0.2 * (12_000 - 1_000) * 96 * 96 * 3

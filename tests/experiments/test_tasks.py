@@ -16,6 +16,8 @@ from experiments.data.dataset import make_dataset
 from experiments.data.pipeline import augment, augment_both, turn
 from experiments.methods import make_optimizer
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 
 class Pixelwise(nnx.Module):
     """One linear layer on each pixel's channels: NumPy can follow it."""

@@ -17,7 +17,6 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import models, records, training
 from experiments.config import Run
@@ -26,6 +25,7 @@ from experiments.methods import METHODS, make_optimizer
 from experiments.models._layers import BatchNorm
 from experiments.records import RecordError, RunRecord
 
+pytestmark = pytest.mark.usefixtures("compile_once")
 ROOT = Path(training.__file__).resolve().parent.parent
 
 
@@ -67,23 +67,6 @@ class SwallowsNaN(Linear):
 
 
 SMALL_MODELS = {"linear": Linear, "tiny": Tiny, "swallows_nan": SwallowsNaN}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compilation_cache(tmp_path_factory):
-    """Programs that several tests train are compiled once, as in a sweep."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)
