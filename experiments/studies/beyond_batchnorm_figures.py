@@ -159,16 +159,12 @@ def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
     with mpl.rc_context(figures.STYLE):
         figure, axes = _panels(len(found), width=4.4, height=3.4)
         for axis, (network, speed) in zip(axes[0], found.items(), strict=True):
-            points = sorted(
-                zip(speed.similarity, speed.accuracy, speed.normalizers, strict=True),
-                key=lambda point: point[:2],
-            )
-            for index, (x, y, name) in enumerate(points):
+            for name, x, y in zip(speed.normalizers, speed.similarity, speed.accuracy, strict=True):
                 color = COLORS.get(name, "#555555")
                 axis.plot(x, y, "o", color=color)
-                # Neighbours' names stand above and below in turn, so that close points stay readable.
-                place = (5, 3) if index % 2 else (5, -9)
-                axis.annotate(name, (x, y), textcoords="offset points", xytext=place, fontsize=7, color=color)
+                axis.annotate(
+                    name, (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=7, color=color
+                )
             axis.margins(x=0.35)
             axis.set(
                 title=network, xlabel="cosine similarity at initialisation", ylabel="mean training accuracy"
