@@ -165,7 +165,7 @@ def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
                 axis.annotate(
                     name, (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=7, color=color
                 )
-            axis.margins(x=0.35)
+            axis.margins(x=0.35, y=0.12)
             axis.set(
                 title=network, xlabel="cosine similarity at initialisation", ylabel="mean training accuracy"
             )
