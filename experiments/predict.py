@@ -1,6 +1,7 @@
 """A trained network's answer to one image: a mask, or a class with its probability, and a picture of it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +36,8 @@ def predict(
       image: of any format that Pillow reads, with 8 bits per channel.
       out: the mask, a PNG of the image's size with 255 where the object is, or for a network that
         classifies a JSON file. The picture is written beside it, as STEM_overlay.png.
-      fit: for an image of another size than the training images: 'resize' scales it to theirs and the mask
-        back, 'as-is' takes it as it is.
+      fit: for an image of another size than the training images: 'resize' scales it to theirs, and the
+        probabilities of a mask back, 'as-is' takes it as it is.
 
     Returns:
       What the JSON file holds: 'class', its 'probability' and the 'probabilities' of all classes; or the
@@ -53,19 +54,18 @@ def predict(
     pixels = read_image(image, record.data["image_shape"][2])
     fitted = fit_image(record, image, pixels, fit)
     images = normalize(jnp.asarray(fitted[None]), record.data["mean"], record.data["std"])
-    logits = nnx.jit(lambda model, images: model(images, train=False))(model, images)
-
-    is_mask = logits.ndim == 4
+    is_mask = nnx.eval_shape(_apply, model, images).ndim == 4
     ending = ".png" if is_mask else ".json"
     if out.suffix.lower() != ending:
         what = "a mask" if is_mask else "a class"
         raise ValueError(f"--out: this run predicts {what}, whose file has to end in {ending}, got {out}")
+    logits = nnx.jit(_apply)(model, images)
     if is_mask:
-        found = np.where(jax.nn.sigmoid(logits[0]) > THRESHOLD, np.uint8(255), np.uint8(0))
-        grey = _resize(found, pixels.shape[0], pixels.shape[1], Image.Resampling.NEAREST)[:, :, 0]
-        mask = grey > 0
+        probabilities = np.asarray(jax.nn.sigmoid(logits[0]))
+        mask = _resize(probabilities, pixels.shape[0], pixels.shape[1])[:, :, 0] > THRESHOLD
         answer: dict[str, Any] = {"object_share": round(float(mask.mean()), 6)}
-        write_whole(out, lambda file: Image.fromarray(grey).save(file, "PNG"))
+        grey = Image.fromarray(mask.astype(np.uint8) * 255)
+        write_whole(out, lambda file: grey.save(file, "PNG"))
         picture = draw_mask(pixels, mask)
     else:
         probabilities = np.asarray(jax.nn.softmax(logits[0]))
@@ -78,6 +78,10 @@ def predict(
         picture = draw_caption(pixels, f"class {answer['class']}, probability {answer['probability']:.3f}")
     write_whole(overlay, lambda file: picture.save(file, "PNG"))
     return {**answer, "out": str(out), "overlay": str(overlay)}
+
+
+def _apply(model: Callable[..., jax.Array], images: jax.Array) -> jax.Array:
+    return model(images, train=False)
 
 
 def read_image(path: Path, channels: int) -> np.ndarray:
@@ -135,7 +139,7 @@ def fit_image(record: RunRecord, path: Path, pixels: np.ndarray, fit: Fit | None
     """The image as the network gets it."""
     height, width, _ = record.data["image_shape"]
     if fit == "resize" or pixels.shape[:2] == (height, width):
-        return _resize(pixels, height, width, Image.Resampling.BILINEAR)
+        return _resize(pixels, height, width)
     sizes = (
         f"{path} has {pixels.shape[0]} x {pixels.shape[1]} pixels, the training images had {height} x {width}"
     )
@@ -146,10 +150,11 @@ def fit_image(record: RunRecord, path: Path, pixels: np.ndarray, fit: Fit | None
     return pixels
 
 
-def _resize(pixels: np.ndarray, height: int, width: int, resampling: Image.Resampling) -> np.ndarray:
-    """Scales an image [height, width, channels]; one that has the size already stays as it is."""
+def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scales [height, width, channels] bilinearly; what has the size already stays as it is."""
     picture = Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[:, :, 0])
-    return np.asarray(picture.resize((width, height), resampling)).reshape(height, width, pixels.shape[2])
+    resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    return resized.reshape(height, width, pixels.shape[2])
 
 
 def _magnify(pixels: np.ndarray) -> Image.Image:

@@ -58,15 +58,15 @@ class Size:
 SIZES = {
     "smoke": Size(
         dataset="lgg:32",
-        model="unet4",
+        model="unet8",
         methods=("baseline", "znorm"),
         optimizers=("adam",),
-        epochs=15,
+        epochs=30,
         batch_size=8,
         seeds=(0, 1),
         train_examples=160,
         test_examples=40,
-        tuning_epochs=5,
+        tuning_epochs=10,
         validation_examples=30,
     ),
     "cpu": Size(

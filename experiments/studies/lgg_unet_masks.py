@@ -70,11 +70,16 @@ def measure_masks(context: Context, *, run: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _find(context: Context, wanted: Mapping[str, Any]) -> Run | None:
-    """The finished run with these fields, or `None` if it diverged."""
+    """The finished run with these fields, or `None` if it diverged.
+
+    Raises:
+      RecordError: it has not ended; asked again later, the measurement can be made.
+    """
     for record in read_records(context.records_folder):
-        if all(getattr(record.run, field) == value for field, value in wanted.items()):
+        is_wanted = all(getattr(record.run, field) == value for field, value in wanted.items())
+        if is_wanted and record.status in ("finished", "diverged"):
             return record.run if record.status == "finished" else None
-    raise RecordError(f"there is no run of {wanted['method']} and {wanted['optimizer']}")
+    raise RecordError(f"no run of {wanted['method']} and {wanted['optimizer']} has ended")
 
 
 def _test_set(context: Context, run: Run) -> data.Dataset:

@@ -14,7 +14,14 @@ import optax_gradnorm
 from experiments import data, models, report
 from experiments.measure import Context, measure
 from experiments.metrics import SegmentationScores
-from experiments.records import EpochMetrics, RunRecord, read_measurements, write_checkpoint, write_record
+from experiments.records import (
+    EpochMetrics,
+    RecordError,
+    RunRecord,
+    read_measurements,
+    write_checkpoint,
+    write_record,
+)
 from experiments.studies import lgg_unet, lgg_unet_masks
 from experiments.studies._tuning import choose_learning_rates, tuning_table
 
@@ -215,3 +222,12 @@ def test_masks_are_measured_from_the_tuned_network_and_drawn_from_records_alone(
     is_green = (column[..., 1] - column[..., 0] > 0.15) & (column[..., 1] - column[..., 2] > 0.05)
     assert is_green.sum() > 500
     assert not is_green[-column.shape[0] // len(true) :].any()
+
+
+def test_a_failed_run_is_not_measured_for_good(slices, tmp_path):
+    records = tuned("smoke", lambda run: run.learning_rate)
+    run = next(r for r in lgg_unet.make_runs("smoke", records)[4:] if r.seed == 0)
+    write_record(tmp_path, RunRecord(run, "failed", message="killed"))
+    wanted = dataclasses.asdict(run)
+    with pytest.raises(RecordError, match="no run of baseline and adam has ended"):
+        lgg_unet_masks.measure_masks(Context(slices, tmp_path), run=wanted)
