@@ -28,6 +28,8 @@ from experiments.methods import make_optimizer
 from experiments.records import EpochMetrics, GradientDynamics, RecordError, RunRecord
 
 EVALUATION_BATCH = 500
+# Of all images of a batch: the activations of a U-Net have the size of its images.
+EVALUATION_PIXELS = 500 * 96 * 96
 # At most so many batches of a streamed set are put on the devices at once.
 CHUNK_STEPS = 8
 
@@ -370,7 +372,7 @@ def make_evaluate(run: Run, dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh
     """
     measure = _make_measure(run, dataset, graphdef)
     count = len(dataset.test_images)
-    batches, batch_size = _evaluation_batches(count, mesh)
+    batches, batch_size = _evaluation_batches(dataset, mesh)
     padding = batches * batch_size - count
     by_batch = NamedSharding(mesh, PartitionSpec(None, "batch"))
 
@@ -430,7 +432,7 @@ def _make_measure(run: Run, dataset: Dataset, graphdef: nnx.GraphDef):
 def _test_batches(dataset: Dataset, mesh: Mesh) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
     """Test images and labels in batches of one size, on the devices, and which of them are not padding."""
     count = len(dataset.test_images)
-    batch_size = _evaluation_batches(count, mesh)[1]
+    batch_size = _evaluation_batches(dataset, mesh)[1]
     by_batch = NamedSharding(mesh, PartitionSpec("batch"))
     for i, images in enumerate(read_batches(dataset.test_images, np.arange(count), batch_size)):
         labels = dataset.test_labels[i * batch_size : (i + 1) * batch_size]
@@ -440,9 +442,10 @@ def _test_batches(dataset: Dataset, mesh: Mesh) -> Iterator[tuple[jax.Array, jax
         yield tuple(jax.device_put(padded, by_batch))
 
 
-def _evaluation_batches(count: int, mesh: Mesh) -> tuple[int, int]:
+def _evaluation_batches(dataset: Dataset, mesh: Mesh) -> tuple[int, int]:
     """How many batches the test images take, and their size: nearly equal, so that little is padded."""
-    batches = math.ceil(count / EVALUATION_BATCH)
+    count, height, width, _ = dataset.test_images.shape
+    batches = math.ceil(count / min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // (height * width))))
     return batches, math.ceil(count / batches / mesh.size) * mesh.size
 
 
@@ -491,8 +494,8 @@ def _over_steps(statistics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 def _create_model(run: Run, image_shape, num_classes: int) -> nnx.Module:
     height, width, channels = image_shape
-    if height != width:
-        raise ValueError(f"images must be square, got {height} x {width}")
+    if height != width and not models.takes_any_size(run.model):
+        raise ValueError(f"images must be square for {run.model}, got {height} x {width}")
     # Of JAX's generators this one compiles ten times faster than the default, once per layer shape.
     key = jax.random.key(run.seed, impl="rbg")
     return models.create(

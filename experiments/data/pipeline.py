@@ -39,13 +39,15 @@ def augment(images: jax.Array, key: jax.Array, kind: str) -> jax.Array:
       Images of the same shape and dtype.
 
     Raises:
-      ValueError: `kind` is unknown.
+      ValueError: `kind` is unknown, or does not go with the shape of the images.
     """
     if kind not in AUGMENTATIONS:
         raise ValueError(f"unknown augmentation {kind!r}; choose from {', '.join(AUGMENTATIONS)}")
     if kind == "none":
         return images
     if kind == "flip_rotate":
+        if images.shape[1] != images.shape[2]:
+            raise ValueError(f"augment 'flip_rotate' needs square images, got {images.shape[1:3]}")
         return turn(images, jax.random.bernoulli(key, shape=(3, len(images))))
     crop_key, flip_key = jax.random.split(key)
     if kind == "crop_flip":

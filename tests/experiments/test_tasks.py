@@ -100,6 +100,37 @@ def tversky_gradient(probabilities, masks):
 # Training on masks
 
 
+def test_images_need_not_be_square_but_for_quarter_turns(tmp_path):
+    dataset = make_slices()
+    wide = dataclasses.replace(
+        dataset,
+        train_images=np.concatenate([dataset.train_images, dataset.train_images[:, :, ::-1]], axis=2),
+        train_labels=np.concatenate([dataset.train_labels, dataset.train_labels[:, :, ::-1]], axis=2),
+        test_images=np.concatenate([dataset.test_images, dataset.test_images], axis=2),
+        test_labels=np.concatenate([dataset.test_labels, dataset.test_labels], axis=2),
+    )
+    run = make_run(loss="bce_dice", augment="flip")
+    record = training.train(run, wide, out=tmp_path)
+    assert record.status == "finished"
+    assert record.epochs[-1].train_loss < record.epochs[0].train_loss
+    assert record.scores["dice"] > 0.2
+    with pytest.raises(ValueError, match=r"'flip_rotate' needs square images, got \(6, 12\)"):
+        training.train(make_run(augment="flip_rotate"), wide, out=tmp_path)
+    with pytest.raises(ValueError, match="images must be square for vgg16, got 6 x 12"):
+        training.train(make_run(model="vgg16"), wide, out=tmp_path)
+
+
+def test_evaluation_of_large_images_is_shared_by_more_batches(tmp_path, monkeypatch):
+    dataset, run = make_slices(), make_run()
+    whole = training.train(run, dataset, out=tmp_path / "whole")
+    for pixels_of_batch in (3 * 36, 1):
+        monkeypatch.setattr(training, "EVALUATION_PIXELS", pixels_of_batch)
+        parts = training.train(run, dataset, out=tmp_path / str(pixels_of_batch))
+        assert parts.epochs[-1].test_loss == pytest.approx(whole.epochs[-1].test_loss, rel=1e-5)
+        assert parts.epochs[-1].test_accuracy == pytest.approx(whole.epochs[-1].test_accuracy)
+        assert parts.scores == whole.scores
+
+
 def test_training_on_masks_is_gradient_descent(tmp_path):
     dataset, run = make_slices(), make_run()
     _, state = training.init_state(run, dataset, make_optimizer(run, 1))
