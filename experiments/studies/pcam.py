@@ -45,7 +45,7 @@ SIZES = {
     "cpu": PatchSize(
         models=("resnet20",),
         methods=METHODS,
-        epochs=12,
+        epochs=8,
         batch_sizes=(50,),
         seeds=(0, 1, 2),
         train_examples=2_000,
