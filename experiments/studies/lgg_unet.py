@@ -224,7 +224,13 @@ def describe(rows: Sequence[Row]) -> str:
             lines.append(f"- {method} behind {optimizer}: {'; '.join(told)}; the others show no difference.")
         else:
             lines.append(f"- {method} behind {optimizer}: no score shows a difference.")
-    return "\n".join(lines) or "Nothing has been trained yet."
+    if not lines:
+        return "Nothing has been trained yet."
+    count = len(lines) * len(SCORES)
+    lines.append(
+        f"- These are {count} intervals of 95 %: about {count / 20:.1f} of them would leave out 0 by chance alone."
+    )
+    return "\n".join(lines)
 
 
 def _verdict(row: Row, heading: str) -> str:

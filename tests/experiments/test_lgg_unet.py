@@ -108,6 +108,7 @@ def test_the_report_says_of_every_score_what_the_records_hold(tmp_path):
     assert "ZNorm behind adam: F1 better; Tversky shows no difference; Hausdorff worse." in text
     assert "- clipping behind adam: no score shows a difference." in text
     assert "All 35 runs have ended." in text
+    assert "28 intervals of 95 %: about 1.4 of them" in text
     assert "dataset lgg:64 (full: lgg)" in text.splitlines()[0]
     assert "0.812 is the test accuracy of ResNet-56" in text
     lines = [re.split(r"\s*\|\s*", line)[1:-1] for line in text.splitlines() if line.startswith("| adam")]

@@ -7,6 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from experiments import data
 
 from .processes import metrics, run, start, wait_for_epochs
 
@@ -19,7 +22,7 @@ SMALL = (
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    code, out, err = run("compare", *SMALL, "--out", folder)
+    code, out, err = run("compare", *SMALL, "--keep-checkpoints", "--out", folder)
     assert code == 0, err
     return folder, out
 
@@ -40,6 +43,21 @@ def test_compare_ends_with_a_table_of_80_columns_a_report_and_a_figure(undisturb
     assert (folder / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     assert len(metrics(folder)) == 4
     assert all(len(epochs) == 5 for epochs in metrics(folder).values())
+
+
+def test_a_kept_network_tells_what_digit_an_image_shows(undisturbed, tmp_path):
+    folder, _ = undisturbed
+    records = sorted(folder.glob("*.json"))
+    assert [path.with_suffix(".npz") for path in records] == sorted(folder.glob("*.npz"))
+    Image.fromarray(data.load("digits").test_images[0, :, :, 0]).save(tmp_path / "digit.png")
+    name = records[0].stem
+    out = tmp_path / "digit.json"
+    code, printed, err = run("predict", name, tmp_path / "digit.png", "--records", folder, "--out", out)
+    assert code == 0, err
+    answer = json.loads(out.read_text())
+    assert answer.items() <= json.loads(printed).items()
+    assert answer["class"] in range(10)
+    assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
