@@ -1,4 +1,4 @@
-"""What studies share that compare methods in one protocol, without tuning."""
+"""What studies share that compare methods in one protocol."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +21,8 @@ def write_grid_report(
     notes: str,
     scores: Mapping[str, str] | None = None,
     paper_accuracy: Callable[[Run], float | None] = lambda run: None,
+    tuning: Sequence[report.Cell] = (),
+    tuning_table: str = "",
 ) -> None:
     """Writes report.md: accuracies, other scores if there are any, and learning curves per `figure`.
 
@@ -36,6 +38,8 @@ def write_grid_report(
       notes: Markdown before the table.
       scores: columns of the second table and their names in `RunRecord.scores`.
       paper_accuracy: what the paper printed for a run's row, if anything.
+      tuning: cells of the runs that chose the learning rates, if there are any.
+      tuning_table: Markdown of what they chose.
     """
     cells = report.make_cells(runs, records)
     baselines = {labels(c.run)[:-1]: c for c in cells.values() if c.run.method == "baseline"}
@@ -59,4 +63,7 @@ def write_grid_report(
         *([report.scores_table(headings, rows, scores)] if scores else []),
         *(report.add_figure(folder, f"curves_{name}", name, panels) for name, panels in figures.items()),
     ]
-    report.write_report(folder, heading, list(cells.values()), sections)
+    if tuning:
+        protocol = report.describe_protocol(tuning[0].run)
+        sections += [f"Tuning: accuracy for every learning rate ({protocol}).", tuning_table]
+    report.write_report(folder, heading, [*tuning, *cells.values()], sections)

@@ -136,9 +136,14 @@ def test_other_scores_are_paired_by_seed_and_a_diverged_run_has_none():
 
 def test_the_papers_accuracy_stands_beside_znorm_behind_adam(tmp_path):
     study = load_studies()["pcam"]
-    records = [
+    tuning = study.runs("full", [])
+    records = [make_record(run, 0.8 if run.learning_rate == 0.001 else 0.7) for run in tuning]
+    reported = study.runs("full", records)[len(tuning) :]
+    assert {(run.learning_rate, run.validation_examples) for run in reported} == {(0.001, 0)}
+    assert {run.seed for run in reported}.isdisjoint(run.seed for run in tuning)
+    records += [
         dataclasses.replace(make_record(run, 0.25), scores={"roc_auc": 0.375, "f1": 0.625})
-        for run in study.runs("full", [])
+        for run in reported
     ]
     study.report("full", records, tmp_path)
     lines = (tmp_path / "report.md").read_text().splitlines()
