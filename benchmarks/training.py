@@ -2,8 +2,9 @@
 
 `python -m benchmarks.training` times ResNet-20 and ResNet-56 on random images. Every loop lives in processes of
 its own: one that may use every core, and one pinned to each core, which run alone and then all together, as
-a sweep does. The processes of one kind take turns from round to round. PyTorch is optional (`pip install torch==2.13.0`). A second table shows what ZNorm, GAN and the
-tracking of gradient statistics add to a step.
+a sweep does. The processes of one kind take turns from round to round. PyTorch is optional
+(`pip install torch==2.13.0`). A second table shows what ZNorm, GAN and the tracking of gradient statistics add to
+a step.
 """
 
 import argparse
