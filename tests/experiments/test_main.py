@@ -61,6 +61,15 @@ def test_a_kept_network_tells_what_digit_an_image_shows(undisturbed, tmp_path):
     assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.fixture
+def heeded_interrupt():
+    """Processes started here heed SIGINT, which a shell's background jobs ignore with all their children."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("heeded_interrupt")
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
 def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bits(undisturbed, tmp_path, ending):
     process = start("compare", *SMALL, "--out", tmp_path, start_new_session=True)
