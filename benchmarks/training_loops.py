@@ -17,7 +17,7 @@ class Loop:
     """A training loop to time.
 
     Attributes:
-      kind: 'epoch scan', 'per-step loop' or 'pytorch'.
+      kind: 'epoch scan', 'per-step loop', 'pytorch', or 'update alone': the optimizer without the network.
       depth: of the CIFAR ResNet.
       method: of gradient normalization; PyTorch has the baseline alone.
       batch_size: images per step.
@@ -93,6 +93,8 @@ def _make_jax_epoch(loop: Loop, images: np.ndarray, labels: np.ndarray) -> tuple
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     if loop.kind == "per-step loop":
         return _make_per_step_epoch(run, dataset, graphdef, optimizer, state), parameters
+    if loop.kind == "update alone":
+        return _make_update_epoch(loop.steps, optimizer, state), parameters
 
     mesh = training.make_mesh(1)
     train_epoch = training.make_train_epoch(run, dataset, graphdef, optimizer, mesh)
@@ -139,5 +141,31 @@ def _make_per_step_epoch(run, dataset, graphdef, optimizer, state) -> Callable[[
             state, loss = step(state, dataset.train_images[indices], dataset.train_labels[indices])
             losses.append(loss)
         return float(np.mean(jax.device_get(losses)))
+
+    return epoch
+
+
+def _make_update_epoch(steps: int, optimizer, state) -> Callable[[], float]:
+    """The optimizer's updates with random gradients."""
+    import jax
+    import optax
+
+    generator = np.random.default_rng(0)
+    gradients = jax.tree.map(
+        lambda p: jax.device_put(generator.normal(0, 1e-3, p.shape).astype(p.dtype)), state.params
+    )
+
+    def step(gradients, params, opt_state):  # gradients as an argument: no constant to fold
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    step = jax.jit(step, donate_argnums=(1, 2))
+    params, opt_state = state.params, state.opt_state
+
+    def epoch() -> float:
+        nonlocal params, opt_state
+        for _ in range(steps):
+            params, opt_state = step(gradients, params, opt_state)
+        return float(optax.global_norm(params))
 
     return epoch
