@@ -74,7 +74,7 @@ SIZES = {
         model="unet8",
         optimizers=("adam",),
         epochs=24,
-        seeds=(0, 1, 2),
+        seeds=(0, 1, 2, 3, 4),
         tuning_epochs=12,
     ),
     "full": Size(),

@@ -31,7 +31,7 @@ SIZES = {
         methods=METHODS,
         epochs=8,
         batch_sizes=(50,),
-        seeds=(0, 1, 2),
+        seeds=(0, 1, 2, 3, 4),
         train_examples=2_000,
         test_examples=1_000,
     ),
