@@ -65,7 +65,7 @@ def activation_statistics(x: jax.Array) -> Statistics:
       'log_variance': variance over images and pixels, averaged over channels. 'cosine_similarity': mean over
       all pairs of images. 'stable_rank': trace over largest eigenvalue of the matrix of these similarities.
     """
-    largest, scaled = _scale(x)
+    unit, scaled = _scale(x)
     variance = jnp.mean(jnp.var(scaled, axis=(0, 1, 2)))
     rows = scaled.reshape(len(x), -1)
     norms = jnp.linalg.norm(rows, axis=1, keepdims=True)
@@ -74,7 +74,7 @@ def activation_statistics(x: jax.Array) -> Statistics:
     n = len(x)
     trace = jnp.trace(similarities)
     return {
-        "log_variance": jnp.log(variance) + 2 * jnp.log(largest),
+        "log_variance": jnp.log(variance) + 2 * jnp.log(unit),
         "cosine_similarity": (jnp.sum(similarities) - trace) / (n * (n - 1)),
         "stable_rank": trace / jnp.linalg.eigvalsh(similarities)[-1],
     }
@@ -89,8 +89,8 @@ def pre_activation_statistics(x: jax.Array) -> Statistics:
       groups, or the channels if they are fewer), 'layer' and 'batch'; 'harmonic' is 1 over the mean of the
       instances' variances, averaged over channels, which the arithmetic-harmonic inequality puts below 'instance'.
     """
-    largest, scaled = _scale(x)
-    epsilon = EPSILON / jnp.square(largest)  # As the normalizers add it to the variance before the scaling.
+    unit, scaled = _scale(x)
+    epsilon = EPSILON / jnp.square(unit)  # As the normalizers add it to the variance before the scaling.
     n, height, width, channels = x.shape
     groups = DEFAULT_GROUPS if channels % DEFAULT_GROUPS == 0 else channels
     instance = jnp.var(scaled, axis=(1, 2))
@@ -103,23 +103,25 @@ def pre_activation_statistics(x: jax.Array) -> Statistics:
         "harmonic": jnp.mean(instance, axis=0),
     }
     amplifications = {
-        f"log_amplification_{name}": jnp.log(jnp.mean(1 / (variance + epsilon))) - 2 * jnp.log(largest)
+        f"log_amplification_{name}": jnp.log(jnp.mean(1 / (variance + epsilon))) - 2 * jnp.log(unit)
         for name, variance in variances.items()
     }
     std = jnp.mean(jnp.std(scaled, axis=(0, 1, 2)))
-    return {"log_std": jnp.log(std) + jnp.log(largest), **amplifications}
+    return {"log_std": jnp.log(std) + jnp.log(unit), **amplifications}
 
 
 def log_norm(x: jax.Array) -> jax.Array:
     """Natural logarithm of the Frobenius norm."""
-    largest, scaled = _scale(x)
-    return jnp.log(largest) + 0.5 * jnp.log(jnp.sum(jnp.square(scaled)))
+    unit, scaled = _scale(x)
+    return jnp.log(unit) + 0.5 * jnp.log(jnp.sum(jnp.square(scaled)))
 
 
 def _scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest magnitude, or the smallest float if all is 0, and the array divided by it."""
-    largest = jnp.maximum(jnp.max(jnp.abs(x)), jnp.finfo(x.dtype).tiny)
-    return largest, x / largest
+    """A magnitude near the largest one, and the array in units of it."""
+    # Its reciprocal, by which XLA multiplies, must not be subnormal, which XLA takes for 0.
+    tiny = float(jnp.finfo(x.dtype).tiny)
+    unit = jnp.clip(jnp.max(jnp.abs(x)), tiny, 1 / tiny)
+    return unit, x / unit
 
 
 @dataclasses.dataclass(frozen=True)

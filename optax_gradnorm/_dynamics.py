@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._layers import AxisName, Mask, PyTree, StackedAxes, _is_flax_box, layer_resolver
+from optax_gradnorm._layers import (
+    AxisName,
+    Mask,
+    PyTree,
+    StackedAxes,
+    _is_flax_box,
+    check_integer,
+    layer_resolver,
+)
 from optax_gradnorm._moments import center, global_std
 
 
@@ -117,6 +125,10 @@ def track_gradient_dynamics(
         def fill(tree, values):
             # The structure given by `init`: gradients may come in another container than parameters.
             leaves, structure = jax.tree.flatten(tree)
+            if len(leaves) != len(values):
+                raise ValueError(
+                    f"updates have {len(values)} layers, the parameters given to init had {len(leaves)}"
+                )
             new = [v.reshape(x.shape).astype(x.dtype) for x, v in zip(leaves, values, strict=True)]
             return jax.tree.unflatten(structure, new)
 
@@ -144,6 +156,7 @@ def gradient_dynamics(opt_state: Any, which: int | str | None = None) -> Gradien
 
     Raises:
       ValueError: there is no such state, or several and `which` does not single one out.
+      TypeError: `which` is neither an integer nor a string.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -169,13 +182,17 @@ def gradient_dynamics(opt_state: Any, which: int | str | None = None) -> Gradien
         if _is_dynamics_state(node)
     ]
     if not found:
-        raise ValueError("opt_state holds no track_gradient_dynamics state")
+        raise ValueError(
+            "opt_state holds no track_gradient_dynamics state; "
+            "it must be the optimizer's own state, not a copy of it in other containers"
+        )
     if which is None:
         chosen = found
     elif isinstance(which, str):
         chosen = [(path, node) for path, node in found if which in path]
     else:
-        chosen = found[which : which + 1] if which >= 0 else []
+        index = check_integer("which", which)
+        chosen = found[index : index + 1] if index >= 0 else []
     if len(chosen) != 1:
         paths = ", ".join(f"{index}: {'/'.join(path) or '(root)'}" for index, (path, _) in enumerate(found))
         raise ValueError(

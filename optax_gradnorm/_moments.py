@@ -36,7 +36,6 @@ def center(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ..
     the elements of such a one by one.
     """
     dtype = statistics_dtype(gradient.dtype)
-    info = jnp.finfo(dtype)
     if jnp.iscomplexobj(gradient):
         gradient = gradient.astype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)
         real_origin, real_largest = _origin_and_largest(gradient.real, axes, axis_names)
@@ -47,9 +46,7 @@ def center(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ..
         gradient = gradient.astype(dtype)
         origin, largest = _origin_and_largest(gradient, axes, axis_names)
 
-    # No mantissa bits: half the largest magnitude becomes a power of two, and scaling by it is exact.
-    unit = lax.reduce_precision(0.5 * largest, info.nexp, 0)
-    unit = jnp.minimum(jnp.maximum(unit, 2.0**info.minexp), 2.0**-info.minexp)
+    unit = power_of_two(largest)
     # A product, not a quotient: XLA would rather store quotients than compute them twice.
     per_unit = (1 / unit).astype(gradient.dtype)
     scaled = (gradient - origin) * per_unit
@@ -60,6 +57,16 @@ def center(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ..
     return Centered(values, mean + origin * per_unit, std, unit)
 
 
+def power_of_two(magnitude: jax.Array) -> jax.Array:
+    """A power of two near a magnitude, in whose units nothing of that size overflows; scaling by it is exact.
+
+    Its reciprocal is never subnormal: XLA multiplies by reciprocals, and takes subnormal numbers for 0.
+    """
+    info = jnp.finfo(magnitude.dtype)
+    unit = lax.reduce_precision(0.5 * magnitude, info.nexp, 0)  # no mantissa bits
+    return jnp.minimum(jnp.maximum(unit, 2.0**info.minexp), 2.0**-info.minexp)
+
+
 def global_std(layers: Sequence[tuple[Centered, Layer]], dtype) -> jax.Array:
     """Standard deviation of all layers, each about its own mean: sqrt(sum_l n_l std_l^2 / sum_l n_l)."""
     if not layers:
@@ -67,12 +74,13 @@ def global_std(layers: Sequence[tuple[Centered, Layer]], dtype) -> jax.Array:
     stds = [(c.std * c.unit).astype(dtype).ravel() for c, _ in layers]
     weights = [layer_size(c.values, layer) for c, layer in layers]
     total = sum(weight * std.size for weight, std in zip(weights, stds, strict=True))
-    largest = jnp.max(jnp.stack([jnp.max(std) for std in stds]))
-    divisor = jnp.where(largest > 0, largest, 1)
+    unit = power_of_two(jnp.max(jnp.stack([jnp.max(std) for std in stds])))
+    per_unit = 1 / unit
     variance = sum(
-        weight / total * jnp.sum(jnp.square(std / divisor)) for weight, std in zip(weights, stds, strict=True)
+        weight / total * jnp.sum(jnp.square(std * per_unit))
+        for weight, std in zip(weights, stds, strict=True)
     )
-    return largest * _sqrt(variance)
+    return unit * _sqrt(variance)
 
 
 def layer_size(values: jax.Array, layer: Layer) -> int:

@@ -32,10 +32,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import lax
 
-from optax_gradnorm._moments import statistics_dtype
+from optax_gradnorm._moments import power_of_two, statistics_dtype
 
 __all__ = [
     "GradientBounds",
@@ -129,8 +130,9 @@ def operator_norm(
     Returns:
       An `OperatorNorm`: `norm`, :math:`\sigma_k` of the last iteration, and `error`, :math:`r / \sigma_k`.
       Both are scalars in float32, or in float64 where `x` is double precision throughout. A Jacobian of
-      zeros gives 0 and 0. Complex functions are taken as maps of real and imaginary parts, which for a
-      holomorphic function is the spectral norm of its complex Jacobian.
+      zeros gives 0 and 0; with a NaN or an infinity in it the error is NaN. Complex functions are taken as
+      maps of real and imaginary parts, which for a holomorphic function is the spectral norm of its complex
+      Jacobian.
 
     Raises:
       ValueError: `iterations` is less than 1.
@@ -149,6 +151,7 @@ def operator_norm(
     """
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"iterations must be an integer of at least 1, got {iterations!r}")
+    x = jax.tree.map(jnp.asarray, x)
     _check_inexact("x", x)
     output, jvp = jax.linearize(f, x)
     _check_inexact("f(x)", output)
@@ -163,7 +166,8 @@ def operator_norm(
         norm = _norm(u)
         w = vjp(_divide(u, norm))
         distance = _norm(jax.tree.map(lambda w, v: _wide(w) - norm.astype(_wide(v).dtype) * _wide(v), w, v))
-        error = jnp.where(norm > 0, distance.astype(norm.dtype) / jnp.where(norm > 0, norm, 1), 0)
+        # Of a Jacobian of zeros 0, of one of NaN or infinity NaN.
+        error = jnp.where(norm == 0, 0, distance.astype(norm.dtype) / jnp.where(norm == 0, 1, norm))
         return _divide(w, _norm(w)), OperatorNorm(norm, error)
 
     leaves, structure = jax.tree.flatten(x)
@@ -227,6 +231,7 @@ def residual_overlap(
       Yun, `Mitigating Gradient Overlap in Deep Residual Networks with Gradient Normalization for Improved
       Non-Convex Optimization <https://arxiv.org/abs/2410.21564>`_, 2024, lemma 2.1, equations 4 to 16.
     """
+    x, cotangent = jax.tree.map(jnp.asarray, (x, cotangent))
     given_shortcut = shortcut
     shortcut = shortcut or (lambda x: x)
     expected = _signature(jax.eval_shape(branch, x))
@@ -295,7 +300,9 @@ def gradient_bounds(
       A `GradientBounds` of float32 scalars (float64 if `alphas` is double precision).
 
     Raises:
-      ValueError: `alphas` is not one-dimensional.
+      ValueError: `alphas` is not one-dimensional, another argument does not fit it, or one is negative (under
+        `jax.jit`, where values are not known, that gives NaN).
+      TypeError: an argument is complex.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -314,20 +321,44 @@ def gradient_bounds(
     alphas = jnp.asarray(alphas)
     if alphas.ndim != 1:
         raise ValueError(f"alphas must be one-dimensional, got shape {alphas.shape}")
+    output_gradient_norm = jnp.asarray(output_gradient_norm)
+    if output_gradient_norm.ndim:
+        raise ValueError(f"output_gradient_norm must be a scalar, got shape {output_gradient_norm.shape}")
+    shortcut_alphas = jnp.asarray(shortcut_alphas)
+    if shortcut_alphas.shape not in ((), alphas.shape):
+        raise ValueError(
+            "shortcut_alphas must be a scalar or have the shape "
+            f"{alphas.shape} of alphas, got {shortcut_alphas.shape}"
+        )
+    _check_norms("alphas", alphas)
+    _check_norms("output_gradient_norm", output_gradient_norm)
+    _check_norms("shortcut_alphas", shortcut_alphas)
+
     dtype = statistics_dtype(alphas.dtype) if jnp.issubdtype(alphas.dtype, jnp.floating) else jnp.float32
-    alphas = alphas.astype(dtype)
-    shortcut_alphas = jnp.broadcast_to(jnp.asarray(shortcut_alphas).astype(dtype), alphas.shape)
-    log_norm = jnp.log(jnp.asarray(output_gradient_norm).astype(dtype))
-    log_residual = jnp.sum(jnp.log(shortcut_alphas + alphas)) + log_norm
+    alphas, shortcut_alphas = alphas.astype(dtype), shortcut_alphas.astype(dtype)
+    log_norm = jnp.log(output_gradient_norm.astype(dtype))
+    # Beside the 1 of an identity, small alphas would lose their digits.
+    factors = jnp.where(shortcut_alphas == 1, jnp.log1p(alphas), jnp.log(shortcut_alphas + alphas))
+    log_residual = jnp.sum(factors) + log_norm
     log_plain = jnp.sum(jnp.log(alphas)) + log_norm
     return GradientBounds(log_residual, log_plain, jnp.exp(log_residual), jnp.exp(log_plain))
 
 
+def _check_norms(name: str, values: jax.Array) -> None:
+    if jnp.iscomplexobj(values):
+        raise TypeError(f"{name} must be real, got {values.dtype}")
+    # What is traced has no values yet; the logarithm of a negative number will be NaN.
+    if not isinstance(values, jax.core.Tracer) and values.size and jnp.min(values) < 0:
+        raise ValueError(f"{name} must not be negative, got {jnp.min(values):g}")
+
+
 def _check_inexact(name: str, tree: PyTree) -> None:
-    for leaf in jax.tree.leaves(tree):
-        dtype = getattr(leaf, "dtype", type(leaf))
-        if not hasattr(leaf, "dtype") or not jnp.issubdtype(dtype, jnp.inexact):
-            raise TypeError(f"{name} must hold floating-point or complex arrays, got {dtype}")
+    leaves = jax.tree.leaves(tree)
+    found = [leaf.dtype for leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    if found or not leaves:
+        raise TypeError(
+            f"{name} must hold floating-point or complex arrays, got {found[0] if found else 'none'}"
+        )
 
 
 def _signature(tree: PyTree) -> tuple[Any, list[str]]:
@@ -345,18 +376,28 @@ def _wide(x: jax.Array) -> jax.Array:
 
 def _norm(tree: PyTree) -> jax.Array:
     """Euclidean norm over all leaves, whose squares neither overflow nor vanish."""
-    leaves = [jnp.abs(_wide(x)) for x in jax.tree.leaves(tree)]
+    leaves = [part for x in jax.tree.leaves(tree) for part in _real_parts(_wide(x))]
     dtype = jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in leaves) else jnp.float32)
     leaves = [x.astype(dtype) for x in leaves]
-    largest = jnp.max(jnp.stack([jnp.max(x, initial=0) for x in leaves]))
-    divisor = jnp.where(largest > 0, largest, 1)
-    return largest * jnp.sqrt(sum(jnp.sum(jnp.square(x / divisor)) for x in leaves))
+    unit = power_of_two(jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves])))
+    per_unit = 1 / unit
+    return unit * jnp.sqrt(sum(jnp.sum(jnp.square(x * per_unit)) for x in leaves))
+
+
+def _real_parts(x: jax.Array) -> tuple[jax.Array, ...]:
+    return (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
 
 
 def _divide(tree: PyTree, norm: jax.Array) -> PyTree:
     """The tree over its norm, in its own dtypes; zeros stay zeros."""
-    divisor = jnp.where(norm > 0, norm, 1)
-    return jax.tree.map(lambda x: (_wide(x) / divisor.astype(_wide(x).dtype)).astype(x.dtype), tree)
+    per_unit = 1 / power_of_two(norm)
+    rest = jnp.where(norm > 0, norm * per_unit, 1)
+
+    def divide(x):
+        wide = _wide(x)
+        return (wide * per_unit.astype(wide.dtype) / rest.astype(wide.dtype)).astype(x.dtype)
+
+    return jax.tree.map(divide, tree)
 
 
 def _conjugate(tree: PyTree) -> PyTree:

@@ -372,6 +372,9 @@ def test_none_and_several():
         ("sgd", optax.sgd(0.1)),
     )
     _, state = optimizer.update(params, optimizer.init(params))
+    for which in (1.0, True, ("raw",)):
+        with pytest.raises(TypeError, match="which must be an integer"):
+            gradient_dynamics(state, which)
     for which in (None, "sgd", "nobody", 2, -1):
         with pytest.raises(ValueError, match=r"which .* holds 2 \(0: raw, 1: after/0\)"):
             gradient_dynamics(state, which)
@@ -380,6 +383,13 @@ def test_none_and_several():
     chex.assert_trees_all_equal(gradient_dynamics(state, 1), gradient_dynamics(state, "after"))
     assert_records(gradient_dynamics(state, "raw"), params)
     np.testing.assert_allclose(gradient_dynamics(state, "after").global_std, 1, rtol=1e-5)
+
+
+def test_gradients_of_other_parameters():
+    transformation = track_gradient_dynamics()
+    state = transformation.init({"a": jnp.ones((2, 2))})
+    with pytest.raises(ValueError, match="updates have 2 layers, the parameters given to init had 1"):
+        transformation.update({"a": jnp.ones((2, 2)), "b": jnp.ones((3, 3))}, state)
 
 
 def test_two_in_one_chain_see_before_and_behind_a_normalizer():

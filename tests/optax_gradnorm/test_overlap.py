@@ -133,7 +133,7 @@ def test_estimate_rises_and_error_tells_when_it_has_converged():
     np.testing.assert_allclose(norms[-1], 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15, 1e30, 5e37])
 def test_squares_neither_vanish_nor_overflow(scale):
     matrix = gaussian(8, 8)
     expected = singular_values(matrix)[0] * scale
@@ -142,6 +142,29 @@ def test_squares_neither_vanish_nor_overflow(scale):
     measured = overlap.residual_overlap(lambda x: x, jnp.zeros(8), jnp.full(8, scale, jnp.float32))
     np.testing.assert_allclose(measured.total_norm, 2 * scale * np.sqrt(8), rtol=1e-6)
     np.testing.assert_allclose(measured.cosine, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1e-37, 9e37, 3e38])
+def test_norms_near_the_ends_of_float32(factor):
+    """A reciprocal of such a norm is subnormal, which XLA takes for 0."""
+    factor = jnp.float32(factor)
+    for constant, dtype in ((factor, jnp.float32), (factor.astype(jnp.complex64) * 1j, jnp.complex64)):
+        x = jnp.zeros(3, dtype)
+        estimate = jax.jit(lambda x, c=constant: overlap.operator_norm(lambda x: c * x, x))(x)
+        np.testing.assert_allclose(estimate.norm, factor, rtol=1e-6)
+        assert estimate.error < 1e-5
+    measured = overlap.residual_overlap(lambda x: x / 4, jnp.zeros(1), factor[None] / 2)
+    np.testing.assert_allclose(
+        [measured.skip_norm, measured.branch_norm], [factor / 2, factor / 8], rtol=1e-6
+    )
+    np.testing.assert_allclose([measured.cosine, measured.amplification], [1, 1.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_a_jacobian_without_numbers_never_looks_converged(value):
+    estimate = overlap.operator_norm(lambda x: value * x, jnp.ones(3))
+    assert not jnp.isfinite(estimate.norm)
+    assert jnp.isnan(estimate.error)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float16, 2e-3), (jnp.bfloat16, 2e-2)])
@@ -194,6 +217,10 @@ def test_wrong_arguments_of_operator_norm():
         overlap.operator_norm(lambda x: x, jnp.ones(2, jnp.int32))
     with pytest.raises(TypeError, match=r"f\(x\) must hold floating-point or complex arrays, got int32"):
         overlap.operator_norm(lambda x: jnp.argmax(x), jnp.ones(2))
+    with pytest.raises(TypeError, match="x must hold floating-point or complex arrays, got none"):
+        overlap.operator_norm(lambda x: x, {})
+    with pytest.raises(TypeError, match=r"f\(x\) must hold floating-point or complex arrays, got none"):
+        overlap.operator_norm(lambda x: None, jnp.ones(2))
 
 
 def test_linear_block_against_numpy():
@@ -255,6 +282,14 @@ def test_wrong_arguments_of_residual_overlap():
         ValueError, match=r"cotangent .* got \['bfloat16\[3\]'\], expected \['float32\[3\]'\]"
     ):
         overlap.residual_overlap(lambda x: x, jnp.ones(3), jnp.ones(3, jnp.bfloat16))
+    with pytest.raises(ValueError, match=r"cotangent .* got \['float32\[\]'\], expected \['float32\[3\]'\]"):
+        overlap.residual_overlap(lambda x: x, jnp.ones(3), 1.0)
+
+
+def test_numpy_arrays_and_scalars_are_taken_as_jax_takes_them():
+    measured = overlap.residual_overlap(lambda x: 0.5 * x, np.ones(3), np.ones(3))
+    np.testing.assert_allclose(measured.amplification, 1.5, rtol=1e-6)
+    assert overlap.residual_overlap(jnp.sin, 0.0, 1.0).amplification == 2
 
 
 @given(seed=st.integers(0, 10**6), scale=st.floats(0.01, 100.0))
@@ -339,3 +374,28 @@ def test_bounds_of_small_networks():
     np.testing.assert_allclose([empty.residual, empty.plain], 4, rtol=1e-6)
     with pytest.raises(ValueError, match=r"alphas must be one-dimensional, got shape \(\)"):
         overlap.gradient_bounds(2.0, 1.0)
+
+
+def test_small_alphas_keep_their_precision():
+    alphas = np.full(100, 1e-6)
+    for shortcut_alphas in (1.0, jnp.ones(100)):
+        bounds = overlap.gradient_bounds(
+            jnp.asarray(alphas, jnp.float32), 1.0, shortcut_alphas=shortcut_alphas
+        )
+        np.testing.assert_allclose(bounds.log_residual, np.log1p(alphas).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "norm", "shortcuts", "error", "message"),
+    [
+        ([-0.5, 2.0], 1.0, 1.0, ValueError, r"alphas must not be negative, got -0.5"),
+        ([1j], 1.0, 1.0, TypeError, r"alphas must be real, got complex64"),
+        ([1.0, 2.0], [1.0, 2.0], 1.0, ValueError, r"output_gradient_norm must be a scalar, got shape \(2,\)"),
+        ([1.0], -1.0, 1.0, ValueError, r"output_gradient_norm must not be negative, got -1"),
+        ([1.0, 2.0], 1.0, [1.0] * 3, ValueError, r"shortcut_alphas .* shape \(2,\) of alphas, got \(3,\)"),
+        ([1.0, 2.0], 1.0, [1.0, -3.0], ValueError, r"shortcut_alphas must not be negative, got -3"),
+    ],
+)
+def test_wrong_arguments_of_gradient_bounds(alphas, norm, shortcuts, error, message):
+    with pytest.raises(error, match=message):
+        overlap.gradient_bounds(alphas, norm, shortcut_alphas=shortcuts)

@@ -46,6 +46,20 @@ def test_one_stacked_axis(name, shape, dtype):
         assert difference(u, e) <= tolerance
 
 
+@pytest.mark.parametrize("largest", [1e-37, 9e37, 3e38])
+def test_stacked_layers_near_the_ends_of_float32(largest):
+    """A reciprocal of such a deviation is subnormal, which XLA takes for 0."""
+    values = np.random.default_rng(0).choice([-1.0, 1.0], (8, 4, 4))
+    grads = {"stack": jnp.asarray(values * largest, jnp.float32)}
+    gan = optax_gradnorm.gan(stacked_axes=1)
+    _, state = jax.jit(gan.update)(grads, gan.init(grads))
+    expected = reference.global_std(list(np.asarray(grads["stack"])))
+    assert abs(float(state.sigma) / expected - 1) <= 1e-6
+    tracking = optax_gradnorm.track_gradient_dynamics(stacked_axes=1)
+    _, dynamics = jax.jit(tracking.update)(grads, tracking.init(grads))
+    assert dynamics.global_std == state.sigma
+
+
 @pytest.mark.parametrize("name", FACTORIES)
 def test_two_stacked_axes(name):
     one_by_one = layers(6, (8, 5))
