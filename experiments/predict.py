@@ -1,6 +1,7 @@
 """A trained network's answer to one image: a mask, or a class with its probability, and a picture of it."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -98,6 +99,8 @@ def read_image(path: Path, channels: int) -> np.ndarray:
         with Image.open(path) as image:
             frames = getattr(image, "n_frames", 1)
             mode = image.mode
+            # Pillow knows no colours of 16 bits: it names them where it decodes, such as RGB;16B, and drops half.
+            is_deep = mode.startswith(("I", "F")) or re.search(r";16[BLN]", str(image.tile))
             pixels = np.asarray(image.convert(MODES[channels]))
     except FileNotFoundError:
         raise ValueError(f"there is no image {path}") from None
@@ -106,7 +109,7 @@ def read_image(path: Path, channels: int) -> np.ndarray:
         raise ValueError(f"cannot read the image {path}: {reason}") from error
     if frames > 1:
         raise ValueError(f"{path} has {frames} frames; save the one to predict as an image of its own")
-    if mode.startswith(("I", "F")):
+    if is_deep:
         raise ValueError(
             f"{path} has more than 8 bits per channel (Pillow's mode {mode}); scale it to 0..255"
         )
