@@ -2,8 +2,9 @@
 
 Buda, Saha and Mazurowski, "Association of genomic subtypes of lower-grade gliomas with shape features
 automatically extracted by a deep learning algorithm", 2019. The layout is the published one,
-kaggle_3m/PATIENT/NAME.tif and NAME_mask.tif (or .TIF). Patients, never slices, are split: those of lgg_splits.json beside
-kaggle_3m (lists of patients under 'train' and 'test') if there is one, else every fifth at random is for testing.
+kaggle_3m/PATIENT/NAME.tif and NAME_mask.tif (or .TIF). Patients, never slices, are split: those of lgg_splits.json
+beside kaggle_3m (lists of patients under 'train' and 'test') if there is one, else every fifth at random is for
+testing.
 """
 
 import json

@@ -267,7 +267,10 @@ def test_a_damaged_file_is_named(data_dir, damage, named, complaint):
     [
         ("{", "must hold patients under 'train' and 'test'"),
         ("[]", "must hold patients under 'train' and 'test'"),
-        ('{"train": [1], "test": ["TCGA_P0"]}', "must hold patients under .*: 1 is not the name of a patient"),
+        (
+            '{"train": [1], "test": ["TCGA_P0"]}',
+            "must hold patients under .*: 1 is not the name of a patient",
+        ),
         ('{"train": [["TCGA_P1"]], "test": []}', "must hold patients under .* is not the name of a patient"),
         ('{"train": 5, "test": []}', "must hold patients under 'train' and 'test'"),
         ('{"train": []}', "must hold patients under 'train' and 'test': 'test'"),
