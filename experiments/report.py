@@ -285,7 +285,8 @@ def describe_protocol(run: Run) -> str:
         at_most = "" if run.loss == CROSS_ENTROPY else "at most "
         evaluated = f"{at_most}{run.validation_examples:,} {whose} held out for validation"
     else:
-        evaluated = f"{tests} test images"
+        part = "validation" if run.data_name.endswith(":validation") else "test"
+        evaluated = f"{tests} {part} images"
     schedule = {
         "constant": "constant learning rate",
         "cosine": "cosine schedule",

@@ -29,9 +29,11 @@ class PatchSize(Size):
 
     Attributes:
       dataset: whole patches or their centres.
+      validation_split: where the patches come from that learning rates are chosen by: 'train' holds some out.
     """
 
     dataset: str = "pcam32"
+    validation_split: str = "train"
 
 
 SIZES = {
@@ -66,6 +68,7 @@ SIZES = {
         tuning_epochs=4,
         validation_examples=20_000,
         dataset="stream:patch_camelyon",
+        validation_split="validation",
     ),
 }
 GRID = {
@@ -74,6 +77,11 @@ GRID = {
 }
 GRIDS = {"smoke": {"sgdm": (0.01, 0.1), "adam": (0.001, 0.003)}, "cpu": GRID, "full": GRID}
 
+CHOSEN_BY = {
+    "train": "held-out training patches; these are of the same slides as the others, unlike the test patches",
+    "validation": "patches of the published validation split; no two splits have patches of one slide",
+}
+
 NOTES = f"""\
 The published set has 327,680 patches of 96 x 96 pixels: 262,144 to train on, 32,768 to choose by and 32,768 to test
 on. `pcam32` holds the central 32 x 32 pixels, which decide the label, of some of them. Of how many patients the
@@ -81,7 +89,7 @@ patches are, the files do not say. {SEEDS_ALONE}
 
 ROC-AUC and F1 (of the class tumour, at probability 0.5) are those of the network after the last epoch; a run that
 diverged has none. Every method's learning rate is the best of its optimizer's grid for one seed that is not reported,
-by accuracy on held-out training patches; these are of the same slides as the others, unlike the test patches.
+by accuracy on {{chosen_by}}.
 
 {PAPER}
 
@@ -129,8 +137,12 @@ def _settings(preset: str) -> list[Run]:
 def _tuning_runs(preset: str) -> list[Run]:
     size = SIZES[preset]
     # Validation images take the place of the test images.
-    changes = {"epochs": size.tuning_epochs, "validation_examples": size.validation_examples}
-    return make_tuning_runs(_settings(preset), GRIDS[preset], **changes)
+    if size.validation_split == "train":
+        validation = {"validation_examples": size.validation_examples}
+    else:
+        name = f"{size.dataset}:{size.validation_split}"
+        validation = {"dataset": name, "test_examples": size.validation_examples}
+    return make_tuning_runs(_settings(preset), GRIDS[preset], epochs=size.tuning_epochs, **validation)
 
 
 def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
@@ -154,7 +166,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         labels=_setting,
         figure=lambda run: run.model,
         panel=lambda run: run.optimizer,
-        notes=f"- Data: {images}.\n\n{NOTES}",
+        notes=f"- Data: {images}.\n\n{NOTES.format(chosen_by=CHOSEN_BY[SIZES[preset].validation_split])}",
         scores=SCORES,
         paper_accuracy=_paper_accuracy,
         describe=lambda rows: describe(rows, {heading: (score, True) for heading, score in compared.items()}),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments.config import Run
 from experiments.data import DataError, load, prepare, select
+from experiments.data.streaming import read_batches
 
 from .prepared_folders import write_prepared
 
@@ -56,6 +57,26 @@ def test_patches_load_as_they_were_prepared(tmp_path, name):
         expected = sorted((image.tobytes(), label) for image, label in zip(images, labels, strict=True))
         assert sorted((image.tobytes(), label) for image, label in found) == expected
     assert (dataset.num_classes, dataset.has_masks) == (2, False)
+
+
+@pytest.mark.parametrize("prefix", ["", "stream:"])
+def test_the_validation_split_stands_in_for_the_test_patches(tmp_path, prefix):
+    write_patches(tmp_path, "patch_camelyon")
+    names = [f"{prefix}patch_camelyon{split}" for split in ("", ":validation")]
+    for _ in range(2):  # from the files, and from what was kept of them
+        whole, validation = (load(name, tmp_path) for name in names)
+        assert [whole.name, validation.name] == names
+        assert (len(whole.test_labels), len(validation.test_labels)) == (4, 2)
+        found, expected = (
+            np.concatenate([batch for part in parts for batch in read_batches(part, np.arange(len(part)), 4)])
+            for parts in ([validation.train_images, validation.test_images], [whole.train_images])
+        )
+        np.testing.assert_array_equal(found[:6], expected)
+        images, labels = make_patches(2, 96)
+        assert {image.tobytes() for image in found[6:]} == {image.tobytes() for image in images}
+        assert sorted(validation.test_labels) == sorted(labels)
+    with pytest.raises(ValueError, match="unknown dataset 'patch_camelyon:validation' to prepare"):
+        prepare("patch_camelyon:validation", tmp_path)
 
 
 @pytest.mark.parametrize("name", SIZES)

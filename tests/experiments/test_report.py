@@ -142,6 +142,7 @@ def test_other_scores_are_paired_by_seed_and_a_diverged_run_has_none():
             {"validation_examples": 500, "train_examples": 2000},
             "2,000 training images, 500 others held out for validation",
         ),
+        ({"dataset": "pcam:validation", "test_examples": 9}, "all training images, 9 validation images"),
         ({"validation_examples": 120, "loss": "tversky"}, "all training images, at most 120 of them held"),
     ],
 )
@@ -203,6 +204,9 @@ def test_the_papers_accuracy_stands_beside_znorm_behind_adam(tmp_path):
     tuning = study.runs("full", [])
     records = [make_record(run, 0.8 if run.learning_rate == 0.001 else 0.7) for run in tuning]
     reported = study.runs("full", records)[len(tuning) :]
+    # Chosen on the published validation split, reported on the test split.
+    assert {run.dataset for run in tuning} == {"stream:patch_camelyon:validation"}
+    assert {run.dataset for run in reported} == {"stream:patch_camelyon"}
     assert {(run.learning_rate, run.validation_examples) for run in reported} == {(0.001, 0)}
     assert {run.seed for run in reported}.isdisjoint(run.seed for run in tuning)
     records += [
