@@ -466,13 +466,14 @@ def draw_learning_curves(
 
 def _label_narrow_log_axis(axis) -> None:
     """Marks an axis of less than two powers of ten, where these alone are too few marks, by plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = axis.get_view_interval()
     if high < 100 * low:
-        axis.set_major_locator(MaxNLocator(5) if high < 5 * low else LogLocator(subs=(1, 2, 5)))
+        even = MaxNLocator(5, steps=[1, 2, 5, 10])
+        axis.set_major_locator(even if high < 10 * low else LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_locator(NullLocator())
 
 
 def _draw_cell(axes, cell: Cell, metric: str):

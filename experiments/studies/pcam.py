@@ -85,7 +85,9 @@ CHOSEN_BY = {
 NOTES = f"""\
 The published set has 327,680 patches of 96 x 96 pixels: 262,144 to train on, 32,768 to choose by and 32,768 to test
 on. `pcam32` holds the central 32 x 32 pixels, which decide the label, of some of them. Of how many patients the
-patches are, the files do not say. {SEEDS_ALONE}
+patches are, the files do not say.
+
+{SEEDS_ALONE}
 
 ROC-AUC and F1 (of the class tumour, at probability 0.5) are those of the network after the last epoch; a run that
 diverged has none. Every method's learning rate is the best of its optimizer's grid for one seed that is not reported,

@@ -153,7 +153,7 @@ def test_the_protocol_says_which_images_are_held_out(changes, words):
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
-        (0.48, 0.66, {"0.48", "0.6"}),
+        (0.48, 0.66, {"0.5", "0.6"}),
         (0.26, 1.8, {"0.5", "1"}),
         (0.5, 20, {"0.5", "1", "2", "5", "10", "20"}),
     ],
