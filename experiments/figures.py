@@ -3,11 +3,24 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:  # imported where something is drawn: most commands draw nothing
     from matplotlib.figure import Figure
 
 # The salt makes the names inside an SVG the same every time.
 STYLE: dict[Any, Any] = {"svg.hashsalt": "experiments", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+
+# Of masks: vermilion and green, of the palette of Okabe and Ito (2008).
+PREDICTED, TRUE = (213, 94, 0), (0, 158, 115)
+TINT = 0.4
+
+
+def tint(rgb: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """The picture, uint8 [height, width, 3], with a share of the colour where the mask is."""
+    tinted = rgb.copy()
+    tinted[mask] = np.rint((1 - TINT) * rgb[mask] + TINT * np.array(color)).astype(np.uint8)
+    return tinted
 
 
 def save(figure: "Figure", path: Path) -> None:

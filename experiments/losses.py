@@ -2,7 +2,8 @@
 
 All take logits, float [n, height, width, 1], and targets, uint8 or boolean [n, height, width] where 1 is the
 object, compute in float32, and give a float32 scalar that is finite, as is its gradient, for empty masks and
-for logits that are right or wrong without doubt. Overlaps are those of the whole batch, all its pixels
+for logits that are right or wrong without doubt; for the cross-entropy in `bce_dice` the wrong logits must not add up
+to more than float32 holds, 3.4e38. Overlaps are those of the whole batch, all its pixels
 together: in a batch most slices may be without an object, where the overlap of a slice alone says little.
 """
 
@@ -14,7 +15,8 @@ import optax
 
 # Added to numerator and denominator of an overlap: 1, a pixel, makes that of two empty masks 1.
 SMOOTHING = 1.0
-# Weights of false positives and false negatives: missing a pixel costs more, as lesions are small.
+# Weights of false positives and false negatives in the Tversky index, here and in `experiments.metrics`: missing a
+# pixel costs more, as lesions are small.
 ALPHA, BETA = 0.3, 0.7
 GAMMA = 4 / 3
 # The focal power has an infinite derivative at 0, which a perfect prediction reaches.

@@ -4,10 +4,10 @@ import numpy as np
 from scipy import ndimage
 from sklearn import metrics
 
+from experiments.losses import ALPHA, BETA
+
 # A probability above it is an object's pixel, or the positive class.
 THRESHOLD = 0.5
-# Weights of false positives and false negatives in the Tversky index, as in `experiments.losses`.
-ALPHA, BETA = 0.3, 0.7
 
 
 class ClassificationScores:
@@ -77,8 +77,9 @@ class SegmentationScores:
     """Overlap of masks and distance of their outlines, over all slices seen; keeps sums only.
 
     A slice whose two masks are both empty has overlap 1 and distance 0. If one alone is empty, its distance
-    is the image's diagonal, the largest there can be, as in the BraTS challenges: leaving such slices out
-    would reward a method that finds nothing wherever it would find something far off.
+    is the image's diagonal, a little more than two pixels can be apart (from centre to centre), as in the
+    BraTS challenges: leaving such slices out would reward a method that finds nothing wherever it would find
+    something far off.
     """
 
     def __init__(self):

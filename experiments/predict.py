@@ -1,6 +1,7 @@
 """A trained network's answer to one image: a mask, or a class with its probability, and a picture of it."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -9,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from experiments import models, training
+from experiments import figures, models, training
+from experiments.config import CROSS_ENTROPY
 from experiments.data.pipeline import normalize
+from experiments.metrics import THRESHOLD
 from experiments.records import RunRecord, write_whole
 
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by number of channels
-THRESHOLD = 0.5
-COLOR = (213, 94, 0)  # vermilion, of the palette of Okabe and Ito (2008)
-TINT = 0.3
 SMALLEST_OVERLAY = 256  # height and width in pixels: small images are magnified
 
 Fit = Literal["resize", "as-is"]
@@ -53,22 +54,19 @@ def predict(
     model = training.load_model(record.run, out=records_folder)
     pixels = read_image(image, record.data["image_shape"][2])
     fitted = fit_image(record, image, pixels, fit)
-    images = normalize(jnp.asarray(fitted[None]), record.data["mean"], record.data["std"])
-    is_mask = nnx.eval_shape(_apply, model, images).ndim == 4
+    is_mask = record.run.loss != CROSS_ENTROPY
     ending = ".png" if is_mask else ".json"
     if out.suffix.lower() != ending:
         what = "a mask" if is_mask else "a class"
         raise ValueError(f"--out: this run predicts {what}, whose file has to end in {ending}, got {out}")
-    logits = nnx.jit(_apply)(model, images)
+    probabilities = predict_probabilities(model, fitted[None], record.data["mean"], record.data["std"])[0]
     if is_mask:
-        probabilities = np.asarray(jax.nn.sigmoid(logits[0]))
         mask = _resize(probabilities, pixels.shape[0], pixels.shape[1])[:, :, 0] > THRESHOLD
         answer: dict[str, Any] = {"object_share": round(float(mask.mean()), 6)}
         grey = Image.fromarray(mask.astype(np.uint8) * 255)
         write_whole(out, lambda file: grey.save(file, "PNG"))
         picture = draw_mask(pixels, mask)
     else:
-        probabilities = np.asarray(jax.nn.softmax(logits[0]))
         answer = {
             "class": int(probabilities.argmax()),
             "probability": round(float(probabilities.max()), 6),
@@ -80,8 +78,23 @@ def predict(
     return {**answer, "out": str(out), "overlay": str(overlay)}
 
 
-def _apply(model: Callable[..., jax.Array], images: jax.Array) -> jax.Array:
-    return model(images, train=False)
+def predict_probabilities(
+    model: Callable[..., jax.Array], images: np.ndarray, mean: ArrayLike, std: ArrayLike
+) -> np.ndarray:
+    """What a network says of images.
+
+    Args:
+      model: the network.
+      images: uint8 [n, height, width, channels].
+      mean: of the images it was trained on, per channel, where 255 counts as 1.
+      std: the same.
+
+    Returns:
+      float32: of masks [n, height, width, 1], of classes [n, classes].
+    """
+    normalized = normalize(jnp.asarray(images), mean, std)
+    logits = nnx.jit(lambda model, images: model(images, train=False))(model, normalized)
+    return np.asarray(jax.nn.sigmoid(logits) if logits.ndim == 4 else jax.nn.softmax(logits))
 
 
 def read_image(path: Path, channels: int) -> np.ndarray:
@@ -98,6 +111,8 @@ def read_image(path: Path, channels: int) -> np.ndarray:
         with Image.open(path) as image:
             frames = getattr(image, "n_frames", 1)
             mode = image.mode
+            # Pillow knows no colours of 16 bits: it names them where it decodes, such as RGB;16B, and drops half.
+            is_deep = mode.startswith(("I", "F")) or re.search(r";16[BLN]", str(image.tile))
             pixels = np.asarray(image.convert(MODES[channels]))
     except FileNotFoundError:
         raise ValueError(f"there is no image {path}") from None
@@ -106,7 +121,7 @@ def read_image(path: Path, channels: int) -> np.ndarray:
         raise ValueError(f"cannot read the image {path}: {reason}") from error
     if frames > 1:
         raise ValueError(f"{path} has {frames} frames; save the one to predict as an image of its own")
-    if mode.startswith(("I", "F")):
+    if is_deep:
         raise ValueError(
             f"{path} has more than 8 bits per channel (Pillow's mode {mode}); scale it to 0..255"
         )
@@ -119,8 +134,8 @@ def draw_mask(pixels: np.ndarray, mask: np.ndarray) -> Image.Image:
     factor = picture.shape[0] // mask.shape[0]
     mask = mask.repeat(factor, axis=0).repeat(factor, axis=1)
     outline = mask & np.logical_not(ndimage.binary_erosion(mask))
-    picture[mask] = np.rint((1 - TINT) * picture[mask] + TINT * np.array(COLOR)).astype(np.uint8)
-    picture[outline] = COLOR
+    picture = figures.tint(picture, mask, figures.PREDICTED)
+    picture[outline] = figures.PREDICTED
     return Image.fromarray(picture)
 
 

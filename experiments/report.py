@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -24,12 +25,20 @@ METHOD_STYLES = {
 }
 
 HOW_TO_READ = """\
-Every run counts with its accuracy after the last epoch, never with its best epoch. "mean ± s": mean and
+Every run counts with its {score} after the last epoch, never with its best epoch. "mean ± s": mean and
 sample standard deviation over seeds. "vs baseline": mean difference to the baseline of the same protocol,
 model and optimizer, paired by seed, with its 95 % Student t-interval; an interval that contains 0 shows no
-difference. A run whose loss or parameters stopped being finite is ended there and called diverged: its
+difference. A run whose loss or parameters stopped being finite is ended there and called diverged: {diverged} \
+Seconds per epoch are the median, without compilation. Non-finite steps are summed over the seeds."""
+DIVERGED = {
+    "accuracy": """\
+its
 network is evaluated as it is (chance level, once a parameter is NaN) and counts with that accuracy; its loss
-does not count. Seconds per epoch are the median, without compilation. Non-finite steps are summed over the seeds."""
+does not count.""",
+    "scores": """\
+it has
+no scores, and its loss does not count.""",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,11 +279,14 @@ def describe_protocol(run: Run) -> str:
     """All of a run's settings but model, method, learning rate and seed, in words."""
     images = "all" if run.train_examples is None else f"{run.train_examples:,}"
     tests = "all" if run.test_examples is None else f"{run.test_examples:,}"
-    evaluated = (
-        f"{run.validation_examples:,} of them held out for validation"
-        if run.validation_examples
-        else f"{tests} test images"
-    )
+    if run.validation_examples:
+        # A subset is taken from what is left; and patients are held out whole, as far as they fit.
+        whose = "of them" if run.train_examples is None else "others"
+        at_most = "" if run.loss == CROSS_ENTROPY else "at most "
+        evaluated = f"{at_most}{run.validation_examples:,} {whose} held out for validation"
+    else:
+        part = "validation" if run.data_name.endswith(":validation") else "test"
+        evaluated = f"{tests} {part} images"
     schedule = {
         "constant": "constant learning rate",
         "cosine": "cosine schedule",
@@ -306,6 +318,21 @@ def describe_protocol(run: Run) -> str:
 
 def _count(number: float, noun: str) -> str:
     return f"{number:.4g} {noun}" + ("" if number == 1 else "s")
+
+
+def describe_images(cells: Iterable[Cell], noun: str) -> str:
+    """How many images of which size the records say there were, in words; `noun` says what they show."""
+    found = {
+        (data["train_images"], data["test_images"], *data["image_shape"][:2])
+        for cell in cells
+        for data in (record.data for record in cell.ended.values())
+        if data
+    }
+    words = [
+        f"{train:,} training and {test:,} test {noun} of {height} x {width} pixels"
+        for train, test, height, width in sorted(found)
+    ]
+    return "; ".join(words) or "no run has ended yet"
 
 
 def describe_completeness(cells: Iterable[Cell]) -> str:
@@ -346,7 +373,13 @@ def describe_environment(cells: Iterable[Cell]) -> str:
     )
 
 
-def write_report(folder: Path, heading: str, cells: Sequence[Cell], sections: Sequence[str]) -> None:
+def write_report(
+    folder: Path,
+    heading: str,
+    cells: Sequence[Cell],
+    sections: Sequence[str],
+    score: Literal["accuracy", "scores"] = "accuracy",
+) -> None:
     """Writes report.md.
 
     Args:
@@ -354,29 +387,41 @@ def write_report(folder: Path, heading: str, cells: Sequence[Cell], sections: Se
       heading: first line; says what was reduced.
       cells: everything that the report is about.
       sections: Markdown, after what all reports have in common.
+      score: what runs are judged by: their accuracy, or the other scores alone.
     """
     parts = [
         f"# {heading}",
         describe_completeness(cells),
         describe_environment(cells),
-        HOW_TO_READ,
+        HOW_TO_READ.format(score=score, diverged=DIVERGED[score]),
         *sections,
     ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def add_figure(folder: Path, name: str, title: str, panels: Mapping[str, Sequence[Cell]]) -> str:
+Curve = Literal["test_accuracy", "test_loss"]
+
+
+def add_figure(
+    folder: Path,
+    name: str,
+    title: str,
+    panels: Mapping[str, Sequence[Cell]],
+    above: Curve = "test_accuracy",
+) -> str:
     """Draws learning curves as NAME.png and NAME.svg; returns the Markdown that shows them."""
-    draw_learning_curves(folder / name, title, panels)
+    draw_learning_curves(folder / name, title, panels, above)
     return (
-        f"![{title}: test accuracy and training loss over epochs]({name}.svg)\n\n"
+        f"![{title}: {above.replace('_', ' ')} and training loss over epochs]({name}.svg)\n\n"
         "Line: mean over seeds; band: lowest to highest seed; cross: a run diverged."
     )
 
 
-def draw_learning_curves(path: Path, title: str, panels: Mapping[str, Sequence[Cell]]) -> None:
-    """Draws test accuracy (above) and training loss (below) over epochs, one column per panel.
+def draw_learning_curves(
+    path: Path, title: str, panels: Mapping[str, Sequence[Cell]], above: Curve = "test_accuracy"
+) -> None:
+    """Draws a metric of the test images (above) and training loss (below) over epochs, one column per panel.
 
     A line is the mean over seeds, its band goes from the lowest to the highest seed, a cross marks the
     epoch in which a run diverged.
@@ -385,6 +430,7 @@ def draw_learning_curves(path: Path, title: str, panels: Mapping[str, Sequence[C
       path: of the figure without suffix; writes .png and .svg.
       title: above the figure.
       panels: the cells of each column, by the column's title.
+      above: the metric, a field of `EpochMetrics`.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -394,16 +440,17 @@ def draw_learning_curves(path: Path, title: str, panels: Mapping[str, Sequence[C
         axes = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
         lines = {}
         for column, (name, cells) in enumerate(panels.items()):
-            above, below = axes[:, column]
-            above.set_title(name)
-            below.set_yscale("log")
-            below.set_xlabel("epoch")
-            below.xaxis.get_major_locator().set_params(integer=True)
+            upper, lower = axes[:, column]
+            upper.set_title(name)
+            lower.set_yscale("log")
+            lower.set_xlabel("epoch")
+            lower.xaxis.get_major_locator().set_params(integer=True)
             for cell in cells:
                 if cell.ended:
-                    lines[cell.run.method] = _draw_cell(above, cell, "test_accuracy")
-                    _draw_cell(below, cell, "train_loss")
-        axes[0, 0].set_ylabel("test accuracy")
+                    lines[cell.run.method] = _draw_cell(upper, cell, above)
+                    _draw_cell(lower, cell, "train_loss")
+        _label_narrow_log_axis(axes[1, 0].yaxis)
+        axes[0, 0].set_ylabel(above.replace("_", " "))
         axes[1, 0].set_ylabel("training loss")
         figure.suptitle(title)
         methods = [method for method in METHOD_STYLES if method in lines]
@@ -415,6 +462,18 @@ def draw_learning_curves(path: Path, title: str, panels: Mapping[str, Sequence[C
                 ncols=min(len(methods), 6),
             )
         figures.save(figure, path)
+
+
+def _label_narrow_log_axis(axis) -> None:
+    """Marks an axis of less than two powers of ten, where these alone are too few marks, by plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        even = MaxNLocator(5, steps=[1, 2, 5, 10])
+        axis.set_major_locator(even if high < 10 * low else LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
 
 
 def _draw_cell(axes, cell: Cell, metric: str):

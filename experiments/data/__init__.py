@@ -19,6 +19,7 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
       name: 'digits', 'cifar10', 'cifar100', 'patch_camelyon', 'pcam32', 'lgg', 'lgg:SIZE' for slices resized
         to SIZE x SIZE pixels, or 'arrays:PATH.npz' for your own arrays: all into memory. 'stream:NAME' reads
         a prepared set, such as 'stream:patch_camelyon', while a network trains on it, in the same order.
+        'patch_camelyon:validation' has the published validation patches in place of the test patches.
       data_dir: where prepared TensorFlow Datasets and the folder kaggle_3m lie; `None` takes the environment
         variable GRADNORM_DATA_DIR, or else ~/tensorflow_datasets.
 
@@ -59,7 +60,7 @@ def prepare(name: str, data_dir: str | Path | None = None) -> Path:
       DataError: TensorFlow is not installed, or the download or the preparation failed.
       ValueError: the name is unknown.
     """
-    choices = [known for known, wanted in PREPARED.items() if not wanted.source]
+    choices = [known for known, wanted in PREPARED.items() if known == wanted.name and not wanted.source]
     if name not in choices:
         raise ValueError(f"unknown dataset {name!r} to prepare; choose from {', '.join(choices)}")
     return prepared.prepare(PREPARED[name], data_dir)

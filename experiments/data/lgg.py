@@ -2,8 +2,9 @@
 
 Buda, Saha and Mazurowski, "Association of genomic subtypes of lower-grade gliomas with shape features
 automatically extracted by a deep learning algorithm", 2019. The layout is the published one,
-kaggle_3m/PATIENT/NAME.tif and NAME_mask.tif. Patients, never slices, are split: those of lgg_splits.json beside
-kaggle_3m (lists of patients under 'train' and 'test') if there is one, else every fifth at random is for testing.
+kaggle_3m/PATIENT/NAME.tif and NAME_mask.tif (or .TIF). Patients, never slices, are split: those of lgg_splits.json
+beside kaggle_3m (lists of patients under 'train' and 'test') if there is one, else every fifth at random is for
+testing.
 """
 
 import json
@@ -21,6 +22,7 @@ from experiments.data.prepared import data_folder, first_line
 
 FOLDER = "kaggle_3m"
 SPLITS = "lgg_splits.json"
+SUFFIX = ".tif"  # or with capitals, as some systems write it
 MASK_ENDING = "_mask"
 TEST_SHARE = 0.2
 
@@ -88,22 +90,25 @@ def _find_slices(folder: Path) -> list[Slice]:
             f"no {FOLDER} in {folder.parent}: unpack Kaggle's mateuszbuda/lgg-mri-segmentation there, or name "
             f"the folder that holds {FOLDER} by --data-dir or GRADNORM_DATA_DIR"
         )
-    paths = sorted(folder.glob("*/*.tif"), key=_slice_number)
+    paths = sorted(
+        (path for path in folder.glob("*/*") if path.suffix.lower() == SUFFIX),
+        key=_slice_number,
+    )
     if not paths:
-        raise DataError(f"{folder} holds no PATIENT/NAME.tif")
+        raise DataError(f"{folder} holds no PATIENT/NAME{SUFFIX}")
     images = [path for path in paths if not path.stem.endswith(MASK_ENDING)]
-    masks = {path for path in paths if path.stem.endswith(MASK_ENDING)}
-    slices = [
-        Slice(path.parent.name, path, path.with_name(f"{path.stem}{MASK_ENDING}.tif")) for path in images
-    ]
-    for slice_ in slices:
-        if slice_.mask not in masks:
-            raise DataError(f"{slice_.image} has no mask {slice_.mask.name}")
-    alone = sorted(masks - {slice_.mask for slice_ in slices})
-    if alone:
-        raise DataError(f"{alone[0]} is the mask of no slice")
+    masks = {path.with_suffix(""): path for path in paths if path.stem.endswith(MASK_ENDING)}
+    slices = []
+    for path in images:
+        mask = masks.pop(path.with_name(f"{path.stem}{MASK_ENDING}"), None)
+        if mask is None:
+            raise DataError(f"{path} has no mask {path.stem}{MASK_ENDING}{path.suffix}")
+        slices.append(Slice(path.parent.name, path, mask))
+    if masks:
+        raise DataError(f"{min(masks.values())} is the mask of no slice")
+    patients = {path.parent for path in paths}
     for patient in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if not any(patient.glob("*.tif")):
+        if patient not in patients:
             raise DataError(f"{patient} holds no slices")
     return slices
 
@@ -123,7 +128,7 @@ def _read_split(path: Path, patients: Sequence[str]) -> set[str]:
         return set(np.random.RandomState(0).permutation(patients)[:count].tolist())
     try:
         splits = json.loads(path.read_bytes())
-        train, test = set(splits["train"]), set(splits["test"])
+        train, test = (_patients(splits[part]) for part in ("train", "test"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} must hold patients under 'train' and 'test': {first_line(error)}") from error
     for patient in sorted(train & test):
@@ -134,6 +139,13 @@ def _read_split(path: Path, patients: Sequence[str]) -> set[str]:
     if not train or not test:
         raise DataError(f"{path} names no patient for {'testing' if train else 'training'}")
     return test
+
+
+def _patients(names: Sequence[object]) -> set[str]:
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"{name!r} is not the name of a patient")
+    return {str(name) for name in names}
 
 
 def _read_slices(slices: Sequence[Slice], size: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -147,11 +159,11 @@ def _read_slices(slices: Sequence[Slice], size: int | None) -> tuple[np.ndarray,
             raise DataError(
                 f"{slice_.mask} has {_words(mask.size)} pixels, but its slice has {_words(image.size)}"
             )
+        if mask.mode != "L":
+            raise DataError(f"{slice_.mask} must be a grey image of 8 bits (L), it is {mask.mode}")
         values = set(np.unique(np.asarray(mask)).tolist())
-        if mask.mode != "L" or not values <= {0, 255}:
-            raise DataError(
-                f"{slice_.mask} must hold 0 and 255 alone, it is {mask.mode} with {sorted(values)[:4]}"
-            )
+        if not values <= {0, 255}:
+            raise DataError(f"{slice_.mask} must hold 0 and 255 alone, it holds {sorted(values)[:4]}")
         if size is not None:
             image = image.resize((size, size), Image.Resampling.BILINEAR)  # antialiased where it shrinks
             mask = mask.resize((size, size), Image.Resampling.NEAREST)
@@ -177,7 +189,10 @@ def _open(path: Path) -> Image.Image:
     try:
         # Pillow only warns of some damage.
         with warnings.catch_warnings(action="error"), Image.open(path) as image:
+            frames = getattr(image, "n_frames", 1)
             image.load()
-            return image
     except Exception as error:  # Pillow raises many kinds for damaged files.
         raise DataError(f"{path} cannot be read as an image: {first_line(error)}") from error
+    if frames > 1:
+        raise DataError(f"{path} must be one image, it has {frames} frames")
+    return image

@@ -33,12 +33,19 @@ class PreparedSet:
       image_shape: [height, width, channels] of every image.
       num_classes: labels go from 0 to one less.
       source: how to get a set that is not in the catalogue of TensorFlow Datasets.
+      test_split: what stands as the test images; 'validation' leaves those of the split 'test' unseen.
     """
 
     name: str
     image_shape: tuple[int, int, int]
     num_classes: int
     source: str = ""
+    test_split: str = "test"
+
+    @property
+    def dataset_name(self) -> str:
+        """As given to `experiments.data.load`."""
+        return self.name if self.test_split == "test" else f"{self.name}:{self.test_split}"
 
 
 def data_folder(data_dir: str | Path | None) -> Path:
@@ -51,7 +58,7 @@ def data_folder(data_dir: str | Path | None) -> Path:
 
 
 def load(wanted: PreparedSet, data_dir: str | Path | None = None, *, stream: bool = False) -> Dataset:
-    """Loads the splits 'train' and 'test' of a prepared set; see `experiments.data.load`.
+    """Loads the splits 'train' and `test_split` of a prepared set; see `experiments.data.load`.
 
     Args:
       wanted: the set.
@@ -71,22 +78,22 @@ def load(wanted: PreparedSet, data_dir: str | Path | None = None, *, stream: boo
 
 
 def _load_arrays(wanted: PreparedSet, folder: Path) -> Dataset:
-    cache = folder / f"decoded-{_checksum(folder)}.npz"
+    cache = _cache_path("decoded", wanted, folder)
     arrays = _read_cache(cache, CACHED)
     if arrays is not None:
-        return Dataset(name=wanted.name, num_classes=wanted.num_classes, **arrays)
-    train, test = _read_split(wanted, folder, "train"), _read_split(wanted, folder, "test")
-    dataset = make_dataset(wanted.name, *train, *test, wanted.num_classes)
+        return Dataset(name=wanted.dataset_name, num_classes=wanted.num_classes, **arrays)
+    train, test = (_read_split(wanted, folder, split) for split in ("train", wanted.test_split))
+    dataset = make_dataset(wanted.dataset_name, *train, *test, wanted.num_classes)
     _write_cache(cache, {key: getattr(dataset, key) for key in CACHED})
     return dataset
 
 
 def _load_streamed(wanted: PreparedSet, folder: Path) -> Dataset:
     images = {}
-    for name in ("train", "test"):
-        split = Split(wanted, folder, name)
+    for name, source in (("train", "train"), ("test", wanted.test_split)):
+        split = Split(wanted, folder, source)
         images[name] = StreamedImages(split, np.arange(len(split)), wanted.image_shape)
-    cache = folder / f"streamed-{_checksum(folder)}.npz"
+    cache = _cache_path("streamed", wanted, folder)
     arrays = _read_cache(cache, CACHED_OF_STREAM)
     if arrays is None:
         labels = {name: np.empty(len(images[name]), np.int32) for name in images}
@@ -96,7 +103,7 @@ def _load_streamed(wanted: PreparedSet, folder: Path) -> Dataset:
         arrays = {"train_labels": labels["train"], "test_labels": labels["test"], "mean": mean, "std": std}
         _write_cache(cache, arrays)
     streamed: Any = {"train_images": images["train"], "test_images": images["test"]}
-    return Dataset(name=f"stream:{wanted.name}", num_classes=wanted.num_classes, **streamed, **arrays)
+    return Dataset(name=f"stream:{wanted.dataset_name}", num_classes=wanted.num_classes, **streamed, **arrays)
 
 
 def _pass(images: StreamedImages, labels: np.ndarray) -> Iterator[np.ndarray]:
@@ -161,6 +168,11 @@ def _prepared_folder(wanted: PreparedSet, data_dir: Path) -> Path:
             f"folder that holds it, prepared as array_record, by --data-dir or GRADNORM_DATA_DIR"
         )
     return versions[-1]
+
+
+def _cache_path(kind: str, wanted: PreparedSet, folder: Path) -> Path:
+    other = "" if wanted.test_split == "test" else f"{wanted.test_split}-"
+    return folder / f"{kind}-{other}{_checksum(folder)}.npz"
 
 
 def _checksum(folder: Path) -> str:

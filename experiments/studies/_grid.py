@@ -21,6 +21,7 @@ def write_grid_report(
     notes: str,
     scores: Mapping[str, str] | None = None,
     paper_accuracy: Callable[[Run], float | None] = lambda run: None,
+    describe: Callable[[Sequence[report.Row]], str] = lambda rows: "",
     tuning: Sequence[report.Cell] = (),
     tuning_table: str = "",
 ) -> None:
@@ -38,6 +39,7 @@ def write_grid_report(
       notes: Markdown before the table.
       scores: columns of the second table and their names in `RunRecord.scores`.
       paper_accuracy: what the paper printed for a run's row, if anything.
+      describe: Markdown of what the rows show, after the notes.
       tuning: cells of the runs that chose the learning rates, if there are any.
       tuning_table: Markdown of what they chose.
     """
@@ -59,6 +61,7 @@ def write_grid_report(
     sections = [
         "\n".join(f"- Protocol: {protocol}." for protocol in protocols),
         notes,
+        *([found] if (found := describe(rows)) else []),
         report.results_table(headings, rows),
         *([report.scores_table(headings, rows, scores)] if scores else []),
         *(report.add_figure(folder, f"curves_{name}", name, panels) for name, panels in figures.items()),

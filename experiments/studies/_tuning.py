@@ -1,14 +1,61 @@
 """What studies share that give every method the same grid of learning rates and let validation choose."""
 
 import collections
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from experiments import report
 from experiments.config import Run
+from experiments.records import RunRecord
 from experiments.report import Cell
 
+TUNING_SEED = 100  # never a reported one
+
 Setting = tuple[str, ...]
+
+
+def make_tuning_runs(
+    settings: Iterable[Run], grid: Mapping[str, Sequence[float]], **changes: Any
+) -> list[Run]:
+    """Every setting with every learning rate of its optimizer's grid, on a seed that is not reported.
+
+    Args:
+      settings: one run of each; its learning rate and seed do not matter.
+      grid: learning rates by optimizer.
+      **changes: what else is not as in the reported runs, such as epochs and what is evaluated on.
+    """
+    changes |= {"seed": TUNING_SEED}
+    return [
+        dataclasses.replace(run, learning_rate=rate, **changes)
+        for run in settings
+        for rate in grid[run.optimizer]
+    ]
+
+
+def tune(
+    settings: Iterable[Run],
+    tuning: Iterable[Run],
+    records: Iterable[RunRecord],
+    setting: Callable[[Run], Setting],
+    score: str = "accuracy",
+) -> list[Run]:
+    """The settings whose tuning runs have ended, with the learning rate these choose.
+
+    Args:
+      settings: one run of each.
+      tuning: as `make_tuning_runs` names them.
+      records: what was made, of these and of other runs.
+      setting: as for `choose_learning_rates`.
+      score: the same.
+    """
+    chosen = choose_learning_rates(report.make_cells(tuning, records).values(), setting, score)
+    return [
+        dataclasses.replace(run, learning_rate=chosen[setting(run)])
+        for run in settings
+        if setting(run) in chosen
+    ]
 
 
 def choose_learning_rates(
@@ -56,7 +103,8 @@ def tuning_table(
     parts = [report.markdown_table(table, left=len(headings)) for table in tables.values()]
     if at_the_edge := _at_the_edge(grids, chosen):
         parts.append(
-            "The best learning rate lies at the edge of the grid, so a better one may lie outside: "
+            "The best learning rate lies at the edge of the grid, so a better one may lie outside, which weakens "
+            "every comparison with these: "
             f"{', '.join(at_the_edge)}."
         )
     return "\n\n".join(parts)

@@ -6,23 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from PIL import Image
 
-from experiments import data, figures, training
+from experiments import data, figures, report, training
 from experiments.config import Run
-from experiments.data.pipeline import normalize
 from experiments.measure import Context
-from experiments.metrics import SegmentationScores
-from experiments.records import RecordError, read_records
+from experiments.metrics import THRESHOLD, SegmentationScores
+from experiments.predict import predict_probabilities
+from experiments.records import RecordError, RunRecord, read_records
+from experiments.studies._tuning import choose_learning_rates
 
 # Of the test slices with a tumour, ordered by its size; and one slice without.
 QUANTILES = (0.2, 0.5, 0.8, 1.0)
 FLAIR = 1  # channel of the slices in which these tumours are bright
-PREDICTED, TRUE = (213, 94, 0), (0, 158, 115)  # vermilion and green, of the palette of Okabe and Ito (2008)
+DARKEST, BRIGHTEST = 1, 99.5  # percentiles of a slice's grey values, shown as black and white
 
 
 def choose_slices(masks: np.ndarray) -> list[int]:
@@ -45,41 +43,45 @@ def measure_slices(context: Context, *, run: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def measure_masks(context: Context, *, run: Mapping[str, Any]) -> dict[str, Any]:
+def measure_masks(
+    context: Context, *, run: Mapping[str, Any], tuning: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """What a trained network predicts for the chosen slices.
 
     Args:
       context: where data and records are.
-      run: fields of the trained run but for its learning rate, which may have been tuned.
+      run: fields of the trained run but for its learning rate.
+      tuning: fields of the runs that choose it, by F1.
     """
-    trained = _find(context, run)
-    if trained is None:
-        return {"status": "diverged"}
-    dataset = _test_set(context, trained)
-    model = training.load_model(trained, out=context.records_folder)
+    trained = _find(context, run, tuning)
+    found = {"status": trained.status, "learning_rate": trained.run.learning_rate}
+    if trained.status == "diverged":
+        return found
+    dataset = _test_set(context, trained.run)
+    model = training.load_model(trained.run, out=context.records_folder)
     chosen = choose_slices(dataset.test_labels)
-    images = normalize(jnp.asarray(dataset.test_images[np.array(chosen)]), dataset.mean, dataset.std)
-    logits = nnx.jit(lambda model, images: model(images, train=False))(model, images)
-    masks = np.asarray(jax.nn.sigmoid(logits[..., 0])) > 0.5
+    images = dataset.test_images[np.array(chosen)]
+    masks = predict_probabilities(model, images, dataset.mean, dataset.std)[..., 0] > THRESHOLD
     return {
-        "status": "finished",
-        "learning_rate": trained.learning_rate,
+        **found,
         "masks": [to_png(mask.astype(np.uint8) * 255) for mask in masks],
         "dice": [_dice(mask, dataset.test_labels[i]) for mask, i in zip(masks, chosen, strict=True)],
     }
 
 
-def _find(context: Context, wanted: Mapping[str, Any]) -> Run | None:
-    """The finished run with these fields, or `None` if it diverged.
+def _find(context: Context, run: Mapping[str, Any], tuning: Sequence[Mapping[str, Any]]) -> RunRecord:
+    """The record of the run, finished or diverged, with the learning rate that its tuning chose.
 
     Raises:
-      RecordError: it has not ended; asked again later, the measurement can be made.
+      RecordError: it or its tuning has not ended; asked again later, the measurement can be made.
     """
-    for record in read_records(context.records_folder):
-        is_wanted = all(getattr(record.run, field) == value for field, value in wanted.items())
-        if is_wanted and record.status in ("finished", "diverged"):
-            return record.run if record.status == "finished" else None
-    raise RecordError(f"no run of {wanted['method']} and {wanted['optimizer']} has ended")
+    records = read_records(context.records_folder)
+    cells = report.make_cells([Run(**fields) for fields in tuning], records).values()
+    for rate in choose_learning_rates(cells, lambda run: (), score="f1").values():
+        (cell,) = report.make_cells([Run(**run, learning_rate=rate)], records).values()
+        for record in cell.ended.values():
+            return record
+    raise RecordError(f"no tuned run of {run['method']} and {run['optimizer']} has ended")
 
 
 def _test_set(context: Context, run: Run) -> data.Dataset:
@@ -116,7 +118,7 @@ def draw_masks(path: Path, slices: Mapping[str, Any], predictions: Mapping[str, 
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    images = [from_png(text) for text in slices["images"]]
+    images = [to_picture(from_png(text)) for text in slices["images"]]
     true = [from_png(text) > 0 for text in slices["masks"]]
     rows, columns = len(images), 2 + len(predictions)
     with mpl.rc_context({**figures.STYLE, "axes.grid": False}):
@@ -126,8 +128,8 @@ def draw_masks(path: Path, slices: Mapping[str, Any], predictions: Mapping[str, 
             axis.set_xticks([])
             axis.set_yticks([])
         for row, image, mask in zip(axes, images, true, strict=True):
-            row[0].imshow(image, cmap="gray", vmin=0, vmax=255)
-            row[1].imshow(tint(image, mask, TRUE))
+            row[0].imshow(image)
+            row[1].imshow(figures.tint(image, mask, figures.TRUE))
         for column, values in zip(axes.T[2:], predictions.values(), strict=True):
             if values["status"] == "finished":
                 _draw_column(column, images, true, values)
@@ -140,14 +142,14 @@ def _draw_column(axes: Sequence[Any], images, true, values: Mapping[str, Any]) -
     for axis, image, mask, text, dice in zip(
         axes, images, true, values["masks"], values["dice"], strict=True
     ):
-        axis.imshow(tint(image, from_png(text) > 0, PREDICTED))
+        axis.imshow(figures.tint(image, from_png(text) > 0, figures.PREDICTED))
         if mask.any():
-            axis.contour(mask, levels=[0.5], colors=[np.array(TRUE) / 255], linewidths=0.8)
+            axis.contour(mask, levels=[0.5], colors=[np.array(figures.TRUE) / 255], linewidths=0.8)
         axis.set_xlabel(f"Dice {dice:.2f}", fontsize=7, labelpad=1)
 
 
-def tint(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
-    """The grey image in RGB, half of the colour where the mask is."""
-    rgb = np.repeat(image[..., None], 3, axis=-1).astype(np.float64)
-    rgb[mask] = 0.5 * rgb[mask] + 0.5 * np.array(color)
-    return np.rint(rgb).astype(np.uint8)
+def to_picture(slice_: np.ndarray) -> np.ndarray:
+    """A grey slice in RGB; its own grey values, but for a few outliers, go from black to white."""
+    darkest, brightest = np.percentile(slice_, (DARKEST, BRIGHTEST))
+    grey = (slice_ - darkest) / max(brightest - darkest, 1)
+    return np.rint(255 * grey.clip(0, 1)).astype(np.uint8)[..., None].repeat(3, axis=-1)

@@ -25,7 +25,6 @@ from experiments.studies import Size, Study, _tuning
 
 METHODS = ("baseline", "centralization", "clipping", "clipping_value", "znorm", "gan")
 SHARED_LEARNING_RATES = {"sgdm": 0.01, "adam": 0.001}
-TUNING_SEED = 100
 
 SIZES = {
     "smoke": Size(
@@ -83,7 +82,7 @@ PAPER = {
 }
 
 
-def _run(size: Size, model: str, method: str, optimizer: str, learning_rate: float, seed: int) -> Run:
+def _run(size: Size, model: str, method: str, optimizer: str, learning_rate: float) -> Run:
     return Run(
         dataset="cifar10",
         model=model,
@@ -92,7 +91,7 @@ def _run(size: Size, model: str, method: str, optimizer: str, learning_rate: flo
         learning_rate=learning_rate,
         epochs=size.epochs,
         batch_size=size.batch_sizes[0],
-        seed=seed,
+        seed=size.seeds[0],
         train_examples=size.train_examples,
         test_examples=size.test_examples,
     )
@@ -103,60 +102,34 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     return [*_shared_runs(preset), *_tuning_runs(preset), *_tuned_runs(preset, records)]
 
 
-def _settings(preset: str) -> list[tuple[str, str, str]]:
+def _settings(preset: str) -> list[Run]:
+    """One run of every model, optimizer and method, with the shared learning rate."""
     size = SIZES[preset]
     return [
-        (model, optimizer, method)
+        _run(size, model, method, optimizer, learning_rate)
         for model in size.models
-        for optimizer in SHARED_LEARNING_RATES
+        for optimizer, learning_rate in SHARED_LEARNING_RATES.items()
         for method in size.methods
     ]
 
 
+def _with_seeds(preset: str, runs: Sequence[Run]) -> list[Run]:
+    return [dataclasses.replace(run, seed=seed) for run in runs for seed in SIZES[preset].seeds]
+
+
 def _shared_runs(preset: str) -> list[Run]:
-    size = SIZES[preset]
-    return [
-        _run(size, model, method, optimizer, SHARED_LEARNING_RATES[optimizer], seed)
-        for model, optimizer, method in _settings(preset)
-        for seed in size.seeds
-    ]
+    return _with_seeds(preset, _settings(preset))
 
 
 def _tuning_runs(preset: str) -> list[Run]:
     size = SIZES[preset]
-    runs = [
-        _run(size, model, method, optimizer, learning_rate, TUNING_SEED)
-        for model, optimizer, method in _settings(preset)
-        for learning_rate in GRIDS[preset][optimizer]
-    ]
     # Validation images take the place of the test images.
     changes = {"epochs": size.tuning_epochs, "validation_examples": size.validation_examples}
-    return [dataclasses.replace(run, **changes) for run in runs]
+    return _tuning.make_tuning_runs(_settings(preset), GRIDS[preset], **changes)
 
 
 def _tuned_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    size = SIZES[preset]
-    chosen = choose_learning_rates(preset, records)
-    return [
-        _run(size, model, method, optimizer, chosen[model, optimizer, method], seed)
-        for model, optimizer, method in _settings(preset)
-        if (model, optimizer, method) in chosen
-        for seed in size.seeds
-    ]
-
-
-def choose_learning_rates(preset: str, records: Sequence[RunRecord]) -> dict[_tuning.Setting, float]:
-    """Learning rate with the highest validation accuracy, the lower of two equal ones.
-
-    Args:
-      preset: its name.
-      records: of the tuning runs, among others.
-
-    Returns:
-      By (model, optimizer, method), where all tuning runs have ended.
-    """
-    cells = report.make_cells(_tuning_runs(preset), records).values()
-    return _tuning.choose_learning_rates(cells, _setting)
+    return _with_seeds(preset, _tuning.tune(_settings(preset), _tuning_runs(preset), records, _setting))
 
 
 def _setting(run: Run) -> tuple[str, str, str]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments.config import Run
 from experiments.data import DataError, load, prepare, select
+from experiments.data.streaming import read_batches
 
 from .prepared_folders import write_prepared
 
@@ -56,6 +57,26 @@ def test_patches_load_as_they_were_prepared(tmp_path, name):
         expected = sorted((image.tobytes(), label) for image, label in zip(images, labels, strict=True))
         assert sorted((image.tobytes(), label) for image, label in found) == expected
     assert (dataset.num_classes, dataset.has_masks) == (2, False)
+
+
+@pytest.mark.parametrize("prefix", ["", "stream:"])
+def test_the_validation_split_stands_in_for_the_test_patches(tmp_path, prefix):
+    write_patches(tmp_path, "patch_camelyon")
+    names = [f"{prefix}patch_camelyon{split}" for split in ("", ":validation")]
+    for _ in range(2):  # from the files, and from what was kept of them
+        whole, validation = (load(name, tmp_path) for name in names)
+        assert [whole.name, validation.name] == names
+        assert (len(whole.test_labels), len(validation.test_labels)) == (4, 2)
+        found, expected = (
+            np.concatenate([batch for part in parts for batch in read_batches(part, np.arange(len(part)), 4)])
+            for parts in ([validation.train_images, validation.test_images], [whole.train_images])
+        )
+        np.testing.assert_array_equal(found[:6], expected)
+        images, labels = make_patches(2, 96)
+        assert {image.tobytes() for image in found[6:]} == {image.tobytes() for image in images}
+        assert sorted(validation.test_labels) == sorted(labels)
+    with pytest.raises(ValueError, match="unknown dataset 'patch_camelyon:validation' to prepare"):
+        prepare("patch_camelyon:validation", tmp_path)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -175,6 +196,32 @@ def save(path, array):
     Image.fromarray(np.asarray(array, np.uint8)).save(path)
 
 
+def save_frames(path, channels):
+    """Two frames of the size of the slices."""
+    frame = Image.new("RGB" if channels == 3 else "L", (8, 8))
+    frame.save(path, save_all=True, append_images=[frame])
+
+
+@pytest.mark.parametrize("endings", [(".tif",), ("_mask.tif",), (".tif", "_mask.tif")])
+def test_slices_and_masks_whose_ending_has_capitals_are_read(data_dir, endings):
+    write_splits(data_dir, train=range(5), test=[5])
+    expected = load("lgg", data_dir)
+    for ending in endings:
+        slice_path(data_dir, ending).rename(slice_path(data_dir, ending.replace("tif", "TIF")))
+    for path in (data_dir / "kaggle_3m" / "TCGA_P4").iterdir():  # a patient with no other files
+        path.rename(path.with_suffix(".TIF"))
+    found = load("lgg", data_dir)
+    np.testing.assert_array_equal(found.train_images, expected.train_images)
+    np.testing.assert_array_equal(found.train_labels, expected.train_labels)
+
+
+def test_a_slice_with_capitals_needs_its_mask_too(data_dir):
+    slice_path(data_dir, "_mask.tif").unlink()
+    slice_path(data_dir).rename(slice_path(data_dir, ".TIF"))
+    with pytest.raises(DataError, match=r"TCGA_P2_3.TIF has no mask TCGA_P2_3_mask.TIF"):
+        load("lgg", data_dir)
+
+
 @pytest.mark.parametrize(
     ("damage", "named", "complaint"),
     [
@@ -188,12 +235,18 @@ def save(path, array):
         (
             lambda d: save(slice_path(d, "_mask.tif"), np.full((8, 8), 1)),
             "TCGA_P2_3_mask.tif",
-            r"must hold 0 and 255 alone, it is L with \[1\]",
+            r"must hold 0 and 255 alone, it holds \[1\]",
         ),
         (
             lambda d: save(slice_path(d, "_mask.tif"), np.zeros((8, 8, 3))),
             "TCGA_P2_3_mask.tif",
-            "must hold 0 and 255 alone, it is RGB",
+            r"must be a grey image of 8 bits \(L\), it is RGB$",
+        ),
+        (lambda d: save_frames(slice_path(d), 3), "TCGA_P2_3.tif", "must be one image, it has 2 frames"),
+        (
+            lambda d: save_frames(slice_path(d, "_mask.tif"), 1),
+            "TCGA_P2_3_mask.tif",
+            "must be one image, it has 2 frames",
         ),
         (
             lambda d: save(slice_path(d), np.zeros((8, 8))),
@@ -235,6 +288,12 @@ def test_a_damaged_file_is_named(data_dir, damage, named, complaint):
     [
         ("{", "must hold patients under 'train' and 'test'"),
         ("[]", "must hold patients under 'train' and 'test'"),
+        (
+            '{"train": [1], "test": ["TCGA_P0"]}',
+            "must hold patients under .*: 1 is not the name of a patient",
+        ),
+        ('{"train": [["TCGA_P1"]], "test": []}', "must hold patients under .* is not the name of a patient"),
+        ('{"train": 5, "test": []}', "must hold patients under 'train' and 'test'"),
         ('{"train": []}', "must hold patients under 'train' and 'test': 'test'"),
         ((range(6), [0]), "names patient TCGA_P0 for training and for testing"),
         ((range(4), [5]), "patient TCGA_P4: .*lgg_splits.json does not name it"),

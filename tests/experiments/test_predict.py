@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import re
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import jax
@@ -147,7 +149,7 @@ def test_an_overlay_shows_the_image_and_outlines_the_mask():
     assert picture.shape == pixels.shape
     np.testing.assert_array_equal(picture[~mask], pixels[~mask])
     assert (picture[100, 50:90] == (213, 94, 0)).all()
-    inside = picture[101:139, 51:89] - (0.7 * pixels[101:139, 51:89] + 0.3 * np.array((213, 94, 0)))
+    inside = picture[101:139, 51:89] - (0.6 * pixels[101:139, 51:89] + 0.4 * np.array((213, 94, 0)))
     assert np.abs(inside).max() <= 0.5 + 1e-9
 
 
@@ -160,6 +162,39 @@ def test_modes_of_eight_bits_become_the_channels_that_are_wanted(mode, tmp_path)
         pixels = read_image(tmp_path / f"white.{ending}", channels)
         assert (pixels.shape, pixels.dtype) == ((4, 5, channels), np.uint8)
         assert (pixels >= 254).all()
+
+
+def deep_png(color_type, channels):
+    """A PNG of 2 x 2 pixels with 16 bits per channel, which Pillow reads and does not write."""
+
+    def chunk(kind, content):
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", 2, 2, 16, color_type, 0, 0, 0)
+    row = b"\0" + bytes(range(4 * channels))
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row * 2)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize(("color_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_colours_of_sixteen_bits_are_refused(tmp_path, color_type, channels):
+    path = tmp_path / "deep.png"
+    path.write_bytes(deep_png(color_type, channels))
+    for wanted in (1, 3):
+        with pytest.raises(ValueError, match=r"deep\.png has more than 8 bits per channel"):
+            read_image(path, wanted)
+
+
+def test_colours_packed_into_sixteen_bits_per_pixel_are_read(tmp_path):
+    """A bitmap of 5, 6 and 5 bits."""
+    size = 14 + 40 + 12 + 4
+    header = struct.pack("<2sIHHI", b"BM", size, 0, 0, 66) + struct.pack("<IiiHHI", 40, 1, 1, 1, 16, 3)
+    masks = struct.pack("<IIIIIIII", 4, 0, 0, 0, 0, 0xF800, 0x07E0, 0x001F)
+    path = tmp_path / "packed.bmp"
+    path.write_bytes(header + masks + struct.pack("<I", 0xF800))
+    assert read_image(path, 3).tolist() == [[[255, 0, 0]]]
 
 
 def test_every_image_that_is_none_is_said_in_one_line(classifier, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ import pytest
 from experiments import report
 from experiments.config import Run
 from experiments.records import EpochMetrics, RunRecord
-from experiments.studies import load_studies, overlap_table1
+from experiments.studies import load_studies
 
 
 def make_record(run, accuracy, loss=0.5, status="finished", nonfinite_steps=0):
@@ -90,12 +90,9 @@ def test_tuning_takes_the_best_validation_accuracy_and_names_tuned_runs():
     runs = load_studies()["overlap_table1"].runs("smoke", [])
     tuning = [run for run in runs if run.validation_examples]
     records = [make_record(run, 0.9 if run.learning_rate == 0.03 else 0.2) for run in tuning]
-    chosen = overlap_table1.choose_learning_rates("smoke", records)
-    for (_, optimizer, _), learning_rate in chosen.items():
-        if optimizer == "sgdm":
-            assert learning_rate == 0.03
     later = load_studies()["overlap_table1"].runs("smoke", records)
     tuned = set(later) - set(runs)
+    assert {run.learning_rate for run in tuned if run.optimizer == "sgdm"} == {0.03}
     assert {run.seed for run in tuned} == {0, 1}
     assert {run.validation_examples for run in tuned} == {0}
     assert not {run.seed for run in tuned} & {run.seed for run in tuning}
@@ -134,11 +131,82 @@ def test_other_scores_are_paired_by_seed_and_a_diverged_run_has_none():
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "all training images, all test images"),
+        ({"train_examples": 2000, "test_examples": 500}, "2,000 training images, 500 test images"),
+        ({"validation_examples": 5000}, "all training images, 5,000 of them held out for validation"),
+        # The subset is taken from what is left: see `experiments.data.select`.
+        (
+            {"validation_examples": 500, "train_examples": 2000},
+            "2,000 training images, 500 others held out for validation",
+        ),
+        ({"dataset": "pcam:validation", "test_examples": 9}, "all training images, 9 validation images"),
+        ({"validation_examples": 120, "loss": "tversky"}, "all training images, at most 120 of them held"),
+    ],
+)
+def test_the_protocol_says_which_images_are_held_out(changes, words):
+    assert words in report.describe_protocol(make_run("baseline", 0, **changes))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.48, 0.66, {"0.5", "0.6"}),
+        (0.26, 1.8, {"0.5", "1"}),
+        (0.5, 20, {"0.5", "1", "2", "5", "10", "20"}),
+    ],
+)
+def test_a_narrow_loss_axis_has_plain_numbers(tmp_path, low, high, expected):
+    losses = np.geomspace(low, high, 5)
+    epochs = tuple(EpochMetrics(e, loss, 0.5, 0.5, 0.5, 0, 1.0) for e, loss in enumerate(losses, 1))
+    run = make_run("baseline", 0, epochs=5)
+    cells = report.make_cells([run], [RunRecord(run, "finished", epochs=epochs)])
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report.figures, "save", lambda figure, path: drawn.append(figure))
+        report.draw_learning_curves(tmp_path / "curves", "", {"sgdm": list(cells.values())})
+    (figure,) = drawn
+    figure.canvas.draw()
+    axis = figure.axes[1].yaxis
+    labels = (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True))
+    shown = {label.get_text() for label in labels} - {""}
+    assert expected <= shown
+    assert len(shown) >= 3
+    assert not any("$" in text for text in shown)
+
+
+def test_pcam_counts_the_intervals_that_leave_out_0(tmp_path):
+    study = load_studies()["pcam"]
+    tuning = study.runs("cpu", [])
+    records = [make_record(run, 0.5 + run.learning_rate) for run in tuning]
+    reported = study.runs("cpu", records)[len(tuning) :]
+    for run in reported:
+        better = 0.2 if (run.method, run.optimizer) == ("gan", "adam") else 0.0
+        noise = 0.01 * ((run.seed + len(run.method)) % 3 - 1)
+        scores = {"roc_auc": 0.7 + noise, "f1": 0.7 - better + noise}
+        data = {"train_images": 2000, "test_images": 1500, "image_shape": [32, 32, 3]}
+        made = make_record(run, 0.6 + better + noise)
+        records.append(dataclasses.replace(made, scores=scores, data=data))
+    study.report("cpu", records, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "- gan behind adam: accuracy better; F1 worse; the others show no difference." in text
+    assert "- znorm behind sgdm: no score shows a difference." in text
+    assert "Intervals of 95 % that leave out 0: 2 of 24." in text
+    assert "about 1.2 would by chance alone" in text
+    assert "- Data: 2,000 training and 1,500 test patches of 32 x 32 pixels." in text
+    assert "0.812" in text
+
+
 def test_the_papers_accuracy_stands_beside_znorm_behind_adam(tmp_path):
     study = load_studies()["pcam"]
     tuning = study.runs("full", [])
     records = [make_record(run, 0.8 if run.learning_rate == 0.001 else 0.7) for run in tuning]
     reported = study.runs("full", records)[len(tuning) :]
+    # Chosen on the published validation split, reported on the test split.
+    assert {run.dataset for run in tuning} == {"stream:patch_camelyon:validation"}
+    assert {run.dataset for run in reported} == {"stream:patch_camelyon"}
     assert {(run.learning_rate, run.validation_examples) for run in reported} == {(0.001, 0)}
     assert {run.seed for run in reported}.isdisjoint(run.seed for run in tuning)
     records += [

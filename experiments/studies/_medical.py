@@ -1,0 +1,79 @@
+"""What the two studies of medical images share, after Yun 2024, "ZNorm: Z-Score Gradient Normalization"."""
+
+from collections.abc import Mapping, Sequence
+
+from experiments import report
+from experiments.report import Row
+
+METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
+# Fewer tell how a network came out, not how a method does.
+FEWEST_SEEDS = 3
+
+SEEDS_ALONE = """\
+The intervals are over seeds alone: the initialisation, the order of the images and their flips differ, the patients
+never do. How much other patients would change is a further uncertainty, which nothing here measures."""
+
+PAPER = """\
+What reached us of Yun 2024, arXiv 2408.01215, has two numbers, and of neither the whole protocol:
+
+| paper | what it is | data | network | epochs, batch, learning rate, augmentation, initialisation, seeds |
+|-------|------------|------|---------|-------------------------------------------------------------------|
+| 0.917 | test accuracy with ZNorm | PatchCamelyon | ResNet-101 | not stated |
+| 0.812 | test accuracy with ZNorm | CIFAR-10 | ResNet-56 | not stated |
+
+Nor is its optimizer stated with certainty: Adam is the only one that is named."""
+
+
+def describe(rows: Sequence[Row], scores: Mapping[str, tuple[str, bool]], claimed: Sequence[str] = ()) -> str:
+    """Which scores of which methods differ from the baseline's, and how many would by chance.
+
+    Args:
+      rows: of the table; the last two labels are optimizer and method.
+      scores: names for `Cell.values`, and whether more is better, by heading.
+      claimed: headings of what the paper says that ZNorm improves.
+    """
+    compared = [row for row in rows if row.baseline is not None]
+    if not compared:
+        return "Nothing has been trained yet that could be compared."
+    if all(len(row.cell.ended) < FEWEST_SEEDS for row in compared):
+        return f"With fewer than {FEWEST_SEEDS} seeds this size shows only that the study works."
+    lines = []
+    for row in compared:
+        words = {heading: _verdict(row, *score) for heading, score in scores.items()}
+        *_, optimizer, method = row.labels
+        told = [f"{heading} {word}" for heading, word in words.items() if word in ("better", "worse")]
+        if method == "znorm" and claimed:
+            verdicts = "; ".join(f"{heading} {words[heading]}" for heading in claimed)
+            lines.append(f"- The paper's claim, ZNorm behind {optimizer}: {verdicts}.")
+        elif len(row.cell.ended) < FEWEST_SEEDS:
+            lines.append(f"- {method} behind {optimizer}: {TOO_FEW}.")
+        elif told:
+            rest = "" if len(told) == len(words) else "; the others show no difference"
+            lines.append(f"- {method} behind {optimizer}: {'; '.join(told)}{rest}.")
+        else:
+            lines.append(f"- {method} behind {optimizer}: no score shows a difference.")
+    return "\n".join([*lines, _describe_chance(compared, scores)])
+
+
+TOO_FEW = f"cannot be told from fewer than {FEWEST_SEEDS} seeds"
+
+
+def _verdict(row: Row, score: str, more_is_better: bool) -> str:
+    """'better' or 'worse' where the interval of the difference to the baseline leaves out 0."""
+    assert row.baseline is not None
+    mean, half, n = report.paired_difference(row.cell, row.baseline, score)
+    if n < FEWEST_SEEDS:
+        return TOO_FEW
+    if abs(mean) <= half:
+        return "shows no difference"
+    return "better" if (mean > 0) == more_is_better else "worse"
+
+
+def _describe_chance(rows: Sequence[Row], scores: Mapping[str, tuple[str, bool]]) -> str:
+    verdicts = [_verdict(row, *score) for row in rows for score in scores.values()]
+    count = len(verdicts) - verdicts.count(TOO_FEW)
+    found = verdicts.count("better") + verdicts.count("worse")
+    return (
+        f"- Intervals of 95 % that leave out 0: {found} of {count}. If no method changed anything, about "
+        f"{count / 20:.1f} would by chance alone."
+    )
