@@ -55,15 +55,7 @@ class Comparison:
 def make_rows(comparison: Comparison, records: Sequence[RunRecord]) -> list[report.Row]:
     """One row per optimizer and method; a method's baseline has the same optimizer."""
     cells = report.make_cells(comparison.runs, records).values()
-    baselines = {cell.run.optimizer: cell for cell in cells if cell.run.method == "baseline"}
-    return [
-        report.Row(
-            (cell.run.optimizer, cell.run.method),
-            cell,
-            None if cell.run.method == "baseline" else baselines.get(cell.run.optimizer),
-        )
-        for cell in cells
-    ]
+    return report.make_rows(cells, lambda run: (run.optimizer, run.method))
 
 
 def terminal_table(rows: Sequence[report.Row]) -> Table:

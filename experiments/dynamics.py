@@ -63,7 +63,7 @@ def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunReco
         sections.append(f"- {title}: {report.describe_protocol(setting)}; {len(seeds)} seeds.")
         sections.append(add_figure(folder, f"dynamics_{setting.name}".replace("-s0-", "-"), title, seeds))
     page = folder / "dynamics.md"
-    page.write_text("\n\n".join(sections) + "\n")
+    report.write_page(page, sections)
     return page
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.records import write_whole
+
 if TYPE_CHECKING:  # imported where something is drawn: most commands draw nothing
     from matplotlib.figure import Figure
 
@@ -29,8 +31,13 @@ def save(figure: "Figure", path: Path) -> None:
     Args:
       figure: drawn, as it is saved, within `matplotlib.rc_context(STYLE)`.
       path: without suffix; a dot in its name is part of the name.
+
+    Raises:
+      RecordError: a file cannot be written; an older one is left as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Neither a date nor a version in the files.
-    figure.savefig(f"{path}.png", metadata={"Software": None})
-    figure.savefig(f"{path}.svg", metadata={"Date": None})
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        write_whole(
+            Path(f"{path}.{kind}"),
+            lambda file, kind=kind, metadata=metadata: figure.savefig(file, format=kind, metadata=metadata),
+        )

@@ -4,7 +4,8 @@ import collections
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from experiments import figures
 from experiments.config import CROSS_ENTROPY, Run
-from experiments.records import RunRecord
+from experiments.records import RunRecord, write_whole
 
 # The colour-blind-safe palette of Okabe and Ito (2008); every method keeps its colour in all figures.
 METHOD_STYLES = {
@@ -24,21 +25,20 @@ METHOD_STYLES = {
     "gan": ("#D55E00", "-"),
 }
 
-HOW_TO_READ = """\
-Every run counts with its {score} after the last epoch, never with its best epoch. "mean ± s": mean and
-sample standard deviation over seeds. "vs baseline": mean difference to the baseline of the same protocol,
-model and optimizer, paired by seed, with its 95 % Student t-interval; an interval that contains 0 shows no
-difference. A run whose loss or parameters stopped being finite is ended there and called diverged: {diverged} \
-Seconds per epoch are the median, without compilation. Non-finite steps are summed over the seeds."""
+HOW_TO_READ = (
+    'Every run counts with its {score} after the last epoch, never with its best epoch. "mean ± s": mean and '
+    'sample standard deviation over seeds. "vs baseline": mean difference to the baseline of the same protocol, '
+    "model and optimizer, paired by seed, with its 95 % Student t-interval; an interval that contains 0 does not "
+    "show a difference. Intervals speak of the seeds alone, neither of other images nor of the choice of a "
+    "learning rate. A run whose loss or parameters stopped being finite is ended there and called diverged: "
+    "{diverged} Seconds per epoch are the median, without compilation. Non-finite steps are summed over the seeds."
+)
 DIVERGED = {
-    "accuracy": """\
-its
-network is evaluated as it is (chance level, once a parameter is NaN) and counts with that accuracy; its loss
-does not count.""",
-    "scores": """\
-it has
-no scores, and its loss does not count.""",
+    "accuracy": "its network is evaluated as it is (chance level, once a parameter is NaN) and counts with that "
+    "accuracy; its loss does not count.",
+    "scores": "it has no scores, and its loss does not count.",
 }
+WIDTH = 110
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Row:
     Attributes:
       labels: the first columns.
       cell: what was measured.
-      baseline: what it is compared to; `None` for the baseline itself.
+      baseline: what it is compared to; `None` for the baseline itself, and where it is missing.
       paper_accuracy: what the paper printed.
       paper_loss: what the paper printed.
     """
@@ -166,6 +166,28 @@ class Row:
     baseline: Cell | None = None
     paper_accuracy: float | None = None
     paper_loss: float | None = None
+
+
+def make_rows(
+    cells: Iterable[Cell],
+    labels: Callable[[Run], tuple[str, ...]],
+    paper: Callable[[Run], tuple[float | None, float | None]] = lambda run: (None, None),
+) -> list[Row]:
+    """One row per cell, beside the baseline whose labels are the same but for the method.
+
+    Args:
+      cells: of all methods.
+      labels: of a run's row; the last one is the method.
+      paper: accuracy and loss that the paper printed, where it did.
+    """
+    cells = list(cells)
+    baselines = {labels(c.run)[:-1]: c for c in cells if c.run.method == "baseline"}
+    rows = []
+    for cell in cells:
+        own = labels(cell.run)
+        baseline = None if cell.run.method == "baseline" else baselines.get(own[:-1])
+        rows.append(Row(own, cell, baseline, *paper(cell.run)))
+    return rows
 
 
 def results_table(headings: Sequence[str], rows: Sequence[Row]) -> str:
@@ -225,8 +247,10 @@ def format_score(cell: Cell, score: str = "accuracy") -> str:
 
 def format_difference(row: Row, score: str = "accuracy") -> str:
     """Mean difference to the baseline with its interval."""
-    if row.baseline is None:
+    if row.cell.run.method == "baseline":
         return ""
+    if row.baseline is None:
+        return "-"
     mean, half, n = paired_difference(row.cell, row.baseline, score)
     if n == 0:
         return "-"
@@ -338,7 +362,7 @@ def describe_images(cells: Iterable[Cell], noun: str) -> str:
 def describe_completeness(cells: Iterable[Cell]) -> str:
     """One line that says how many runs there are and how many are missing."""
     cells = list(cells)
-    ended = sum(len(cell.ended) for cell in cells)
+    ended = len({record.run.name for cell in cells for record in cell.ended.values()})
     missing = sum(cell.missing for cell in cells)
     if not missing:
         return f"All {ended} runs have ended."
@@ -393,11 +417,20 @@ def write_report(
         f"# {heading}",
         describe_completeness(cells),
         describe_environment(cells),
-        HOW_TO_READ.format(score=score, diverged=DIVERGED[score]),
+        textwrap.fill(HOW_TO_READ.format(score=score, diverged=DIVERGED[score]), WIDTH),
         *sections,
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_page(folder / "report.md", parts)
+
+
+def write_page(path: Path, parts: Iterable[str]) -> None:
+    """Writes paragraphs as a Markdown page, in place of an older one.
+
+    Raises:
+      RecordError: the page cannot be written; an older one is left as it was.
+    """
+    text = "\n\n".join(parts) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 Curve = Literal["test_accuracy", "test_loss"]

@@ -48,7 +48,8 @@ def make_heading(title: str, preset: str, size: Any, full: Any) -> str:
     changes = []
     for field in dataclasses.fields(size):
         mine, theirs = getattr(size, field.name), getattr(full, field.name)
-        if mine != theirs:
+        more = field.name == "seeds" and len(mine) > len(theirs)
+        if mine != theirs and not more:
             changes.append(f"{field.name.replace('_', ' ')} {_words(mine)} (full: {_words(theirs)})")
     return f"{title}, preset {preset}" + (f", reduced: {'; '.join(changes)}" if changes else "")
 

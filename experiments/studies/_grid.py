@@ -44,16 +44,7 @@ def write_grid_report(
       tuning_table: Markdown of what they chose.
     """
     cells = report.make_cells(runs, records)
-    baselines = {labels(c.run)[:-1]: c for c in cells.values() if c.run.method == "baseline"}
-    rows = [
-        report.Row(
-            labels(c.run),
-            c,
-            None if c.run.method == "baseline" else baselines.get(labels(c.run)[:-1]),
-            paper_accuracy(c.run),
-        )
-        for c in cells.values()
-    ]
+    rows = report.make_rows(cells.values(), labels, lambda run: (paper_accuracy(run), None))
     figures: dict[str, dict[str, list[report.Cell]]] = {}
     for cell in cells.values():
         figures.setdefault(figure(cell.run), {}).setdefault(panel(cell.run), []).append(cell)

@@ -66,7 +66,7 @@ def choose_learning_rates(
     Args:
       cells: of the tuning runs, one seed each.
       setting: what has a learning rate of its own, such as (optimizer, method).
-      score: see `Cell.values`; a run without it, as a diverged one may be, is never chosen before one with it.
+      score: see `Cell.values`. A diverged run, or one without the score, is never chosen before another.
 
     Returns:
       By setting, where all tuning runs have ended.
@@ -118,7 +118,7 @@ def _by_setting(cells: Iterable[Cell], setting: Callable[[Run], Setting]) -> dic
 
 
 def _score(cell: Cell, score: str) -> float:
-    return max(cell.values(score).values(), default=-math.inf)
+    return -math.inf if cell.diverged else max(cell.values(score).values(), default=-math.inf)
 
 
 def _entry(cell: Cell, score: str, chosen: float | None) -> str:

@@ -187,11 +187,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     size = SIZES[preset]
     tuning = report.make_cells(_tuning_runs(preset), records)
     cells = report.make_cells(_reported_runs(preset, records), records)
-    baselines = {cell.run.optimizer: cell for cell in cells.values() if cell.run.method == "baseline"}
-    rows = [
-        Row(_setting(c.run), c, None if c.run.method == "baseline" else baselines.get(c.run.optimizer))
-        for c in cells.values()
-    ]
+    rows = report.make_rows(cells.values(), _setting)
     tuning_run, reported_run = _tuning_runs(preset)[0], _settings(preset)[0]
     panels: dict[str, list[report.Cell]] = {}
     for cell in cells.values():

@@ -15,7 +15,7 @@ The rows for GAN and for clipping by value are not in the paper.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import report
@@ -150,9 +150,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         if not cells:
             sections.append("No tuning has ended yet.")
             continue
-        sections.append(
-            report.results_table(("protocol", "model", "optimizer", "method"), _rows(protocol, cells))
-        )
+        rows = report.make_rows(cells.values(), lambda run, p=protocol: (p, *_setting(run)), _paper)
+        sections.append(report.results_table(("protocol", "model", "optimizer", "method"), rows))
         for model in size.models:
             panels: dict[str, list[report.Cell]] = {}
             for cell in cells.values():
@@ -190,19 +189,11 @@ def _describe_protocols(preset: str) -> str:
     return text
 
 
-def _rows(protocol: str, cells: Mapping[Run, report.Cell]) -> list[report.Row]:
-    baselines = {(c.run.model, c.run.optimizer): c for c in cells.values() if c.run.method == "baseline"}
-    rows = []
-    for cell in cells.values():
-        run = cell.run
-        model = run.model if (run.model, "baseline") in PAPER else "resnet56"
-        column = list(SHARED_LEARNING_RATES).index(run.optimizer)
-        accuracy, loss = PAPER.get((model, run.method), ((None, None),) * 2)[column]
-        baseline = None if run.method == "baseline" else baselines.get((run.model, run.optimizer))
-        rows.append(
-            report.Row((protocol, run.model, run.optimizer, run.method), cell, baseline, accuracy, loss)
-        )
-    return rows
+def _paper(run: Run) -> tuple[float | None, float | None]:
+    """Accuracy and loss in the paper's table."""
+    model = run.model if (run.model, "baseline") in PAPER else "resnet56"
+    column = list(SHARED_LEARNING_RATES).index(run.optimizer)
+    return PAPER.get((model, run.method), ((None, None),) * 2)[column]
 
 
 STUDY = Study(

@@ -45,7 +45,7 @@ SIZES = {
 }
 
 NOTES = """\
-`plain20` and `plain56` are the ResNets of the same depth without skip connections. The ZNorm paper's summary reports
+A network `plainN` is the ResNet of depth N without skip connections. The ZNorm paper's summary reports
 a test accuracy of 0.812 for ResNet-56 with ZNorm on CIFAR-10, without naming optimizer, learning rate or epochs, so
 that the number belongs to no single row. Every learning rate is the same for both methods and was not tuned."""
 

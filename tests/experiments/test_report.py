@@ -2,14 +2,15 @@
 
 import dataclasses
 import math
+import resource
 
 import numpy as np
 import pytest
 
 from experiments import report
 from experiments.config import Run
-from experiments.records import EpochMetrics, RunRecord
-from experiments.studies import load_studies
+from experiments.records import EpochMetrics, RecordError, RunRecord
+from experiments.studies import _tuning, load_studies
 
 
 def make_record(run, accuracy, loss=0.5, status="finished", nonfinite_steps=0):
@@ -49,6 +50,42 @@ def test_mean_deviation_and_paired_interval(cells):
     assert f"{np.mean(ZNORM):.4f} ± {np.std(ZNORM, ddof=1):.4f}" in table
     low, high = differences.mean() - half, differences.mean() + half
     assert f"{differences.mean():+.4f} [{low:+.4f}, {high:+.4f}]" in table
+
+
+def test_a_method_without_its_baseline_does_not_look_like_a_baseline(cells):
+    def difference(*methods):
+        rows = report.make_rows([cells[m] for m in methods], lambda run: (run.optimizer, run.method))
+        return report.format_difference(rows[-1])
+
+    assert difference("znorm", "baseline") == ""
+    assert difference("znorm") == "-"
+    assert difference("baseline", "znorm").startswith("+0.1667 [")
+
+
+def test_a_run_in_two_tables_is_counted_once(cells):
+    twice = [cells["baseline"], cells["znorm"], cells["baseline"]]
+    assert report.describe_completeness(twice) == "All 6 runs have ended."
+
+
+def test_a_diverged_run_is_never_chosen():
+    """Its network may happen to be right more often than that of a run with sound parameters."""
+    runs = {rate: make_run("baseline", 0, learning_rate=rate) for rate in (0.1, 1.0)}
+    records = [make_record(runs[0.1], 0.4), make_record(runs[1.0], 0.45, math.inf, "diverged")]
+    cells = report.make_cells(runs.values(), records).values()
+    assert _tuning.choose_learning_rates(cells, lambda run: (run.method,)) == {("baseline",): 0.1}
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    page = tmp_path / "report.md"
+    report.write_page(page, ["old"])
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3, limit[1]))  # as on a full disk
+    try:
+        with pytest.raises(RecordError, match=r"cannot write .*report.md"):
+            report.write_page(page, ["much longer"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert page.read_text() == "old\n"
 
 
 def test_the_last_epoch_counts_and_not_the_best():
