@@ -9,6 +9,13 @@ METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 # Fewer tell how a network came out, not how a method does.
 FEWEST_SEEDS = 3
 
+VERDICTS = BETTER, WORSE, SAME, TOO_FEW = (
+    "better in",
+    "worse in",
+    "no difference in",
+    f"fewer than {FEWEST_SEEDS} seeds for",
+)
+
 SEEDS_ALONE = """\
 The intervals are over seeds alone: the initialisation, the order of the images and their flips differ, the patients
 never do. How much other patients would change is a further uncertainty, which nothing here measures."""
@@ -39,40 +46,33 @@ def describe(rows: Sequence[Row], scores: Mapping[str, tuple[str, bool]], claime
         return f"With fewer than {FEWEST_SEEDS} seeds this size shows only that the study works."
     lines = []
     for row in compared:
-        words = {heading: _verdict(row, *score) for heading, score in scores.items()}
         *_, optimizer, method = row.labels
-        told = [f"{heading} {word}" for heading, word in words.items() if word in ("better", "worse")]
-        if method == "znorm" and claimed:
-            verdicts = "; ".join(f"{heading} {words[heading]}" for heading in claimed)
-            lines.append(f"- The paper's claim, ZNorm behind {optimizer}: {verdicts}.")
-        elif len(row.cell.ended) < FEWEST_SEEDS:
-            lines.append(f"- {method} behind {optimizer}: {TOO_FEW}.")
-        elif told:
-            rest = "" if len(told) == len(words) else "; the others show no difference"
-            lines.append(f"- {method} behind {optimizer}: {'; '.join(told)}{rest}.")
-        else:
-            lines.append(f"- {method} behind {optimizer}: no score shows a difference.")
+        claim = f" (the paper: better in {', '.join(claimed)})" if method == "znorm" and claimed else ""
+        verdicts = {heading: _verdict(row, *score) for heading, score in scores.items()}
+        told = [
+            f"{verdict} {', '.join(heading for heading, found in verdicts.items() if found == verdict)}"
+            for verdict in VERDICTS
+            if verdict in verdicts.values()
+        ]
+        lines.append(f"- {method} behind {optimizer}{claim}: {'; '.join(told)}.")
     return "\n".join([*lines, _describe_chance(compared, scores)])
 
 
-TOO_FEW = f"cannot be told from fewer than {FEWEST_SEEDS} seeds"
-
-
 def _verdict(row: Row, score: str, more_is_better: bool) -> str:
-    """'better' or 'worse' where the interval of the difference to the baseline leaves out 0."""
+    """One of VERDICTS; better and worse is where the interval of the difference to the baseline leaves out 0."""
     assert row.baseline is not None
     mean, half, n = report.paired_difference(row.cell, row.baseline, score)
     if n < FEWEST_SEEDS:
         return TOO_FEW
     if abs(mean) <= half:
-        return "shows no difference"
-    return "better" if (mean > 0) == more_is_better else "worse"
+        return SAME
+    return BETTER if (mean > 0) == more_is_better else WORSE
 
 
 def _describe_chance(rows: Sequence[Row], scores: Mapping[str, tuple[str, bool]]) -> str:
     verdicts = [_verdict(row, *score) for row in rows for score in scores.values()]
     count = len(verdicts) - verdicts.count(TOO_FEW)
-    found = verdicts.count("better") + verdicts.count("worse")
+    found = verdicts.count(BETTER) + verdicts.count(WORSE)
     return (
         f"- Intervals of 95 % that leave out 0: {found} of {count}. If no method changed anything, about "
         f"{count / 20:.1f} would by chance alone."

@@ -105,8 +105,15 @@ def test_the_report_says_of_every_score_what_the_records_hold(tmp_path):
             records.append(record(run, scores))
     lgg_unet.make_report("cpu", records, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "ZNorm behind adam: F1 better; Tversky shows no difference; Hausdorff worse." in text
-    assert "- clipping behind adam: no score shows a difference." in text
+    rest = "Dice, IoU, Tversky, Hausdorff 95 %, one empty"
+    assert (
+        "- znorm behind adam (the paper: better in F1, Tversky, Hausdorff): better in F1; worse in Hausdorff; "
+        f"no difference in {rest}." in text
+    )
+    assert (
+        "- clipping behind adam: no difference in F1, Dice, IoU, Tversky, Hausdorff, Hausdorff 95 %, one empty."
+        in text
+    )
     assert "All 45 runs have ended." in text
     assert "Intervals of 95 % that leave out 0: 2 of 28." in text
     assert "about 1.4 would by chance alone" in text
@@ -125,6 +132,20 @@ def test_the_report_says_of_every_score_what_the_records_hold(tmp_path):
     half = 2.776445 * np.std(found, ddof=1) / np.sqrt(5)  # Student's t for four degrees of freedom
     mean = np.mean(found)
     assert znorm[1][2] == f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
+
+
+def test_nothing_is_told_of_a_method_most_of_whose_runs_diverged(tmp_path):
+    tuning = tuned("cpu", lambda run: run.learning_rate)
+    reported = [
+        record(run, {}, "diverged")
+        if run.method == "znorm" and run.seed > 1
+        else record(run, dict.fromkeys(SCORES, 0.2 + 0.5 * (run.method == "znorm") + 0.001 * run.seed))
+        for run in lgg_unet.make_runs("cpu", tuning)[20:]
+    ]
+    lgg_unet.make_report("cpu", [*tuning, *reported], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert re.search(r"- znorm behind adam .*: fewer than 3 seeds for F1, Dice, .*, one empty\.", text)
+    assert "Intervals of 95 % that leave out 0: 0 of 21." in text
 
 
 def test_two_seeds_tell_nothing_of_a_method(tmp_path):
