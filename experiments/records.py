@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import subprocess
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,10 +24,13 @@ import jax
 import numpy as np
 
 import optax_gradnorm
+from experiments import machine
 from experiments.config import Run
+from experiments.npz import NpzError, read_npz
 
 SCHEMA = 1
 STATUSES = ("running", "finished", "diverged", "failed")
+REMEDY = "remove it to start the run again"
 
 
 class RecordError(Exception):
@@ -253,7 +255,7 @@ def read_dynamics(out: str | Path, record: RunRecord) -> GradientDynamics | None
         layers = tuple(arrays.pop("layers").tolist())
         dynamics = GradientDynamics(layers=layers, **arrays)
     except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"cannot read {path}: {error}; remove it to start the run again") from error
+        raise RecordError(f"cannot read {path}: {error}; {REMEDY}") from error
     # A kill may have left one epoch more than the record has, but never one less.
     return dynamics.first(len(record.epochs)) if len(dynamics.std) >= len(record.epochs) else None
 
@@ -374,13 +376,9 @@ def describe_environment(devices: int = 1) -> dict[str, Any]:
         "device_kind": jax.devices()[0].device_kind,
         "device_count": devices,
         "cpu_count": os.cpu_count(),
-        "cpu_usable": _usable_cores(),
+        "cpu_usable": len(machine.usable_cores()),
         **_commit(),
     }
-
-
-def _usable_cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 @functools.cache
@@ -471,13 +469,11 @@ def _read(path: Path) -> RunRecord:
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     try:
-        # Opened here, because `np.load` leaves a file open that it cannot read.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+        return read_npz(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RecordError(f"cannot read {path}: {error}; remove it to start the run again") from error
+    except NpzError as error:
+        raise RecordError(f"cannot read {path}: {error}; {REMEDY}") from error
 
 
 def _decode_epoch(*, epoch: int, nonfinite_steps: int, **floats: float | str) -> EpochMetrics:
