@@ -263,7 +263,10 @@ def _exit_if_failed(records: Sequence, measurements: Mapping[str, str] | None = 
     for name, message in failed.items():
         print(f"failed: {name}: {message}", file=sys.stderr)
     if failed:
-        print(f"{len(failed)} failed; the same command tries again", file=sys.stderr)
+        print(
+            f"{len(failed)} failed; the same command tries again, once what a message asks for is done",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 

@@ -16,7 +16,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -181,7 +181,7 @@ def read_record(out: str | Path, run: Run) -> RunRecord | None:
     except FileNotFoundError:
         return None
     if record.run != run:
-        raise RecordError(f"{path} is the record of another run")
+        raise RecordError(f"{path} is the record of another run; {REMEDY}")
     return record
 
 
@@ -428,28 +428,39 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _read_measurement(path: Path) -> MeasurementRecord:
+@contextlib.contextmanager
+def _naming(path: Path, remedy: str) -> Iterator[None]:
+    """Makes a `RecordError` of whatever a damaged or foreign file raises."""
     try:
-        content = json.loads(path.read_bytes())
-        schema = content.pop("schema")
-        if schema != SCHEMA:
-            raise ValueError(f"its schema is {schema!r}, this version reads {SCHEMA}")
-        record = MeasurementRecord(**content)
+        yield
+    except FileNotFoundError:
+        raise
+    except KeyError as error:
+        raise RecordError(f"cannot read {path}: it has no {error}; {remedy}") from error
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise RecordError(f"cannot read {path}: {error}; {remedy}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a file of this version holds, without the version."""
+    content = json.loads(path.read_bytes())
+    schema = content.pop("schema")
+    if schema != SCHEMA:
+        raise ValueError(f"its schema is {schema!r}, this version reads {SCHEMA}")
+    return content
+
+
+def _read_measurement(path: Path) -> MeasurementRecord:
+    with _naming(path, "remove it to measure again"):
+        record = MeasurementRecord(**_read_json(path))
         if record.name != path.stem:
             raise ValueError(f"it is the measurement {record.name!r}")
         return record
-    except KeyError as error:
-        raise RecordError(f"cannot read {path}: it has no {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise RecordError(f"cannot read {path}: {error}") from error
 
 
 def _read(path: Path) -> RunRecord:
-    try:
-        content = json.loads(path.read_bytes())
-        schema = content.pop("schema")
-        if schema != SCHEMA:
-            raise ValueError(f"its schema is {schema!r}, this version reads {SCHEMA}")
+    with _naming(path, REMEDY):
+        content = _read_json(path)
         content["run"] = Run(**content["run"])
         content["epochs"] = tuple(_decode_epoch(**epoch) for epoch in content["epochs"])
         content["resumed"] = tuple(content["resumed"])
@@ -459,12 +470,6 @@ def _read(path: Path) -> RunRecord:
         if [epoch.epoch for epoch in record.epochs] != list(range(1, len(record.epochs) + 1)):
             raise ValueError("its epochs are not 1, 2, 3, ...")
         return record
-    except FileNotFoundError:
-        raise
-    except KeyError as error:
-        raise RecordError(f"cannot read {path}: it has no {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise RecordError(f"cannot read {path}: {error}") from error
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:

@@ -91,7 +91,7 @@ def test_a_record_cut_short_anywhere_is_refused_by_name(tmp_path):
     whole = _path(tmp_path).read_bytes()
     for length in range(len(whole) - 2):
         _path(tmp_path).write_bytes(whole[:length])
-        with pytest.raises(RecordError, match=RUN.name) as error:
+        with pytest.raises(RecordError, match=f"{RUN.name}.*remove it to start the run again") as error:
             records.read_record(tmp_path, RUN)
         assert "\n" not in str(error.value)
 
@@ -120,7 +120,7 @@ def test_wrong_content_is_refused(tmp_path, change, complaint):
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
-    with pytest.raises(RecordError, match=complaint) as error:
+    with pytest.raises(RecordError, match=f"{complaint}.*remove it") as error:
         records.read_record(tmp_path, RUN)
     assert str(path) in str(error.value)
 
