@@ -62,6 +62,7 @@ def compare(
       keep_checkpoints: keep the trained networks, for `predict`.
     """
     from experiments.compare import LEARNING_RATES, Comparison, terminal_table, write
+    from experiments.progress import Progress
 
     _check_out(out)
     _check_machine(workers, devices, [batch_size])
@@ -79,10 +80,11 @@ def compare(
     comparison = Comparison(
         dataset, model, methods, optimizers, seeds, epochs, batch_size, learning_rate, train_examples
     )
-    _check_data(comparison.runs[0], data_dir)
+    _check_data(comparison.runs, data_dir)
 
     runs = [dataclasses.replace(run, dynamics=dynamics) for run in comparison.runs]
-    records = _sweep("compare", runs, out, data_dir, workers, devices, keep_checkpoints)
+    with Progress("compare") as progress:
+        records = _sweep(progress, runs, out, data_dir, workers, devices, keep_checkpoints)
     rows = write(comparison, records, out)
     _write_dynamics(out, out, records)
     console = Console()
@@ -116,27 +118,27 @@ def reproduce(
       keep_checkpoints: keep the trained networks, for `predict`.
     """
     from experiments.measure import Context, find_missing, measure
+    from experiments.progress import Progress
 
     chosen = _study(study)
     folder = out / study / preset
     _check_out(folder)
     runs = chosen.runs(preset, [])
     _check_machine(workers, devices, [run.batch_size for run in runs])
-    for run in {run.dataset: run for run in runs}.values():
-        _check_data(run, data_dir)
+    _check_data(runs, data_dir)
 
     records_folder, measurements_folder = folder / "records", folder / "measurements"
     measurements = chosen.measurements(preset)
     needs_networks = chosen.keep_checkpoints and bool(find_missing(measurements, measurements_folder))
     keep_checkpoints = keep_checkpoints or needs_networks
     records, made = [], set()
-    # Later runs may depend on earlier ones' records, as the tuned ones do.
-    while new := [run for run in runs if run.name not in made]:
-        new = [dataclasses.replace(run, dynamics=True) for run in new] if dynamics else new
-        title = f"{study} {preset}"
-        records += _sweep(title, new, records_folder, data_dir, workers, devices, keep_checkpoints)
-        made.update(run.name for run in runs)
-        runs = chosen.runs(preset, records)
+    with Progress(f"{study} {preset}") as progress:
+        # Later runs may depend on earlier ones' records, as the tuned ones do.
+        while new := [run for run in runs if run.name not in made]:
+            new = [dataclasses.replace(run, dynamics=True) for run in new] if dynamics else new
+            records += _sweep(progress, new, records_folder, data_dir, workers, devices, keep_checkpoints)
+            made.update(run.name for run in runs)
+            runs = chosen.runs(preset, records)
     context = Context(data_dir, records_folder)
     failures = measure(measurements, out=measurements_folder, context=context, workers=workers)
     chosen.report(preset, records, folder)
@@ -227,27 +229,26 @@ def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: Path | None = 
 
 
 def _sweep(
-    title: str,
+    progress,
     runs: Sequence,
     out: Path,
     data_dir: Path | None,
     workers: int | None,
     devices: int,
-    keep_checkpoints: bool = False,
+    keep_checkpoints: bool,
 ) -> list:
-    from experiments.progress import Progress
     from experiments.sweep import sweep
 
-    with Progress(title, runs) as progress:
-        return sweep(
-            runs,
-            out=out,
-            data_dir=data_dir,
-            workers=workers,
-            devices=devices,
-            keep_checkpoints=keep_checkpoints,
-            on_event=progress,
-        )
+    progress.add(runs)
+    return sweep(
+        runs,
+        out=out,
+        data_dir=data_dir,
+        workers=workers,
+        devices=devices,
+        keep_checkpoints=keep_checkpoints,
+        on_event=progress,
+    )
 
 
 def _write_dynamics(folder: Path, records_folder: Path, records: Sequence) -> None:
@@ -263,7 +264,10 @@ def _exit_if_failed(records: Sequence, measurements: Mapping[str, str] | None = 
     for name, message in failed.items():
         print(f"failed: {name}: {message}", file=sys.stderr)
     if failed:
-        print(f"{len(failed)} failed; the same command tries again", file=sys.stderr)
+        print(
+            f"{len(failed)} failed; the same command tries again, once what a message asks for is done",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 
@@ -328,29 +332,53 @@ def _check_machine(workers: int | None, devices: int, batch_sizes: Sequence[int]
                 )
 
 
-def _check_data(run, data_dir: Path | None) -> None:
-    """Loads the images once and lays out the model: what is wrong is said before any worker starts."""
+def _check_data(runs: Sequence, data_dir: Path | None) -> None:
+    """Takes every subset of every data set and lays out every model once: no worker starts in vain."""
+    from experiments import data
+
+    try:
+        for name in dict.fromkeys(run.dataset for run in runs):
+            dataset = data.load(name, data_dir)
+            on_it = [run for run in runs if run.dataset == name]
+            for run in _one_of_each(on_it, "model", "loss"):
+                _check_model(run, dataset)
+            sizes = (
+                "train_examples",
+                "test_examples",
+                "validation_examples",
+                "validation_seed",
+                "batch_size",
+            )
+            for run in _one_of_each(on_it, *sizes):
+                count = len(data.select(dataset, run).train_images)
+                if run.batch_size > count:
+                    raise UsageError(
+                        f"the batch size is {run.batch_size}, but there are only {count} training images"
+                    )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _one_of_each(runs: Sequence, *fields: str) -> list:
+    """One run for every combination of these fields' values."""
+    return list({tuple(getattr(run, field) for field in fields): run for run in runs}.values())
+
+
+def _check_model(run, dataset) -> None:
     import jax
     from flax import nnx
 
-    from experiments import data, models, tasks
+    from experiments import models, tasks
 
-    try:
-        dataset = data.select(data.load(run.dataset, data_dir), run)
-        height, _, channels = dataset.train_images.shape[1:]
-        options = {"num_classes": dataset.num_classes, "channels": channels, "image_size": height}
-        tasks.make_task(run, dataset)
+    tasks.make_task(run, dataset)
+    height, _, channels = dataset.train_images.shape[1:]
+    options = {"num_classes": dataset.num_classes, "channels": channels, "image_size": height}
 
-        def logits(images):
-            return models.create(run.model, rngs=nnx.Rngs(0), **options)(images, train=False)
+    def logits(images):
+        return models.create(run.model, rngs=nnx.Rngs(0), **options)(images, train=False)
 
-        images = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), "float32")
-        tasks.check_logits(nnx.eval_shape(logits, images).shape, dataset, run.model)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    if run.batch_size > len(dataset.train_images):
-        count = len(dataset.train_images)
-        raise UsageError(f"the batch size is {run.batch_size}, but there are only {count} training images")
+    images = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), "float32")
+    tasks.check_logits(nnx.eval_shape(logits, images).shape, dataset, run.model)
 
 
 def _check_out(out: Path) -> None:

@@ -35,7 +35,8 @@ class Run:
       warmup_epochs: epochs of linear warm-up from zero.
       step_epochs: with schedule 'step', epochs between two reductions.
       step_factor: with schedule 'step', factor of each reduction.
-      weight_decay: decoupled, times the learning rate.
+      weight_decay: of the weights, not of biases and normalizers. Decoupled, times the learning rate, except
+        in LARS and LAMB, whose trust ratio sees it: see `experiments.methods`.
       label_smoothing: share of the target spread evenly over the classes.
       augment: 'none', 'flip' (horizontal), 'crop_flip' (pad 4, random crop, horizontal flip) or
         'flip_rotate' (horizontal and vertical flips, quarter turns). A mask is changed as its image.

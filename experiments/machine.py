@@ -3,8 +3,12 @@
 import contextlib
 import multiprocessing
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+
+COMPILED = "optax-gradnorm-compiled"
 
 
 def backend() -> str:
@@ -30,14 +34,36 @@ def pin(core: int) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
+def has_ended(pid: str) -> bool:
+    """Whether this is the number of a process that is gone; where there is no harmless way to ask, `False`."""
+    if os.name != "posix" or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)  # Signal 0 is none: it only asks.
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # It is another user's.
+        return False
+    return False
+
+
 @contextlib.contextmanager
 def compilation_cache() -> Iterator[str]:
     """A folder in which runs that differ in the seed alone share their compiled epoch."""
     if folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         yield folder
     else:
-        with tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True) as folder:
+        _remove_dead_caches()
+        prefix = f"{COMPILED}-{os.getpid()}-"
+        with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
             yield folder
+
+
+def _remove_dead_caches() -> None:
+    """Removes the folders that killed processes left behind: each is named by its process."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{COMPILED}-*-*"):
+        if has_ended(folder.name.removeprefix(f"{COMPILED}-").partition("-")[0]):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def use_compilation_cache(folder: str) -> None:

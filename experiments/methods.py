@@ -143,7 +143,7 @@ def _lamb(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransf
 OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], optax.GradientTransformation]] = {
     "sgdm": _sgdm,
     "adam": _adam,
-    "adamw": _adam,  # weight decay is decoupled for every optimizer, so the two names agree
+    "adamw": _adam,  # weight decay is decoupled in Adam too, so the two names agree
     "rmsprop": _rmsprop,
     "lars": _lars,
     "lamb": _lamb,

@@ -16,8 +16,7 @@ import math
 import os
 import platform
 import subprocess
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,10 +24,13 @@ import jax
 import numpy as np
 
 import optax_gradnorm
+from experiments import machine
 from experiments.config import Run
+from experiments.npz import NpzError, read_npz
 
 SCHEMA = 1
 STATUSES = ("running", "finished", "diverged", "failed")
+REMEDY = "remove it to start the run again"
 
 
 class RecordError(Exception):
@@ -179,7 +181,7 @@ def read_record(out: str | Path, run: Run) -> RunRecord | None:
     except FileNotFoundError:
         return None
     if record.run != run:
-        raise RecordError(f"{path} is the record of another run")
+        raise RecordError(f"{path} is the record of another run; {REMEDY}")
     return record
 
 
@@ -253,7 +255,7 @@ def read_dynamics(out: str | Path, record: RunRecord) -> GradientDynamics | None
         layers = tuple(arrays.pop("layers").tolist())
         dynamics = GradientDynamics(layers=layers, **arrays)
     except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"cannot read {path}: {error}; remove it to start the run again") from error
+        raise RecordError(f"cannot read {path}: {error}; {REMEDY}") from error
     # A kill may have left one epoch more than the record has, but never one less.
     return dynamics.first(len(record.epochs)) if len(dynamics.std) >= len(record.epochs) else None
 
@@ -374,13 +376,9 @@ def describe_environment(devices: int = 1) -> dict[str, Any]:
         "device_kind": jax.devices()[0].device_kind,
         "device_count": devices,
         "cpu_count": os.cpu_count(),
-        "cpu_usable": _usable_cores(),
+        "cpu_usable": len(machine.usable_cores()),
         **_commit(),
     }
-
-
-def _usable_cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 @functools.cache
@@ -430,28 +428,39 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _read_measurement(path: Path) -> MeasurementRecord:
+@contextlib.contextmanager
+def _naming(path: Path, remedy: str) -> Iterator[None]:
+    """Makes a `RecordError` of whatever a damaged or foreign file raises."""
     try:
-        content = json.loads(path.read_bytes())
-        schema = content.pop("schema")
-        if schema != SCHEMA:
-            raise ValueError(f"its schema is {schema!r}, this version reads {SCHEMA}")
-        record = MeasurementRecord(**content)
+        yield
+    except FileNotFoundError:
+        raise
+    except KeyError as error:
+        raise RecordError(f"cannot read {path}: it has no {error}; {remedy}") from error
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise RecordError(f"cannot read {path}: {error}; {remedy}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a file of this version holds, without the version."""
+    content = json.loads(path.read_bytes())
+    schema = content.pop("schema")
+    if schema != SCHEMA:
+        raise ValueError(f"its schema is {schema!r}, this version reads {SCHEMA}")
+    return content
+
+
+def _read_measurement(path: Path) -> MeasurementRecord:
+    with _naming(path, "remove it to measure again"):
+        record = MeasurementRecord(**_read_json(path))
         if record.name != path.stem:
             raise ValueError(f"it is the measurement {record.name!r}")
         return record
-    except KeyError as error:
-        raise RecordError(f"cannot read {path}: it has no {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise RecordError(f"cannot read {path}: {error}") from error
 
 
 def _read(path: Path) -> RunRecord:
-    try:
-        content = json.loads(path.read_bytes())
-        schema = content.pop("schema")
-        if schema != SCHEMA:
-            raise ValueError(f"its schema is {schema!r}, this version reads {SCHEMA}")
+    with _naming(path, REMEDY):
+        content = _read_json(path)
         content["run"] = Run(**content["run"])
         content["epochs"] = tuple(_decode_epoch(**epoch) for epoch in content["epochs"])
         content["resumed"] = tuple(content["resumed"])
@@ -461,23 +470,15 @@ def _read(path: Path) -> RunRecord:
         if [epoch.epoch for epoch in record.epochs] != list(range(1, len(record.epochs) + 1)):
             raise ValueError("its epochs are not 1, 2, 3, ...")
         return record
-    except FileNotFoundError:
-        raise
-    except KeyError as error:
-        raise RecordError(f"cannot read {path}: it has no {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise RecordError(f"cannot read {path}: {error}") from error
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     try:
-        # Opened here, because `np.load` leaves a file open that it cannot read.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+        return read_npz(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RecordError(f"cannot read {path}: {error}; remove it to start the run again") from error
+    except NpzError as error:
+        raise RecordError(f"cannot read {path}: {error}; {REMEDY}") from error
 
 
 def _decode_epoch(*, epoch: int, nonfinite_steps: int, **floats: float | str) -> EpochMetrics:

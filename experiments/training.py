@@ -77,11 +77,13 @@ def train(
 
     Raises:
       ValueError: the run does not fit the data or the devices.
-      RecordError: a record or a checkpoint cannot be read or written.
+      RecordError: a record or a checkpoint cannot be read or written, or is of a run on other data.
     """
     record = records.read_record(out, run)
-    if record is not None and records.has_ended(out, record, keep_checkpoint):
-        return record
+    if record is not None:
+        _check_same_data(record, dataset, out)
+        if records.has_ended(out, record, keep_checkpoint):
+            return record
     records.remove_leftovers(out, run)
 
     mesh = make_mesh(devices)
@@ -587,10 +589,9 @@ def _check_batch_size(run: Run, dataset: Dataset, devices: int) -> None:
         raise ValueError(f"dataset {dataset.name} has no test images")
 
 
-def _start(
-    run: Run, dataset: Dataset, state: TrainState
-) -> tuple[RunRecord, TrainState, GradientDynamics | None]:
-    data = {
+def _describe_data(dataset: Dataset) -> dict[str, Any]:
+    """What a record keeps of the data; see `RunRecord.data`."""
+    return {
         "train_images": len(dataset.train_images),
         "test_images": len(dataset.test_images),
         "image_shape": list(dataset.train_images.shape[1:]),
@@ -598,9 +599,35 @@ def _start(
         "mean": dataset.mean.tolist(),
         "std": dataset.std.tolist(),
     }
+
+
+def _check_same_data(record: RunRecord, dataset: Dataset, out: str | Path) -> None:
+    """Epochs on other data under the same name are neither continued nor thrown away."""
+    before, now = record.data, _describe_data(dataset)
+    changes = [
+        f"{name} was {before[name]}, is {now[name]}"
+        for name in now
+        # Nearly equal, because the last digit of a mean may depend on the machine.
+        if name in before
+        and (
+            np.shape(before[name]) != np.shape(now[name])
+            or not np.allclose(before[name], now[name], rtol=1e-5)
+        )
+    ]
+    if record.epochs and changes:
+        name = record.run.name
+        raise RecordError(
+            f"run {name} in {out} was made on other data ({'; '.join(changes)}): "
+            f"choose another --out, or remove {name}.json to start the run again"
+        )
+
+
+def _start(
+    run: Run, dataset: Dataset, state: TrainState
+) -> tuple[RunRecord, TrainState, GradientDynamics | None]:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     dynamics = _no_dynamics(state) if run.dynamics else None
-    return RunRecord(run, parameters=parameters, data=data), state, dynamics
+    return RunRecord(run, parameters=parameters, data=_describe_data(dataset)), state, dynamics
 
 
 def _no_dynamics(state: TrainState) -> GradientDynamics:
@@ -632,7 +659,7 @@ def _resume(
     arrays = None if record is None else records.read_checkpoint(out, record.run)
     if record is None or arrays is None:
         return None
-    epochs = int(arrays["epoch"])
+    epochs = int(_take("epoch", np.array(0), arrays, record.run))
     if epochs > len(record.epochs):  # the record was removed, or is not the one of this checkpoint
         return None
     state = _from_arrays(state, arrays, record.run)
@@ -662,12 +689,19 @@ def _from_arrays(tree: Any, arrays: Mapping[str, np.ndarray], run: Run, prefix: 
     """The tree with its arrays taken from a checkpoint."""
 
     def take(path, leaf):
-        name = prefix + _name(path)
-        if name not in arrays or arrays[name].shape != leaf.shape or arrays[name].dtype != leaf.dtype:
-            raise RecordError(f"the checkpoint of {run.name} is of another model or optimizer: see {name!r}")
-        return arrays[name]
+        return _take(prefix + _name(path), leaf, arrays, run)
 
     return jax.tree_util.tree_map_with_path(take, tree)
+
+
+def _take(name: str, like: Any, arrays: Mapping[str, np.ndarray], run: Run) -> np.ndarray:
+    """An array of a checkpoint, which must have the shape and dtype of another."""
+    if name not in arrays or arrays[name].shape != like.shape or arrays[name].dtype != like.dtype:
+        raise RecordError(
+            f"the checkpoint of {run.name} is of another model or optimizer: see {name!r}; "
+            f"remove {run.name}.npz to start the run again"
+        )
+    return arrays[name]
 
 
 def _name(path) -> str:

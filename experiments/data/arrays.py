@@ -1,13 +1,11 @@
 """A user's own images: 'arrays:PATH.npz' with x_train, y_train, x_test and y_test."""
 
-import zipfile
-import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from experiments.data.dataset import DataError, Dataset, make_dataset
+from experiments.npz import NpzError, read_npz
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -44,25 +42,11 @@ def load(path: str | Path) -> Dataset:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as stream:
-            return _read_arrays(path, stream)
+        return read_npz(path, ARRAYS)
     except FileNotFoundError:
         raise DataError(f"no file {path}; 'arrays:PATH.npz' needs {', '.join(ARRAYS)}") from None
-    except DataError:
-        raise
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} is not a whole .npz file: {reason}") from None
-
-
-def _read_arrays(path: Path, stream: BinaryIO) -> dict[str, np.ndarray]:
-    file = np.load(stream, allow_pickle=False)
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise DataError(f"{path} holds one array; save all four with numpy.savez")
-    missing = [name for name in ARRAYS if name not in file.files]
-    if missing:
-        raise DataError(f"{path} has no {', '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}")
-    return {name: file[name] for name in ARRAYS}
+    except NpzError as error:
+        raise DataError(f"cannot read {path}: {error}") from error
 
 
 def _check_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:

@@ -4,23 +4,26 @@ Decoding thousands of PNG images takes seconds in every process, so the decoded 
 they came from, under a name that holds these files' checksum.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import io
 import os
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import machine
 from experiments.data.dataset import DataError, Dataset, make_dataset, mean_and_std
 from experiments.data.streaming import StreamedImages
+from experiments.npz import NpzError, first_line, read_npz
 
 CACHED_OF_STREAM = ("train_labels", "test_labels", "mean", "std")
+HALF_WRITTEN = "decoding"
 CACHED = ("train_images", "test_images", *CACHED_OF_STREAM)
 
 
@@ -67,6 +70,7 @@ def load(wanted: PreparedSet, data_dir: str | Path | None = None, *, stream: boo
         take one pass over all of them, and are kept as decoded images are.
     """
     folder = _prepared_folder(wanted, data_folder(data_dir))
+    _remove_half_written(folder)
     try:
         return (_load_streamed if stream else _load_arrays)(wanted, folder)
     except DataError:
@@ -78,12 +82,13 @@ def load(wanted: PreparedSet, data_dir: str | Path | None = None, *, stream: boo
 
 
 def _load_arrays(wanted: PreparedSet, folder: Path) -> Dataset:
-    cache = _cache_path("decoded", wanted, folder)
+    # Before the decoded arrays: making a split checks that the folder is the set that is wanted.
+    train, test = (Split(wanted, folder, name) for name in ("train", wanted.test_split))
+    cache = _cache_path(wanted, folder, "decoded")
     arrays = _read_cache(cache, CACHED)
     if arrays is not None:
         return Dataset(name=wanted.dataset_name, num_classes=wanted.num_classes, **arrays)
-    train, test = (_read_split(wanted, folder, split) for split in ("train", wanted.test_split))
-    dataset = make_dataset(wanted.dataset_name, *train, *test, wanted.num_classes)
+    dataset = make_dataset(wanted.dataset_name, *train.decode(), *test.decode(), wanted.num_classes)
     _write_cache(cache, {key: getattr(dataset, key) for key in CACHED})
     return dataset
 
@@ -93,7 +98,7 @@ def _load_streamed(wanted: PreparedSet, folder: Path) -> Dataset:
     for name, source in (("train", "train"), ("test", wanted.test_split)):
         split = Split(wanted, folder, source)
         images[name] = StreamedImages(split, np.arange(len(split)), wanted.image_shape)
-    cache = _cache_path("streamed", wanted, folder)
+    cache = _cache_path(wanted, folder, "streamed")
     arrays = _read_cache(cache, CACHED_OF_STREAM)
     if arrays is None:
         labels = {name: np.empty(len(images[name]), np.int32) for name in images}
@@ -144,11 +149,6 @@ def prepare(wanted: PreparedSet, data_dir: str | Path | None = None) -> Path:
     return _prepared_folder(wanted, data_dir)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or what kind it is."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _versions(folder: Path) -> list[Path]:
     """Prepared versions of one set, oldest first."""
     found = [info.parent for info in folder.glob("*/dataset_info.json")]
@@ -170,19 +170,14 @@ def _prepared_folder(wanted: PreparedSet, data_dir: Path) -> Path:
     return versions[-1]
 
 
-def _cache_path(kind: str, wanted: PreparedSet, folder: Path) -> Path:
-    other = "" if wanted.test_split == "test" else f"{wanted.test_split}-"
-    return folder / f"{kind}-{other}{_checksum(folder)}.npz"
-
-
-def _checksum(folder: Path) -> str:
-    """Of every file that decides the arrays."""
-    digest = hashlib.sha256()
+def _cache_path(wanted: PreparedSet, folder: Path, kind: str) -> Path:
+    """Named by everything that decides the arrays: what was wanted, and every file."""
+    digest = hashlib.sha256(f"{wanted.dataset_name} {wanted.image_shape} {wanted.num_classes}\n".encode())
     files = [folder / "dataset_info.json", folder / "features.json", *folder.glob("*.array_record-*")]
     for file in sorted(files):
         with file.open("rb") as stream:
             digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()[:16]
+    return folder / f"{kind}-{digest.hexdigest()[:16]}.npz"
 
 
 class Split:
@@ -213,18 +208,13 @@ class Split:
             )
         return image, example["label"]
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
-        return (self[i] for i in range(len(self)))
-
-
-def _read_split(wanted: PreparedSet, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes all images and labels of one split."""
-    split = Split(wanted, folder, name)
-    images = np.empty((len(split), *wanted.image_shape), np.uint8)
-    labels = np.empty(len(split), np.int32)
-    for i, (image, label) in enumerate(split):
-        images[i], labels[i] = image, label
-    return images, labels
+    def decode(self) -> tuple[np.ndarray, np.ndarray]:
+        """All images, uint8 [n, height, width, channels], and their labels, int32 [n]."""
+        images = np.empty((len(self), *self._wanted.image_shape), np.uint8)
+        labels = np.empty(len(self), np.int32)
+        for i in range(len(self)):
+            images[i], labels[i] = self[i]
+        return images, labels
 
 
 def _check_metadata(wanted: PreparedSet, folder: Path, split: str, info) -> None:
@@ -256,18 +246,28 @@ def _check_metadata(wanted: PreparedSet, folder: Path, split: str, info) -> None
 
 def _read_cache(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray] | None:
     try:
-        with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)  # Every array has a checksum of its own in the file.
-            return {key: file[key] for key in keys}
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
+        return read_npz(path, keys)
+    except (FileNotFoundError, NpzError):
         return None
 
 
 def _write_cache(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Keeps the arrays for next time, if the folder can be written; never half a file."""
-    temporary = path.with_name(f"decoding-{os.getpid()}.npz")
+    temporary = path.with_name(f"{HALF_WRITTEN}-{os.getpid()}.npz")
     try:
         np.savez(temporary, allow_pickle=False, **arrays)
         temporary.replace(path)
+        # Those of files that have changed since; a process that is reading them has them open, and goes on.
+        for old in path.parent.glob(f"{path.name.partition('-')[0]}-*.npz"):
+            if old != path:
+                old.unlink()
     except OSError:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote left behind: each is named by its process."""
+    for path in folder.glob(f"{HALF_WRITTEN}-*.npz"):
+        if machine.has_ended(path.stem.removeprefix(f"{HALF_WRITTEN}-")):
+            with contextlib.suppress(OSError):
+                path.unlink()

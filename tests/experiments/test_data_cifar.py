@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.data import DataError, load, prepare
+from experiments.data import DataError, load, prepare, prepared
+from experiments.data.prepared import PreparedSet
 
 from .prepared_folders import write_prepared
 
@@ -180,7 +181,21 @@ def test_decoded_arrays_follow_the_files(folder, tmp_path):
         shutil.copy(path, folder / path.name)
     expected = 255 - load("cifar10", data_dir_of(folder)).train_images
     assert {image.tobytes() for image in expected} == {image.tobytes() for image in make_images("train")[0]}
-    assert old.exists()
+    assert not old.exists()  # Nothing would ever read it again.
+    assert len(list(folder.glob("decoded-*.npz"))) == 1
+
+
+def test_what_killed_processes_left_half_decoded_is_removed_and_what_live_ones_write_is_not(folder):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    dead, live, foreign = (folder / f"decoding-{owner}.npz" for owner in (ended.pid, os.getppid(), "mine"))
+    for attempt in range(2):  # Without and with decoded arrays.
+        for path in (dead, live, foreign):
+            path.write_bytes(b"half")
+        assert_right(load("cifar10", data_dir_of(folder)))
+        assert not dead.exists(), attempt
+        assert live.exists(), attempt
+        assert foreign.exists(), attempt
 
 
 def test_a_folder_where_nothing_can_be_written_still_loads(folder):
@@ -238,6 +253,29 @@ def test_a_foreign_folder_is_refused(tmp_path, options, message):
     folder = tmp_path / "data" / "cifar10" / "3.0.2"
     shutil.copytree(foreign, folder)
     refuse(folder, message)
+
+
+@pytest.mark.parametrize("load_name", ["cifar10", "stream:cifar10"])
+def test_a_foreign_folder_with_its_decoded_arrays_is_refused(tmp_path, load_name):
+    foreign = write_cifar(tmp_path, name="cifar100", num_classes=100)
+    load(load_name.replace("cifar10", "cifar100"), tmp_path)
+    assert list(foreign.glob("*ed-*.npz"))
+    shutil.copytree(foreign, tmp_path / "cifar10" / "3.0.2")
+    with pytest.raises(DataError, match="holds cifar100, not cifar10"):
+        load(load_name, tmp_path)
+
+
+def test_decoded_arrays_are_of_one_name_and_number_of_classes(tmp_path):
+    folder = write_cifar(tmp_path)
+    names = set()
+    for wanted in (
+        PreparedSet("cifar10", (32, 32, 3), 10),
+        PreparedSet("cifar100", (32, 32, 3), 10),
+        PreparedSet("cifar10", (32, 32, 3), 100),
+        PreparedSet("cifar10", (16, 64, 3), 10),
+    ):
+        names.add(prepared._cache_path(wanted, folder, "decoded").name)
+    assert len(names) == 4
 
 
 def test_records_that_are_not_what_the_metadata_says_are_refused(folder, tmp_path):

@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes, real files, kills and interruptions."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from experiments import data
+from experiments.__main__ import UsageError, _check_data
+from experiments.config import Run
 
 from .processes import metrics, run, start, wait_for_epochs
 
@@ -30,7 +33,10 @@ def undisturbed(tmp_path_factory):
 
 def test_compare_ends_with_a_table_of_80_columns_a_report_and_a_figure(undisturbed):
     folder, out = undisturbed
-    assert "finished" in out
+    lines = [line for line in out.splitlines() if line.startswith("[")]
+    assert lines[0].startswith("[0/4, 1 run, 3 left] started ")
+    assert lines[-1].startswith("[4/4, 0 run, 0 left (0:00), best ")
+    assert " finished " in lines[-1]
     table = out[out.index("optimizer") :]
     rows = [line.split() for line in table.splitlines() if line.startswith("sgdm")]
     assert [row[1] for row in rows] == ["baseline", "znorm"]
@@ -121,8 +127,27 @@ def test_an_unreadable_record_stops_its_run_and_no_other(undisturbed, tmp_path):
     assert code == 1
     assert damaged.name in out + err
     assert "Traceback" not in err
+    assert f"{damaged}: " in err
+    assert "remove it to start the run again" in err
     assert damaged.read_text() == '{"schema": 1, "run"'
-    assert len(metrics(folder)) == 4
+    damaged.unlink()  # as it says
+    code, out, err = run("compare", *SMALL, "--out", tmp_path)
+    assert code == 0, err
+    assert metrics(tmp_path) == metrics(folder)
+
+
+def test_a_report_names_the_record_that_is_damaged_and_what_to_do(undisturbed, tmp_path):
+    records = tmp_path / "gan_cifar100" / "smoke" / "records"
+    records.mkdir(parents=True)
+    for path in undisturbed[0].glob("*.json"):
+        (records / path.name).write_bytes(path.read_bytes())
+    damaged = sorted(records.glob("*.json"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    code, _out, err = run("report", "gan_cifar100", "--out", tmp_path)
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert str(damaged) in line
+    assert line.endswith("remove it to start the run again")
 
 
 def test_devices_share_each_batch_and_learn_the_same(undisturbed, tmp_path):
@@ -177,6 +202,28 @@ def test_bad_input_is_one_clear_line(arguments, words, tmp_path):
     assert len(err.strip().splitlines()) == 1, err
     for word in words:
         assert word in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "resnet9"}, "unknown model 'resnet9'"),
+        ({"model": "unet8"}, "a U-Net tells one kind of object"),
+        ({"loss": "tversky"}, "does not fit dataset digits"),
+        ({"test_examples": 100_000}, "test_examples=100000"),
+        ({"train_examples": 100_000}, "train_examples=100000"),
+        ({"validation_examples": 100_000}, "validation_examples must leave"),
+        ({"train_examples": 40, "batch_size": 41}, "batch size is 41, but there are only 40"),
+        ({"batch_size": 1_443}, "batch size is 1443, but there are only 1442"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_every_run_is_checked_before_the_first_begins(changes, words, place):
+    runs = [Run("digits", "resnet8", "znorm", "adam", 0.001, 1, 64, seed) for seed in range(2)]
+    _check_data(runs, None)
+    runs.insert(place, dataclasses.replace(runs[0], **changes))
+    with pytest.raises(UsageError, match=words):
+        _check_data(runs, None)
 
 
 def test_help_explains_every_option():

@@ -263,6 +263,7 @@ def test_large_networks_take_images_of_any_size(name):
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet8_identity_pad", "plain8", "vgg16", "vgg16_bn"])
+@pytest.mark.usefixtures("no_dead_units")
 def test_gradients_reach_every_parameter(name):
     size = 32 if name.startswith("vgg") else 8
     model = create(name, image_size=size)
@@ -270,12 +271,22 @@ def test_gradients_reach_every_parameter(name):
 
 
 @pytest.mark.parametrize("small_stem", [True, False])
+@pytest.mark.usefixtures("no_dead_units")
 def test_gradients_reach_every_parameter_of_bottleneck_networks(small_stem):
     model = fill(lambda: tiny(BottleneckBlock, (1, 2), small_stem=small_stem))
+    # Were all pooled values positive, the BatchNorm behind them would undo any shift, and no gradient be left.
+    model.norm.bias[...] -= 2
     check_gradients(model, jnp.asarray(images_for((4, 16, 16, 2))))
 
 
+@pytest.fixture
+def no_dead_units(monkeypatch):
+    """A unit whose ReLU is zero for a few images has no gradient by right: a leaky one is never without."""
+    monkeypatch.setattr(nnx, "relu", nnx.leaky_relu)
+
+
 def check_gradients(model, images):
+    """Every output unit of every parameter has a gradient, for some of the images."""
     graph, params, statistics = nnx.split(model, nnx.Param, ...)
     labels = jnp.arange(len(images)) % 3
 
@@ -288,9 +299,8 @@ def check_gradients(model, images):
     gradients = gradient(params)
     for name, leaf in zip(optax_gradnorm.layer_names(gradients), jax.tree.leaves(gradients), strict=True):
         assert np.isfinite(leaf).all(), name
-        # Every element of the last axis: no unit is cut off.
         per_unit = np.abs(leaf).reshape(-1, leaf.shape[-1]).max(0)
-        assert (per_unit > 0).mean() > 0.5, name
+        assert (per_unit > 0).all(), name
 
 
 def test_a_split_model_trains_inside_scan():

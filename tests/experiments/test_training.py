@@ -501,6 +501,71 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch):
         training.train(run, dataset, out=tmp_path)
 
 
+def _without(name: str, arrays: dict) -> dict:
+    return {key: array for key, array in arrays.items() if key != name}
+
+
+@pytest.mark.parametrize("lacking", ["epoch", "params/linear/bias"])
+def test_a_checkpoint_without_one_array_is_refused(tmp_path, lacking):
+    dataset, run = _dataset(), _run()
+    with pytest.raises(Interrupted):
+        training.train(run, dataset, out=tmp_path, on_epoch=_stop_after(1))
+    arrays = records.read_checkpoint(tmp_path, run)
+    records.write_checkpoint(tmp_path, run, _without(lacking, arrays))
+    with pytest.raises(RecordError, match=rf"{run.name}.*'{lacking}'.*remove {run.name}\.npz"):
+        training.train(run, dataset, out=tmp_path)
+    records.remove_checkpoint(tmp_path, run)
+    assert training.train(run, dataset, out=tmp_path).status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda data: _dataset(train=2 * len(data.train_images)), "train_images was 96, is 192"),
+        (lambda data: _dataset(test=7), "test_images was 50, is 7"),
+        (lambda data: _dataset(size=10), r"image_shape was \[8, 8, 1\], is \[10, 10, 1\]"),
+        (lambda data: _dataset(channels=3), r"image_shape was \[8, 8, 1\], is \[8, 8, 3\]"),
+        (lambda data: _dataset(num_classes=4), "num_classes was 3, is 4"),
+        (lambda data: dataclasses.replace(data, mean=data.mean + 0.01), "mean was"),
+        (lambda data: dataclasses.replace(data, std=data.std * 1.01), "std was"),
+    ],
+)
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_run_does_not_go_on_with_other_data(tmp_path, change, difference, ended):
+    dataset, run = _dataset(), _run(epochs=2)
+    if ended:
+        training.train(run, dataset, out=tmp_path)
+    else:
+        with pytest.raises(Interrupted):
+            training.train(run, dataset, out=tmp_path, on_epoch=_stop_after(1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(RecordError, match=f"{run.name}.*{difference}.*another --out") as error:
+        training.train(run, change(dataset), out=tmp_path, keep_checkpoint=ended)
+    assert "\n" not in str(error.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    # What the message says to do helps.
+    (tmp_path / f"{run.name}.json").unlink()
+    changed = change(dataset)
+    record = training.train(run, changed, out=tmp_path)
+    assert record.data["train_images"] == len(changed.train_images)
+    assert (record.status, record.resumed) == ("finished", ())
+
+
+def test_a_run_that_failed_before_its_first_epoch_may_have_other_data(tmp_path):
+    run = _run(epochs=1)
+    records.write_record(tmp_path, RunRecord(run, status="failed", message="its worker died"))
+    record = training.train(run, _dataset(), out=tmp_path)
+    assert (record.status, record.data["train_images"]) == ("finished", 96)
+
+
+def test_the_last_digit_of_a_mean_may_depend_on_the_machine(tmp_path):
+    dataset, run = _dataset(), _run(epochs=2)
+    with pytest.raises(Interrupted):
+        training.train(run, dataset, out=tmp_path, on_epoch=_stop_after(1))
+    elsewhere = dataclasses.replace(dataset, mean=np.nextafter(dataset.mean, np.float32(1)))
+    assert training.train(run, elsewhere, out=tmp_path).resumed[0]["after_epoch"] == 1
+
+
 def test_a_finished_run_is_not_made_again(tmp_path):
     dataset, run = _dataset(), _run(epochs=1)
     first = training.train(run, dataset, out=tmp_path)
