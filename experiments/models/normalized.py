@@ -52,6 +52,9 @@ class NormalizedName:
         groups: dict[str, int] = {}
         residual = set()
         for option in options:
+            kind = option.split("=")[0]
+            if [other.split("=")[0] for other in options].count(kind) > 1:
+                raise ValueError(f"{name!r} gives {kind!r} more than once")
             if number := re.fullmatch(r"(groups|size)=(\d+)", option):
                 groups[{"groups": "groups", "size": "group_size"}[number[1]]] = int(number[2])
             elif option in RESIDUALS and found[1].startswith("resnet"):

@@ -251,7 +251,8 @@ class Normalization:
       group_size: channels in a group, in place of the number.
 
     Raises:
-      ValueError: an unknown name, groups for a normalizer without groups, or both number and size.
+      ValueError: an unknown name, groups for a normalizer without groups, both number and size, or one that is
+        no whole number.
     """
 
     name: str
@@ -266,6 +267,10 @@ class Normalization:
             raise ValueError(f"{self.name} has no groups; choose from {', '.join(GROUPED)}")
         if self.groups is not None and self.group_size is not None:
             raise ValueError(f"{self.name} takes a number of groups or a group size, not both")
+        for field in ("groups", "group_size"):
+            value = getattr(self, field)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"{field} of {self.name} must be a whole number, not {value!r}")
 
     def make(self, features: int, *, rngs: nnx.Rngs) -> Normalizer:
         """Makes the normalizer for a layer; raises ValueError if its groups do not divide the features."""

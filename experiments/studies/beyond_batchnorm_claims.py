@@ -132,22 +132,37 @@ def r_squared(values: np.ndarray, fitted: np.ndarray) -> float:
     return float(1 - np.sum((values - fitted) ** 2) / total) if total > 0 else float("nan")
 
 
-def fit_growth(variances: np.ndarray) -> Growth:
-    """Least-squares fits a + b i and a exp(b i) to the variances of blocks i = 0, 1, ..."""
+def exponential(block: np.ndarray, log_start: float, rate: float) -> np.ndarray:
+    """exp(log_start + rate * block)."""
+    return np.exp(log_start + rate * block)
+
+
+def fit_parameters(variances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least-squares fits a + b i and exp(a + b i) to the variances of blocks i = 0, 1, ...: (b, a) and (a, b)."""
     blocks = np.arange(len(variances))
-    slope, intercept = np.polyfit(blocks, variances, 1)
+    line = np.polyfit(blocks, variances, 1)
     rate, log_start = np.polyfit(blocks, np.log(variances), 1)
-
-    def exponential(i, log_start, rate):
-        return np.exp(log_start + rate * i)
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optimize.OptimizeWarning)  # a perfect fit has no covariance
         parameters, _ = optimize.curve_fit(exponential, blocks, variances, p0=(log_start, rate), maxfev=5000)
+    return line, parameters
+
+
+def fit_curves(variances: np.ndarray) -> dict[str, np.ndarray]:
+    """Both fits at every block, 'linear' and 'exponential'."""
+    blocks = np.arange(len(variances))
+    line, parameters = fit_parameters(variances)
+    return {"linear": np.polyval(line, blocks), "exponential": exponential(blocks, *parameters)}
+
+
+def fit_growth(variances: np.ndarray) -> Growth:
+    """How the variances of the blocks of one stage grow."""
+    line, parameters = fit_parameters(variances)
+    curves = fit_curves(variances)
     return Growth(
-        slope=float(slope),
-        linear=r_squared(variances, slope * blocks + intercept),
-        exponential=r_squared(variances, exponential(blocks, *parameters)),
+        slope=float(line[0]),
+        linear=r_squared(variances, curves["linear"]),
+        exponential=r_squared(variances, curves["exponential"]),
         factor=float(np.exp(parameters[1])),
     )
 
@@ -345,6 +360,31 @@ def inequalities(results: Results, network: str) -> dict[tuple[str, str], tuple[
 
 
 @dataclasses.dataclass(frozen=True)
+class Correlation:
+    """Pearson's and Spearman's correlation of so many points, each with its two-sided p-value."""
+
+    points: int
+    pearson: float
+    pearson_p: float
+    spearman: float
+    spearman_p: float
+
+    @property
+    def falls(self) -> dict[str, bool]:
+        """By whose correlation it is significantly negative."""
+        return {
+            "Pearson's": self.pearson < 0 and self.pearson_p < 0.05,
+            "Spearman's": self.spearman < 0 and self.spearman_p < 0.05,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"Pearson {self.pearson:.2f} (p = {self.pearson_p:.3f}), "
+            f"Spearman {self.spearman:.2f} (p = {self.spearman_p:.3f}), n = {self.points}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Speed:
     """Similarity at initialisation and speed of training, for each normalizer in one network.
 
@@ -358,13 +398,15 @@ class Speed:
     similarity: np.ndarray
     accuracy: np.ndarray
 
-    def correlation(self, without: Sequence[str] = ()) -> tuple[float, float]:
-        """Pearson's correlation and its p-value; NaN with fewer than three normalizers."""
+    def correlation(self, without: Sequence[str] = ()) -> "Correlation":
+        """Over all normalizers but these; NaN with fewer than three."""
         kept = [i for i, name in enumerate(self.normalizers) if name not in without]
         if len(kept) < 3:
-            return float("nan"), float("nan")
-        found: Any = stats.pearsonr(self.similarity[kept], self.accuracy[kept])
-        return float(found.statistic), float(found.pvalue)
+            return Correlation(len(kept), *[float("nan")] * 4)
+        pearson: Any = stats.pearsonr(self.similarity[kept], self.accuracy[kept])
+        spearman: Any = stats.spearmanr(self.similarity[kept], self.accuracy[kept])
+        numbers = pearson.statistic, pearson.pvalue, spearman.statistic, spearman.pvalue
+        return Correlation(len(kept), *map(float, numbers))
 
 
 def mean_training_accuracy(record: RunRecord) -> float:
@@ -395,12 +437,28 @@ class FirstSteps:
     Attributes:
       norms: [seeds, steps, layers].
       products: inverse product of the deviations of the layers ahead, the same shape.
-      correlations: over the steps, [seeds, layers].
     """
 
     norms: np.ndarray
     products: np.ndarray
-    correlations: np.ndarray
+
+    @property
+    def transient(self) -> int:
+        """How many steps count as the first transient: a third of them."""
+        return self.norms.shape[1] // 3
+
+    def correlations(self, start: int = 0) -> np.ndarray:
+        """Over the steps from `start` on, [seeds, layers]."""
+        seeds, _, layers = self.norms.shape
+        return np.array(
+            [
+                [
+                    np.corrcoef(self.norms[seed, start:, layer], self.products[seed, start:, layer])[0, 1]
+                    for layer in range(layers)
+                ]
+                for seed in range(seeds)
+            ]
+        )
 
 
 def first_steps(results: Results) -> FirstSteps | None:
@@ -412,12 +470,7 @@ def first_steps(results: Results) -> FirstSteps | None:
     log_std = to_array(values["log_std"])
     ahead = np.cumsum(log_std[..., ::-1], axis=-1)[..., ::-1][..., 1:]  # of layers L+1, L+2, ...
     products = np.exp(-ahead)
-    seeds, _, layers = norms.shape
-    correlations = [
-        [np.corrcoef(norms[seed, :, layer], products[seed, :, layer])[0, 1] for layer in range(layers)]
-        for seed in range(seeds)
-    ]
-    return FirstSteps(norms, products, np.array(correlations))
+    return FirstSteps(norms, products)
 
 
 @dataclasses.dataclass(frozen=True)

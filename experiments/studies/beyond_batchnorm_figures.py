@@ -17,6 +17,7 @@ from experiments.studies.beyond_batchnorm_claims import (
     RankFit,
     Speed,
     Tradeoff,
+    fit_curves,
 )
 
 # Okabe and Ito (2008).
@@ -49,7 +50,7 @@ def _line(axes: Any, rows: np.ndarray, label: str, color: Any, **options) -> Non
 
 
 def draw_activation_growth(folder: Path, found: Mapping[str, Initialization]) -> str:
-    """Claim 1, laid out as Figure 2: variance along the blocks, and a line through each stage."""
+    """Claim 1, laid out as Figure 2: variance along the blocks, and both fits to each stage."""
     with mpl.rc_context(figures.STYLE):
         columns = min(len(found), 4)
         figure, axes = _panels(columns, -(-len(found) // columns), sharex=True, height=2.3)
@@ -59,15 +60,11 @@ def draw_activation_growth(folder: Path, found: Mapping[str, Initialization]) ->
             start = variances.shape[1] - sum(stage.shape[1] for stage in initialization.stages())
             for stage in initialization.stages():
                 blocks = np.arange(start, start + stage.shape[1])
-                fit = np.polyfit(blocks, np.exp(stage).mean(axis=0), 1)
-                axis.plot(
-                    blocks + 1,
-                    np.polyval(fit, blocks),
-                    "--",
-                    color="#D55E00",
-                    linewidth=1,
-                    label="linear fit",
-                )
+                fits = fit_curves(np.exp(stage).mean(axis=0))
+                for (label, fitted), line, color in zip(
+                    fits.items(), ("--", ":"), ("#D55E00", "#009E73"), strict=True
+                ):
+                    axis.plot(blocks + 1, fitted, line, color=color, linewidth=1.3, label=f"{label} fit")
                 start += stage.shape[1]
             axis.set_title(normalizer)
             axis.set_ylim(bottom=0)
@@ -76,7 +73,7 @@ def draw_activation_growth(folder: Path, found: Mapping[str, Initialization]) ->
         for axis in axes[:, 0]:
             axis.set_ylabel("activation variance")
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles[:2], labels[:2], loc="outside lower center", ncols=2)
+        figure.legend(handles[:3], labels[:3], loc="outside lower center", ncols=3)
         return _save(figure, folder, "claim1", "Activation variance along a residual network")
 
 
@@ -124,12 +121,15 @@ def draw_rank_and_similarity(
             ylabel="stable rank",
             title="(a) 30 layers",
         )
-        for axis, (network, by_size) in zip(axes[0, 1:], shown.items(), strict=True):
+        for axis, letter, (network, by_size) in zip(axes[0, 1:], "bc", shown.items(), strict=False):
             colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(by_size)))
             for color, (group_size, similarity) in zip(colors, by_size.items(), strict=True):
                 axis.plot(np.arange(1, len(similarity) + 1), similarity, color=color, label=str(group_size))
             axis.set(
-                xlabel="layer or block", ylabel="cosine similarity", title=f"(b) {network}", ylim=(0, 1.02)
+                xlabel="layer or block",
+                ylabel="cosine similarity",
+                title=f"({letter}) {network}",
+                ylim=(0, 1.02),
             )
             axis.legend(title="group size", fontsize=7, title_fontsize=7, ncols=2)
         return _save(figure, folder, "claim3", "Stable rank and cosine similarity against group size")
@@ -194,14 +194,14 @@ def draw_first_steps(folder: Path, found: FirstSteps) -> str:
             title="one seed, every step",
         )
         left.legend(title="layer", fontsize=7, title_fontsize=7, ncols=2, markerscale=2)
-        right.plot(np.arange(1, layers + 1), found.correlations.T, ".", color="#999999")
-        right.plot(
-            np.arange(1, layers + 1),
-            found.correlations.mean(axis=0),
-            "o-",
-            color="#0072B2",
-            label="mean over seeds",
-        )
+        places = np.arange(1, layers + 1)
+        for start, label, line, color in (
+            (0, "all steps", "o-", "#0072B2"),
+            (found.transient, f"without the first {found.transient}", "s--", "#D55E00"),
+        ):
+            correlations = found.correlations(start)
+            right.plot(places, correlations.T, ".", color=color, alpha=0.35, markersize=3)
+            right.plot(places, correlations.mean(axis=0), line, color=color, markersize=4, label=label)
         right.axhspan(0.6, 0.9, color="#E69F00", alpha=0.2, linewidth=0, label="the paper's range")
         right.set(xlabel="layer", ylabel="correlation over steps", ylim=(-1.05, 1.05), title="by layer")
         right.legend(fontsize=7)

@@ -56,6 +56,23 @@ def gradient_fields(points: int = 61) -> tuple[np.ndarray, list[np.ndarray]]:
     return np.asarray(axis), [np.asarray(f) for f in (original, residual, normalized, normalized - residual)]
 
 
+def describe_fields() -> str:
+    """What the panels show, with the numbers of the fields."""
+    _, (_, residual, _, _) = gradient_fields()
+    sigma = float(residual.std())
+    return f"""\
+Gradient fields of {SURFACE_TEXT}, our choice,
+since the paper names none. The overlap is simulated as in the paper's equation 31, g + {OVERLAP_FACTOR} g. ZNorm
+takes the whole field, both components at all points, as the gradient of one layer: one mean and one standard
+deviation sigma for all arrows. It does not depend on scale, so that its panel is the same whatever the overlap:
+it removes what the simulation adds, and any other scale with it.
+
+The last panel is ZNorm's output minus its input, what ZNorm changes: (1 / sigma - 1) times the residual, but for the
+small mean. For this surface sigma happens to be {sigma:.2f}, so that the difference is about {1 / sigma - 1:+.2f}
+times the residual and ZNorm's output {1 / sigma:+.2f} times: nearly as long and the other way round, which
+is why the last two panels look alike in length. That is so for this surface and says nothing about ZNorm."""
+
+
 def draw_magnitudes(path: Path, points: int = 61) -> None:
     """Draws the length of each field's gradients as surfaces: the paper's Figure 1.
 
@@ -120,11 +137,14 @@ def draw_bounds(path: Path, networks: Networks, states: Mapping[str, str]) -> No
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(model for model, _ in networks))
-    figure = Figure(figsize=(9, 1.8 + 0.32 * len(networks)), layout="constrained")
+    rows: dict[str, list[str]] = {model: [s for s in states if (model, s) in networks] for model in models}
+    # Each network has a line of its own, and a free one parts the models.
+    tops = dict(zip(models, np.cumsum([0, *(len(some) + 1 for some in rows.values())]), strict=False))
+    figure = Figure(figsize=(9, 1.8 + 0.24 * (len(networks) + len(models))), layout="constrained")
     figure.suptitle("Gradient at the first block's input over that at the last block's output, and its bound")
     axes = figure.subplots()
     for state_index, state in enumerate(states):
-        places = [models.index(m) + 0.25 * (state_index - 1) for m, s in networks if s == state]
+        places = [tops[m] + rows[m].index(s) for m, s in networks if s == state]
         some = [n for (_, s), n in networks.items() if s == state]
         color = f"C{state_index}"
         for place, network in zip(places, some, strict=True):
@@ -139,8 +159,8 @@ def draw_bounds(path: Path, networks: Networks, states: Mapping[str, str]) -> No
         f"{model}\n({next(n for (m, _), n in networks.items() if m == model).num_blocks} blocks)"
         for model in models
     ]
-    axes.set_yticks(range(len(models)), ticks)
-    axes.invert_yaxis()
+    axes.set_yticks([tops[m] + (len(some) - 1) / 2 for m, some in rows.items()], ticks)
+    axes.set_ylim(max(tops.values()) + len(rows[models[-1]]), -1)
     axes.axvline(0, color="gray", linewidth=0.8)
     axes.set_xlabel("growth, decimal logarithm (0: as long as at the output)")
     axes.grid(axis="x", alpha=0.3)

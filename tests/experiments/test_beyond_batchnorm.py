@@ -130,10 +130,13 @@ def test_order_of_gradients():
 
 def test_correlation_leaves_out_what_it_is_told_to():
     speed = Speed(("a", "b", "c", "d"), np.array([0.1, 0.2, 0.3, 0.9]), np.array([0.9, 0.7, 0.5, 0.9]))
-    r, p = speed.correlation(without=("d",))
-    np.testing.assert_allclose([r, p], [-1, 0], atol=1e-6)
-    assert abs(speed.correlation()[0]) < 0.5
-    assert math.isnan(speed.correlation(without=("a", "b"))[0])
+    found = speed.correlation(without=("d",))
+    assert found.points == 3
+    np.testing.assert_allclose([found.pearson, found.pearson_p, found.spearman], [-1, 0, -1], atol=1e-6)
+    assert all(found.falls.values())
+    assert abs(speed.correlation().pearson) < 0.5
+    assert not any(speed.correlation().falls.values())
+    assert math.isnan(speed.correlation(without=("a", "b")).pearson)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +182,19 @@ def test_the_product_is_that_of_the_layers_ahead(tmp_path):
         Results(SIZES["smoke"], records.read_measurements(tmp_path), [])
     )
     np.testing.assert_allclose(steps.products, np.exp(-ahead))
-    np.testing.assert_allclose(steps.correlations[:, :2], 1)
-    assert np.all(steps.correlations[:, 2] < 0)
+    np.testing.assert_allclose(steps.correlations()[:, :2], 1)
+    assert np.all(steps.correlations()[:, 2] < 0)
+
+
+def test_a_correlation_that_the_first_steps_make_is_gone_without_them():
+    random = np.random.default_rng(0)
+    norms, products = random.normal(size=(2, 2, 60, 3))
+    norms[:, :5] += 100
+    products[:, :5] += 100
+    steps = beyond_batchnorm_claims.FirstSteps(norms, products)
+    assert steps.transient == 20
+    assert np.all(steps.correlations() > 0.9)
+    assert np.all(np.abs(steps.correlations(steps.transient)) < 0.5)
 
 
 def test_a_report_of_planted_numbers_says_what_was_planted(tmp_path):

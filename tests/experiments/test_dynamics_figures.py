@@ -92,6 +92,45 @@ def test_summary_finds_the_peak_and_the_change():
     summary = gradient_dynamics.summarize(make_dynamics(std))
     assert (summary.peak.layer, summary.peak.epoch) == ("stages/1/kernel", 1)
     assert summary.peak.factor == pytest.approx(1 / 0.05)
-    assert summary.change == pytest.approx(0.25 / math.sqrt(1.01))
+    assert summary.trends.change == pytest.approx(0.25 / math.sqrt(1.01))
+    assert summary.later.change == pytest.approx(0.25 / math.sqrt(0.29))
     assert summary.vanished == pytest.approx(1 / 6)
     assert summary.typical == pytest.approx(4.0)  # of 1, 2, 4, 5, 10
+
+
+def describe(*stds) -> str:
+    """What the report says of VGG and the baseline, from one run per array [epochs, layers]."""
+    runs = [gradient_dynamics.summarize(make_dynamics(std)) for std in stds]
+    return gradient_dynamics.describe_observations({("vgg16_bn", "baseline"): runs})
+
+
+def test_layers_that_rise_in_one_run_and_fall_in_another_are_no_run_with_both():
+    epochs = np.arange(1.0, 9.0)[:, None]
+    rising, falling = np.hstack([epochs] * 4), np.hstack([1 / epochs] * 4)
+    line = describe(rising, falling).splitlines()[3]
+    assert "**not seen**; in 0 of 2 runs (rise / fall in each: 100% / 0%, 0% / 100%)" in line
+    both = np.hstack([rising[:, :3], falling[:, :1]])
+    line = describe(both, rising, falling).splitlines()[3]
+    assert "**partly seen**; in 1 of 3 runs (rise / fall in each: 75% / 25%, " in line
+    assert "**seen**; in 2 of 2 runs" in describe(both, both).splitlines()[3]
+
+
+def test_a_fall_that_the_first_epoch_alone_makes_is_said_to_rest_on_it():
+    # Without the first epoch tau is -18 / 36, of which the test is not sure.
+    first = np.array([20.0, 9, 3, 8, 2, 7, 6, 5, 4, 1])[:, None]
+    falling = 1 / np.arange(1.0, 11.0)[:, None]
+    assert gradient_dynamics.find_trends(make_dynamics(first)).overall.direction == -1
+    assert gradient_dynamics.find_trends(make_dynamics(first), start=2).overall.direction == 0
+    line = describe(first, first).splitlines()[5]
+    assert (
+        "**seen**, resting on the first epoch alone; it falls in 2 of 2 runs and rises in 0, from epoch 2"
+        in line
+    )
+    assert "it falls in 0 of 2 runs and rises in 0." in line
+    assert (
+        "**seen**, resting on the first epoch alone in 1 of these runs;"
+        in describe(falling, first).splitlines()[5]
+    )
+    assert "**seen**; it falls in 2 of 2" in describe(falling, falling).splitlines()[5]
+    hidden = np.array([0.5, 9, 6, 8, 2, 7, 3, 5, 4, 1])[:, None]
+    assert "**not seen**, hidden by the first epoch in 1; it falls in 0" in describe(hidden).splitlines()[5]

@@ -237,10 +237,24 @@ def test_weight_norm_is_flax_weight_norm():
     np.testing.assert_allclose(ours, wrapped(x), atol=1e-4)  # its epsilon is another
 
 
-def test_weight_norm_and_scaled_ws_keep_the_variance_of_normal_inputs():
-    x = jax.random.normal(jax.random.key(0), (200_000, 1, 1, 1))
-    y = Normalization("weight_norm").make(1, rngs=nnx.Rngs(0)).activate(x, train=True)
-    np.testing.assert_allclose([y.mean(), y.var()], [0, 1], atol=0.02)
+@pytest.mark.parametrize("name", ["weight_norm", "scaled_ws"])
+def test_weight_norm_and_scaled_ws_keep_the_variance_of_normal_inputs(name):
+    module = Normalization(name).make(16, rngs=nnx.Rngs(0))
+    inputs = jax.random.normal(jax.random.key(0), (200_000, 1, 1, 32))
+    kernel = jax.random.normal(jax.random.key(1), (1, 1, 32, 16))
+    y = module.activate(inputs, train=True)[:, 0, 0] @ module.normalize_kernel(kernel)[0, 0]
+    np.testing.assert_allclose(y.mean(axis=0), np.zeros(16), atol=0.02)
+    np.testing.assert_allclose(y.var(axis=0), np.ones(16), atol=0.02)
+
+
+@pytest.mark.parametrize("groups", [2.0, "2", True])
+def test_groups_are_whole_numbers(groups):
+    with pytest.raises(
+        ValueError, match=re.escape(f"groups of group_norm must be a whole number, not {groups!r}")
+    ):
+        Normalization("group_norm", groups=groups)
+    with pytest.raises(ValueError, match="group_size of group_norm must be a whole number"):
+        Normalization("group_norm", group_size=groups)
 
 
 @pytest.mark.parametrize("name", ["variance_norm", "evonorm_b0", "batch_norm"])
@@ -355,6 +369,8 @@ def test_names_say_everything():
         ("cnn10w64:group_norm:groups=0", "0 groups do not divide 64 features"),
         ("cnn10w64:layer_norm:size=2", "layer_norm has no groups; choose from group_norm, evonorm_s0"),
         ("cnn10w64:group_norm:size=2:groups=2", "a number of groups or a group size, not both"),
+        ("cnn10w64:group_norm:size=2:size=4", "gives 'size' more than once"),
+        ("resnet56w32:frn:skip_init:skip_init", "gives 'skip_init' more than once"),
         ("cnn10w64:frn:skip_init", "unknown option 'skip_init' .*choose from groups=N, size=N$"),
         ("resnet56w32:frn:skipinit", "unknown option 'skipinit' .*nonlinearity_on_residual$"),
         ("plain20:batch_norm", "unknown model .*NETWORK one of cnn10, cnn20, uniform30"),
