@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments import report
 from experiments.records import RunRecord, read_measurements
-from experiments.report import Cell, Row, format_number, markdown_table
+from experiments.report import Cell, format_number, markdown_table
 from experiments.studies import Study, make_heading
 from experiments.studies import beyond_batchnorm_claims as claims
 from experiments.studies import beyond_batchnorm_figures as figures
@@ -334,15 +334,7 @@ def _beyond(results: Results, records: Sequence[RunRecord], folder: Path) -> Sec
             + ", ".join(f"{m} {min(v):.2f} to {max(v):.2f}" for m, v in ranges.items())
             + ": ZNorm makes every layer's the same, GAN rescales all layers alike."
         )
-    baselines = {c.run.model: c for c in cells.values() if c.run.method == "baseline"}
-    rows = [
-        Row(
-            (c.run.model, c.run.method),
-            c,
-            None if c.run.method == "baseline" else baselines.get(c.run.model),
-        )
-        for c in cells.values()
-    ]
+    rows = report.make_rows(cells.values(), lambda run: (run.model, run.method))
     by_model: dict[str, list[Cell]] = {}
     for cell in cells.values():
         by_model.setdefault(cell.run.model, []).append(cell)

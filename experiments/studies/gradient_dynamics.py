@@ -282,13 +282,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     models = dict.fromkeys(model for model, _ in recorded)
     panels = {name: {method: recorded[name, method] for method in METHODS} for name in models}
     dynamics.draw_global(folder / "global_std", "Standard deviation of all layers together", panels)
-    baselines = {cell.run.model: cell for cell in cells.values() if cell.run.method == "baseline"}
-    rows = [
-        report.Row(
-            (c.run.model, c.run.method), c, None if c.run.method == "baseline" else baselines[c.run.model]
-        )
-        for c in cells.values()
-    ]
+    rows = report.make_rows(cells.values(), lambda run: (run.model, run.method))
     protocols = dict.fromkeys(
         f"- Protocol of {cell.run.model}: {report.describe_protocol(cell.run)}." for cell in cells.values()
     )

@@ -170,13 +170,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     measured = read_measurements(folder / "measurements")
     networks = find_networks(preset, measured)
     cells = report.make_cells(make_runs(preset, records), records)
-    baselines = {cell.run.model: cell for cell in cells.values() if cell.run.method == "baseline"}
-    rows = [
-        report.Row(
-            (c.run.model, c.run.method), c, None if c.run.method == "baseline" else baselines[c.run.model]
-        )
-        for c in cells.values()
-    ]
+    rows = report.make_rows(cells.values(), lambda run: (run.model, run.method))
     folder.mkdir(parents=True, exist_ok=True)
     figures.draw_magnitudes(folder / "figure1")
     figures.draw_directions(folder / "figure2")
