@@ -107,7 +107,7 @@ def reproduce(
 
     Args:
       study: such as overlap_table1; any unknown name shows them all.
-      preset: smoke (about a minute, shows that it works), cpu (reduced, up to hours), or full (the paper's
+      preset: smoke (minutes, shows that it works), cpu (reduced, up to hours), or full (the paper's
         protocol, for an accelerator).
       dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
       data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
