@@ -17,7 +17,11 @@ def save(figure: "Figure", path: Path) -> None:
       figure: drawn, as it is saved, within `matplotlib.rc_context(STYLE)`.
       path: without suffix; a dot in its name is part of the name.
     """
+    import matplotlib as mpl
+
     path.parent.mkdir(parents=True, exist_ok=True)
     # Neither a date nor a version in the files.
     figure.savefig(f"{path}.png", metadata={"Software": None})
-    figure.savefig(f"{path}.svg", metadata={"Date": None})
+    # Of the style, the salt alone is read when saving, and drawings without the style need it too.
+    with mpl.rc_context({"svg.hashsalt": STYLE["svg.hashsalt"]}):
+        figure.savefig(f"{path}.svg", metadata={"Date": None})
