@@ -35,9 +35,16 @@ def save(figure: "Figure", path: Path) -> None:
     Raises:
       RecordError: a file cannot be written; an older one is left as it was.
     """
-    # Neither a date nor a version in the files.
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+    import matplotlib as mpl
+
+    def write(suffix: str, metadata: dict[str, None]) -> None:
         write_whole(
-            Path(f"{path}.{kind}"),
-            lambda file, kind=kind, metadata=metadata: figure.savefig(file, format=kind, metadata=metadata),
+            path.with_name(path.name + suffix),
+            lambda file: figure.savefig(file, format=suffix[1:], metadata=metadata),
         )
+
+    # Of the style, the salt alone is read when saving, and drawings without the style need it too.
+    with mpl.rc_context({"svg.hashsalt": STYLE["svg.hashsalt"]}):
+        # Neither a date nor a version in the files.
+        write(".png", {"Software": None})
+        write(".svg", {"Date": None})

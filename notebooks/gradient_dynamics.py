@@ -291,7 +291,7 @@ plt.show()
 # %% [markdown]
 # ## Was the observation seen?
 #
-# A curve *falls* if Spearman's rank correlation with the epoch is negative with p < 0.05, and *rises* if it
+# A curve *falls* if Kendall's rank correlation with the epoch is negative with p < 0.05, and *rises* if it
 # is positive with p < 0.05. (Epochs of one run are not independent, so read p as a threshold, not as a
 # probability.) Layers are counted twice: by their standard deviation, and by that relative to the global one.
 # Factors are the last epoch's value over the first's, of the layer that fell most and the one that fell
@@ -301,7 +301,7 @@ plt.show()
 # %%
 def trend(curve):
     """-1 for a falling curve, 1 for a rising one, 0 for neither."""
-    correlation, p_value = scipy.stats.spearmanr(np.arange(len(curve)), curve)
+    correlation, p_value = scipy.stats.kendalltau(np.arange(len(curve)), curve)
     return int(np.sign(correlation)) if p_value < 0.05 else 0
 
 
