@@ -177,7 +177,7 @@ def _cache_path(wanted: PreparedSet, folder: Path, kind: str) -> Path:
     for file in sorted(files):
         with file.open("rb") as stream:
             digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return folder / f"{kind}-{digest.hexdigest()[:16]}.npz"
+    return folder / f"{kind}-{wanted.dataset_name.replace(':', '_')}-{digest.hexdigest()[:16]}.npz"
 
 
 class Split:
@@ -258,7 +258,7 @@ def _write_cache(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(temporary, allow_pickle=False, **arrays)
         temporary.replace(path)
         # Those of files that have changed since; a process that is reading them has them open, and goes on.
-        for old in path.parent.glob(f"{path.name.partition('-')[0]}-*.npz"):
+        for old in path.parent.glob(f"{path.name.rpartition('-')[0]}-*.npz"):
             if old != path:
                 old.unlink()
     except OSError:

@@ -1,5 +1,6 @@
 """CIFAR from prepared folders: whole, damaged in every way we could think of, and real."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -183,6 +184,21 @@ def test_decoded_arrays_follow_the_files(folder, tmp_path):
     assert {image.tobytes() for image in expected} == {image.tobytes() for image in make_images("train")[0]}
     assert not old.exists()  # Nothing would ever read it again.
     assert len(list(folder.glob("decoded-*.npz"))) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_decoded_arrays_of_two_pairs_of_splits_live_side_by_side(tmp_path, stream):
+    splits = {name: make_images("test" if name == "validation" else name) for name in (*COUNTS, "validation")}
+    folder = write_prepared(tmp_path, splits, name="cifar10", version="3.0.2", num_classes=10)
+    wanted = PreparedSet("cifar10", (32, 32, 3), 10)
+    both = (wanted, dataclasses.replace(wanted, test_split="validation"))
+    for each in both:
+        prepared.load(each, tmp_path, stream=stream)
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    assert len(kept) == 2
+    for each in both:
+        prepared.load(each, tmp_path, stream=stream)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")} == kept
 
 
 def test_what_killed_processes_left_half_decoded_is_removed_and_what_live_ones_write_is_not(folder):
