@@ -12,7 +12,7 @@ FEWEST_SEEDS = 3
 VERDICTS = BETTER, WORSE, SAME, TOO_FEW = (
     "better in",
     "worse in",
-    "no difference in",
+    "no difference seen in",
     f"fewer than {FEWEST_SEEDS} seeds for",
 )
 

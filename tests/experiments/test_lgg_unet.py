@@ -108,10 +108,10 @@ def test_the_report_says_of_every_score_what_the_records_hold(tmp_path):
     rest = "Dice, IoU, Tversky, Hausdorff 95 %, one empty"
     assert (
         "- znorm behind adam (the paper: better in F1, Tversky, Hausdorff): better in F1; worse in Hausdorff; "
-        f"no difference in {rest}." in text
+        f"no difference seen in {rest}." in text
     )
     assert (
-        "- clipping behind adam: no difference in F1, Dice, IoU, Tversky, Hausdorff, Hausdorff 95 %, one empty."
+        "- clipping behind adam: no difference seen in F1, Dice, IoU, Tversky, Hausdorff, Hausdorff 95 %, one empty."
         in text
     )
     assert "All 45 runs have ended." in text
