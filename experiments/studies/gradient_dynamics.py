@@ -39,7 +39,7 @@ SIZES = {
         methods=METHODS,
         epochs=10,
         batch_sizes=(50,),
-        seeds=(0, 1, 2),
+        seeds=(0, 1, 2, 3, 4),
         train_examples=1_000,
         test_examples=500,
     ),
