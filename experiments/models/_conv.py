@@ -3,7 +3,7 @@
 XLA on CPU runs a convolution fast in one layout only: images [n, height, width, in], kernel
 [height, width, in, out]. The gradients of `lax.conv_general_dilated` come in other layouts. At the top level
 of a program XLA pays with transposes of whole batches (a third of a ResNet's step); inside a loop, such as
-a `lax.scan` over the steps of an epoch, it falls back to a naive convolution, 20 to 60 times slower.
+a `lax.scan` over the steps of an epoch, it falls back to a naive convolution, many times slower.
 Here both gradients are written in terms that are fast everywhere.
 """
 
