@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import optax_gradnorm
-from experiments import models, records, tasks
+from experiments import models, records, resuming, tasks
 from experiments.config import Run
 from experiments.data import Dataset
 from experiments.data.pipeline import augment_both, normalize
@@ -81,7 +81,7 @@ def train(
     """
     record = records.read_record(out, run)
     if record is not None:
-        _check_same_data(record, dataset, out)
+        resuming.check_same_data(record, dataset, out)
         if records.has_ended(out, record, keep_checkpoint):
             return record
     records.remove_leftovers(out, run)
@@ -91,8 +91,8 @@ def train(
     _check_batch_size(run, dataset, devices)
     optimizer = make_optimizer(run, steps_per_epoch=len(dataset.train_images) // run.batch_size)
     graphdef, state = init_state(run, dataset, optimizer)
-    record, state, dynamics = _resume(record, state, out) or _start(run, dataset, state)
-    record = _note_environment(record, devices)
+    record, state, dynamics = resuming.from_checkpoint(record, state, out) or _start(run, dataset, state)
+    record = resuming.note_environment(record, devices)
 
     if len(record.epochs) < run.epochs:
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
@@ -112,7 +112,7 @@ def train(
                 records.write_dynamics(out, run, dynamics)
             records.write_record(out, record)
             if record.status == "running":
-                records.write_checkpoint(out, run, _to_arrays(state, epoch + 1))
+                records.write_checkpoint(out, run, resuming.to_arrays(state, epoch + 1))
             if on_epoch is not None:
                 on_epoch(record)
             if record.status == "diverged":
@@ -152,8 +152,8 @@ def load_model(run: Run, *, out: str | Path) -> nnx.Module:
     # Shapes alone: initial values would be computed, layer by layer, to be thrown away.
     model = nnx.eval_shape(lambda: _create_model(run, data["image_shape"], data["num_classes"]))
     graphdef, params, batch_stats = _split_model(model)
-    params = _from_arrays(params, arrays, run, "params/")
-    batch_stats = _from_arrays(batch_stats, arrays, run, "batch_stats/")
+    params = resuming.from_arrays(params, arrays, run, "params/")
+    batch_stats = resuming.from_arrays(batch_stats, arrays, run, "batch_stats/")
     return nnx.merge(graphdef, params, batch_stats)
 
 
@@ -589,45 +589,12 @@ def _check_batch_size(run: Run, dataset: Dataset, devices: int) -> None:
         raise ValueError(f"dataset {dataset.name} has no test images")
 
 
-def _describe_data(dataset: Dataset) -> dict[str, Any]:
-    """What a record keeps of the data; see `RunRecord.data`."""
-    return {
-        "train_images": len(dataset.train_images),
-        "test_images": len(dataset.test_images),
-        "image_shape": list(dataset.train_images.shape[1:]),
-        "num_classes": dataset.num_classes,
-        "mean": dataset.mean.tolist(),
-        "std": dataset.std.tolist(),
-    }
-
-
-def _check_same_data(record: RunRecord, dataset: Dataset, out: str | Path) -> None:
-    """Epochs on other data under the same name are neither continued nor thrown away."""
-    before, now = record.data, _describe_data(dataset)
-    changes = [
-        f"{name} was {before[name]}, is {now[name]}"
-        for name in now
-        # Nearly equal, because the last digit of a mean may depend on the machine.
-        if name in before
-        and (
-            np.shape(before[name]) != np.shape(now[name])
-            or not np.allclose(before[name], now[name], rtol=1e-5)
-        )
-    ]
-    if record.epochs and changes:
-        name = record.run.name
-        raise RecordError(
-            f"run {name} in {out} was made on other data ({'; '.join(changes)}): "
-            f"choose another --out, or remove {name}.json to start the run again"
-        )
-
-
 def _start(
     run: Run, dataset: Dataset, state: TrainState
 ) -> tuple[RunRecord, TrainState, GradientDynamics | None]:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     dynamics = _no_dynamics(state) if run.dynamics else None
-    return RunRecord(run, parameters=parameters, data=_describe_data(dataset)), state, dynamics
+    return RunRecord(run, parameters=parameters, data=resuming.describe_data(dataset)), state, dynamics
 
 
 def _no_dynamics(state: TrainState) -> GradientDynamics:
@@ -650,59 +617,3 @@ def _no_dynamics(state: TrainState) -> GradientDynamics:
         mean=per_layer,
         global_std=np.zeros(0, np.float32),
     )
-
-
-def _resume(
-    record: RunRecord | None, state: TrainState, out: str | Path
-) -> tuple[RunRecord, TrainState, GradientDynamics | None] | None:
-    """What there was after the last checkpoint, or `None` if the run has to start at the beginning."""
-    arrays = None if record is None else records.read_checkpoint(out, record.run)
-    if record is None or arrays is None:
-        return None
-    epochs = int(_take("epoch", np.array(0), arrays, record.run))
-    if epochs > len(record.epochs):  # the record was removed, or is not the one of this checkpoint
-        return None
-    state = _from_arrays(state, arrays, record.run)
-    record = dataclasses.replace(record, status="running", message="", epochs=record.epochs[:epochs])
-    dynamics = records.read_dynamics(out, record) if record.run.dynamics else None
-    if record.run.dynamics and dynamics is None:  # the file was removed
-        return None
-    return record, state, dynamics
-
-
-def _note_environment(record: RunRecord, devices: int) -> RunRecord:
-    environment = records.describe_environment(devices)
-    if not record.epochs:
-        return dataclasses.replace(record, environment=environment)
-    changes = {key: value for key, value in environment.items() if record.environment.get(key) != value}
-    restart = {"after_epoch": len(record.epochs), **changes}
-    return dataclasses.replace(record, resumed=(*record.resumed, restart))
-
-
-def _to_arrays(state: TrainState, epoch: int) -> dict[str, np.ndarray]:
-    """A checkpoint: every array of the state by its path, and the number of epochs done."""
-    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
-    return {"epoch": np.array(epoch), **{_name(path): leaf for path, leaf in leaves}}
-
-
-def _from_arrays(tree: Any, arrays: Mapping[str, np.ndarray], run: Run, prefix: str = "") -> Any:
-    """The tree with its arrays taken from a checkpoint."""
-
-    def take(path, leaf):
-        return _take(prefix + _name(path), leaf, arrays, run)
-
-    return jax.tree_util.tree_map_with_path(take, tree)
-
-
-def _take(name: str, like: Any, arrays: Mapping[str, np.ndarray], run: Run) -> np.ndarray:
-    """An array of a checkpoint, which must have the shape and dtype of another."""
-    if name not in arrays or arrays[name].shape != like.shape or arrays[name].dtype != like.dtype:
-        raise RecordError(
-            f"the checkpoint of {run.name} is of another model or optimizer: see {name!r}; "
-            f"remove {run.name}.npz to start the run again"
-        )
-    return arrays[name]
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
