@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench notebooks clean
+.PHONY: demo test lint bench notebooks docs clean
 
 demo: .venv/experiments.stamp  ## Compare the gradient normalizers on real digits
 	$(BIN)/python -m experiments compare
@@ -22,8 +22,11 @@ bench: .venv/experiments.stamp  ## Time the transformations beside their peers
 notebooks: .venv/notebooks.stamp  ## Execute the notebooks and save them with outputs
 	$(BIN)/python notebooks/execute.py
 
+docs: .venv/docs.stamp  ## Build the pages and the API reference
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build
+
 clean:  ## Remove the environment and everything generated
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis runs
+	rm -rf .venv build dist docs/_build *.egg-info .pytest_cache .ruff_cache .hypothesis runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/venv.stamp:

@@ -148,7 +148,8 @@ def table(results: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=100, help="timed rounds (default 100)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "dynamics.json")
+    out = Path(__file__).parent / "results" / "dynamics.json"
+    parser.add_argument("--out", type=Path, default=out, help="default benchmarks/results/dynamics.json")
     arguments = parser.parse_args()
     results = measure(arguments.rounds)
     print(table(results))

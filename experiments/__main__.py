@@ -36,7 +36,7 @@ def compare(
     devices: int = 1,
     keep_checkpoints: bool = False,
 ) -> None:
-    """Trains one model with every method behind every optimizer, and prints who wins.
+    """Trains one model with every method behind every optimizer, and prints their accuracies side by side.
 
     The same command goes on where it was interrupted.
 
@@ -107,8 +107,8 @@ def reproduce(
 
     Args:
       study: such as overlap_table1; any unknown name shows them all.
-      preset: smoke (minutes, shows that it works), cpu (reduced, up to hours), or full (the paper's
-        protocol, for an accelerator).
+      preset: smoke (minutes, shows that it works), cpu (reduced, up to hours), or full (full size:
+        the paper's protocol as far as it is stated; for an accelerator).
       dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
       data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
         ~/tensorflow_datasets.

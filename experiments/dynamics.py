@@ -91,7 +91,9 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
     epochs = np.arange(1, len(deviation) + 1)
     rows = np.arange(len(layers))
     with mpl.rc_context({**figures.STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(9, max(5.0, 2.6 + 0.095 * len(layers))), dpi=120, layout="constrained")
+        figure = Figure(
+            figsize=(9, max(5.0, 3.3 + 0.11 * min(len(layers), 60))), dpi=120, layout="constrained"
+        )
         figure.suptitle(title)
         grid = figure.add_gridspec(2, 2, width_ratios=(1.5, 1), height_ratios=(max(3, len(layers) / 12), 1.3))
         heat = figure.add_subplot(grid[0, 0])
@@ -120,7 +122,8 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
         factors.plot(largest, rows, "x", color="#D55E00", label="largest, any step")
         factors.set(title="ZNorm's amplification", xscale="log", xlabel=r"1 / ($\sigma$ + $\epsilon$)")
         factors.tick_params(labelleft=False)
-        factors.tick_params(axis="x", which="both", labelsize=7, rotation=30)
+        factors.tick_params(axis="x", labelsize=7)
+        figures.label_narrow_log_axis(factors.xaxis)
 
         for dynamics in seeds:
             curve = np.ma.masked_less_equal(np.ma.masked_invalid(dynamics.global_std), 0)

@@ -25,6 +25,18 @@ def tint(rgb: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> np.n
     return tinted
 
 
+def label_narrow_log_axis(axis: Any) -> None:
+    """Marks an axis of less than two powers of ten, where these alone are too few marks, by plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        even = MaxNLocator(5, steps=[1, 2, 5, 10])
+        axis.set_major_locator(even if high < 10 * low else LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
+
+
 def save(figure: "Figure", path: Path) -> None:
     """Writes a figure as PATH.png and PATH.svg, and makes their folder.
 

@@ -29,8 +29,9 @@ HOW_TO_READ = (
     'Every run counts with its {score} after the last epoch, never with its best epoch. "mean ± s": mean and '
     'sample standard deviation over seeds. "vs baseline": mean difference to the baseline of the same protocol, '
     "model and optimizer, paired by seed, with its 95 % Student t-interval; an interval that contains 0 does not "
-    "show a difference. Intervals speak of the seeds alone, neither of other images nor of the choice of a "
-    "learning rate. A run whose loss or parameters stopped being finite is ended there and called diverged: "
+    "show a difference, nor do seeds that agree to the last digit, which give no interval. Intervals speak of the "
+    "seeds alone, neither of other images nor of the choice of a learning rate. A run whose loss or parameters "
+    "stopped being finite is ended there and called diverged: "
     "{diverged} Seconds per epoch are the median, without compilation. Non-finite steps are summed over the seeds."
 )
 DIVERGED = {
@@ -39,6 +40,10 @@ DIVERGED = {
     "scores": "it has no scores, and its loss does not count.",
 }
 WIDTH = 110
+# With fewer, an interval tells how a network came out, not how a method does.
+FEWEST_SEEDS = 3
+# Differences of equal accuracies come out unequal in their last digits.
+ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +144,18 @@ def paired_difference(cell: Cell, baseline: Cell, score: str = "accuracy") -> tu
       The mean difference, half the width of its interval (NaN with fewer than two seeds), and the number
       of seeds that both have.
     """
-    from scipy import stats
-
     ours, theirs = cell.values(score), baseline.values(score)
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    mean, std = mean_and_std(differences)
-    n = len(differences)
-    half = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n) if n > 1 else math.nan
-    return mean, half, n
+    return *t_interval(differences), len(differences)
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % Student t-interval; NaN where there are too few values."""
+    from scipy import stats
+
+    mean, std = mean_and_std(values)
+    n = len(values)
+    return mean, float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n) if n > 1 else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,8 +265,31 @@ def format_difference(row: Row, score: str = "accuracy") -> str:
         return "-"
     if math.isnan(half):
         return f"{mean:+.4f} [one seed]"
+    if half < ROUNDING:
+        return f"{mean:+.4f} [seeds agree]"
     pairs = "" if n == len(row.cell.values(score)) else f" ({n} seeds)"
     return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]{pairs}"
+
+
+def leaves_out_zero(row: Row, score: str = "accuracy") -> bool | None:
+    """Whether the interval of the difference to the baseline leaves out 0; `None` with too few seeds."""
+    if row.baseline is None:
+        return None
+    mean, half, n = paired_difference(row.cell, row.baseline, score)
+    return None if n < FEWEST_SEEDS else half >= ROUNDING and abs(mean) > half
+
+
+def describe_chance(rows: Iterable[Row], scores: Sequence[str] = ("accuracy",)) -> str:
+    """How many intervals leave out 0, and how many would by chance; nothing where no seeds suffice."""
+    rows = list(rows)
+    found = [leaves_out_zero(row, score) for row in rows for score in scores]
+    told = [answer for answer in found if answer is not None]
+    if not told:
+        return ""
+    return (
+        f"Intervals of 95 % that leave out 0: {sum(told)} of {len(told)}. If no method changed anything, about "
+        f"{len(told) / 20:.1f} would by chance alone."
+    )
 
 
 def format_number(value: float | None, spec: str) -> str:
@@ -424,12 +456,12 @@ def write_report(
 
 
 def write_page(path: Path, parts: Iterable[str]) -> None:
-    """Writes paragraphs as a Markdown page, in place of an older one.
+    """Writes paragraphs, but for empty ones, as a Markdown page, in place of an older one.
 
     Raises:
       RecordError: the page cannot be written; an older one is left as it was.
     """
-    text = "\n\n".join(parts) + "\n"
+    text = "\n\n".join(part for part in parts if part) + "\n"
     write_whole(path, lambda file: file.write(text.encode()))
 
 
@@ -482,7 +514,7 @@ def draw_learning_curves(
                 if cell.ended:
                     lines[cell.run.method] = _draw_cell(upper, cell, above)
                     _draw_cell(lower, cell, "train_loss")
-        _label_narrow_log_axis(axes[1, 0].yaxis)
+        figures.label_narrow_log_axis(axes[1, 0].yaxis)
         axes[0, 0].set_ylabel(above.replace("_", " "))
         axes[1, 0].set_ylabel("training loss")
         figure.suptitle(title)
@@ -495,18 +527,6 @@ def draw_learning_curves(
                 ncols=min(len(methods), 6),
             )
         figures.save(figure, path)
-
-
-def _label_narrow_log_axis(axis) -> None:
-    """Marks an axis of less than two powers of ten, where these alone are too few marks, by plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    low, high = axis.get_view_interval()
-    if high < 100 * low:
-        even = MaxNLocator(5, steps=[1, 2, 5, 10])
-        axis.set_major_locator(even if high < 10 * low else LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_locator(NullLocator())
 
 
 def _draw_cell(axes, cell: Cell, metric: str):

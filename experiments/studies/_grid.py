@@ -39,7 +39,8 @@ def write_grid_report(
       notes: Markdown before the table.
       scores: columns of the second table and their names in `RunRecord.scores`.
       paper_accuracy: what the paper printed for a run's row, if anything.
-      describe: Markdown of what the rows show, after the notes.
+      describe: Markdown of what the rows show, after the notes; without it, only how many differences by
+        chance are to be expected.
       tuning: cells of the runs that chose the learning rates, if there are any.
       tuning_table: Markdown of what they chose.
     """
@@ -49,12 +50,14 @@ def write_grid_report(
     for cell in cells.values():
         figures.setdefault(figure(cell.run), {}).setdefault(panel(cell.run), []).append(cell)
     protocols = dict.fromkeys(report.describe_protocol(run) for run in runs)
+    found = describe(rows)
     sections = [
         "\n".join(f"- Protocol: {protocol}." for protocol in protocols),
         notes,
-        *([found] if (found := describe(rows)) else []),
+        found,
         report.results_table(headings, rows),
-        *([report.scores_table(headings, rows, scores)] if scores else []),
+        "" if found else report.describe_chance(rows),
+        report.scores_table(headings, rows, scores) if scores else "",
         *(report.add_figure(folder, f"curves_{name}", name, panels) for name, panels in figures.items()),
     ]
     if tuning:

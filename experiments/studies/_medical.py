@@ -3,12 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from experiments import report
-from experiments.report import Row
+from experiments.report import FEWEST_SEEDS, Row
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
-# Fewer tell how a network came out, not how a method does.
-FEWEST_SEEDS = 3
-
 VERDICTS = BETTER, WORSE, SAME, TOO_FEW = (
     "better in",
     "worse in",
@@ -55,25 +52,17 @@ def describe(rows: Sequence[Row], scores: Mapping[str, tuple[str, bool]], claime
             if verdict in verdicts.values()
         ]
         lines.append(f"- {method} behind {optimizer}{claim}: {'; '.join(told)}.")
-    return "\n".join([*lines, _describe_chance(compared, scores)])
+    chance = report.describe_chance(compared, [score for score, _ in scores.values()])
+    return "\n".join([*lines, f"- {chance}"])
 
 
 def _verdict(row: Row, score: str, more_is_better: bool) -> str:
     """One of VERDICTS; better and worse is where the interval of the difference to the baseline leaves out 0."""
     assert row.baseline is not None
-    mean, half, n = report.paired_difference(row.cell, row.baseline, score)
-    if n < FEWEST_SEEDS:
+    differs = report.leaves_out_zero(row, score)
+    if differs is None:
         return TOO_FEW
-    if abs(mean) <= half:
+    if not differs:
         return SAME
+    mean, _, _ = report.paired_difference(row.cell, row.baseline, score)
     return BETTER if (mean > 0) == more_is_better else WORSE
-
-
-def _describe_chance(rows: Sequence[Row], scores: Mapping[str, tuple[str, bool]]) -> str:
-    verdicts = [_verdict(row, *score) for row in rows for score in scores.values()]
-    count = len(verdicts) - verdicts.count(TOO_FEW)
-    found = verdicts.count(BETTER) + verdicts.count(WORSE)
-    return (
-        f"- Intervals of 95 % that leave out 0: {found} of {count}. If no method changed anything, about "
-        f"{count / 20:.1f} would by chance alone."
-    )

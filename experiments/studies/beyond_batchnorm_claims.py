@@ -315,8 +315,16 @@ class Explosion:
         """Whether the means over seeds come in the order claimed."""
         if set(self.early) != set(COMPARED):
             return None
-        means = [self.early[normalizer].mean() for normalizer in COMPARED]
-        return all(first >= second for first, second in itertools.pairwise(means))
+        return not self.broken
+
+    @property
+    def broken(self) -> list[str]:
+        """Where the means over seeds do not come in the order claimed."""
+        return [
+            f"{first} >= {second}"
+            for first, second in itertools.pairwise(COMPARED)
+            if self.early[first].mean() < self.early[second].mean()
+        ]
 
     def seeds_in_order(self, first: str, second: str) -> str:
         """In how many seeds the first one's gradients are the larger ones."""

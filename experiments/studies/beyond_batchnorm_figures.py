@@ -37,9 +37,12 @@ def _panels(columns: int, rows: int = 1, *, width: float = 3.2, height: float = 
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _save(figure: Figure, folder: Path, name: str, caption: str) -> str:
+LINES = "Lines: means over seeds; bands: lowest to highest seed."
+
+
+def _save(figure: Figure, folder: Path, name: str, caption: str, explanation: str) -> str:
     figures.save(figure, folder / name)
-    return f"![{caption}]({name}.svg)"
+    return f"![{caption}]({name}.svg)\n\n{explanation}"
 
 
 def _line(axes: Any, rows: np.ndarray, label: str, color: Any, **options) -> None:
@@ -74,7 +77,7 @@ def draw_activation_growth(folder: Path, found: Mapping[str, Initialization]) ->
             axis.set_ylabel("activation variance")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles[:3], labels[:3], loc="outside lower center", ncols=3)
-        return _save(figure, folder, "claim1", "Activation variance along a residual network")
+        return _save(figure, folder, "claim1", "Activation variance along a residual network", LINES)
 
 
 def draw_parametric_growth(folder: Path, found: Mapping[tuple[str, str], Initialization]) -> str:
@@ -96,7 +99,7 @@ def draw_parametric_growth(folder: Path, found: Mapping[tuple[str, str], Initial
                     _line(axis, logs, normalizer, COLORS[normalizer])
         axes[0, 0].set_ylabel("log10 activation variance")
         axes[0, 0].legend()
-        return _save(figure, folder, "claim2", "Activation variance under parametric normalizers")
+        return _save(figure, folder, "claim2", "Activation variance under parametric normalizers", LINES)
 
 
 def draw_rank_and_similarity(
@@ -110,7 +113,8 @@ def draw_rank_and_similarity(
         if fit is None:
             axis.set_visible(False)
         else:
-            axis.errorbar(fit.roots, fit.ranks.mean(axis=0), fit.ranks.std(axis=0), fmt="o", color="#0072B2")
+            deviations = fit.ranks.std(axis=0, ddof=1)
+            axis.errorbar(fit.roots, fit.ranks.mean(axis=0), deviations, fmt="o", color="#0072B2")
             line = fit.slope * fit.roots + fit.intercept
             axis.plot(
                 fit.roots, line, "--", color="#D55E00", label=f"linear fit, $R^2$ = {fit.r_squared:.3f}"
@@ -132,7 +136,13 @@ def draw_rank_and_similarity(
                 ylim=(0, 1.02),
             )
             axis.legend(title="group size", fontsize=7, title_fontsize=7, ncols=2)
-        return _save(figure, folder, "claim3", "Stable rank and cosine similarity against group size")
+        return _save(
+            figure,
+            folder,
+            "claim3",
+            "Stable rank and cosine similarity against group size",
+            "(a): mean and sample standard deviation over seeds; (b) and (c): means over seeds.",
+        )
 
 
 def draw_explosion(folder: Path, found: Mapping[tuple[str, int], Explosion]) -> str:
@@ -151,7 +161,7 @@ def draw_explosion(folder: Path, found: Mapping[tuple[str, int], Explosion]) -> 
         for axis in axes[:, 0]:
             axis.set_ylabel("log10 gradient norm")
         axes[0, 0].legend()
-        return _save(figure, folder, "claim4", "Gradient norm by layer")
+        return _save(figure, folder, "claim4", "Gradient norm by layer", LINES)
 
 
 def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
@@ -159,17 +169,35 @@ def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
     with mpl.rc_context(figures.STYLE):
         figure, axes = _panels(len(found), width=4.4, height=3.4)
         for axis, (network, speed) in zip(axes[0], found.items(), strict=True):
-            for name, x, y in zip(speed.normalizers, speed.similarity, speed.accuracy, strict=True):
+            points = list(zip(speed.similarity, speed.accuracy, strict=True))
+            width, height = np.ptp(points, axis=0)
+            for name, (x, y) in zip(speed.normalizers, points, strict=True):
                 color = COLORS.get(name, "#555555")
                 axis.plot(x, y, "o", color=color)
+                # To the left of its point, unless another point is in the way.
+                hidden = any(0 < x - a < 0.25 * width and abs(y - b) < 0.05 * height for a, b in points)
+                side, offset = ("left", 6) if hidden else ("right", -6)
                 axis.annotate(
-                    name, (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=7, color=color
+                    name,
+                    (x, y),
+                    (offset, 0),
+                    textcoords="offset points",
+                    ha=side,
+                    va="center",
+                    fontsize=7,
+                    color=color,
                 )
             axis.margins(x=0.35, y=0.12)
             axis.set(
                 title=network, xlabel="cosine similarity at initialisation", ylabel="mean training accuracy"
             )
-        return _save(figure, folder, "figure5", "Speed of training against similarity at initialisation")
+        return _save(
+            figure,
+            folder,
+            "figure5",
+            "Speed of training against similarity at initialisation",
+            "Means over seeds; the training accuracy is the mean over all epochs too.",
+        )
 
 
 def draw_first_steps(folder: Path, found: FirstSteps) -> str:
@@ -205,7 +233,13 @@ def draw_first_steps(folder: Path, found: FirstSteps) -> str:
         right.axhspan(0.6, 0.9, color="#E69F00", alpha=0.2, linewidth=0, label="the paper's range")
         right.set(xlabel="layer", ylabel="correlation over steps", ylim=(-1.05, 1.05), title="by layer")
         right.legend(fontsize=7)
-        return _save(figure, folder, "figure7", "Gradient norm and the deviations of the layers ahead")
+        return _save(
+            figure,
+            folder,
+            "figure7",
+            "Gradient norm and the deviations of the layers ahead",
+            "Right: lines are means over seeds, faint dots one seed each.",
+        )
 
 
 def draw_tradeoff(folder: Path, found: Tradeoff) -> str:
@@ -213,14 +247,21 @@ def draw_tradeoff(folder: Path, found: Tradeoff) -> str:
     with mpl.rc_context(figures.STYLE):
         figure, axes = _panels(2, sharex=True)
         rows = (
-            (axes[0, 0], found.similarity, "cosine similarity", "lower: faster", "#0072B2"),
-            (axes[0, 1], found.rate, "growth of the gradient per layer", "lower: more stable", "#D55E00"),
+            (found.similarity, "cosine similarity", "the paper: lower is faster", "#0072B2"),
+            (found.rate, "growth of the gradient per layer", "the paper: lower is more stable", "#D55E00"),
         )
-        for axis, values, label, title, color in rows:
-            axis.errorbar(found.group_sizes, values.mean(axis=1), values.std(axis=1), fmt="o-", color=color)
+        for axis, (values, label, title, color) in zip(axes[0], rows, strict=True):
+            deviations = values.std(axis=1, ddof=1)
+            axis.errorbar(found.group_sizes, values.mean(axis=1), deviations, fmt="o-", color=color)
             axis.set_xscale("log", base=2)
             axis.set(xlabel="group size", ylabel=label, title=title)
-        return _save(figure, folder, "figure9", "Speed and stability against group size")
+        return _save(
+            figure,
+            folder,
+            "figure9",
+            "Similarity and growth of the gradient against group size",
+            "Means and sample standard deviations over seeds.",
+        )
 
 
 def draw_optimizer_input(folder: Path, found: Mapping[str, Mapping[str, np.ndarray]]) -> str:
@@ -234,4 +275,4 @@ def draw_optimizer_input(folder: Path, found: Mapping[str, Mapping[str, np.ndarr
             axis.set(title=title, xlabel="kernel")
         axes[0, 0].set_ylabel("log10 root mean square\nof the gradient")
         axes[0, 0].legend()
-        return _save(figure, folder, "beyond", "Gradients as the optimizer gets them")
+        return _save(figure, folder, "beyond", "Gradients as the optimizer gets them", LINES)

@@ -292,10 +292,12 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         *([f"**{missing} runs have a record but no gradient statistics.**"] if missing else []),
         "## The paper's observations",
         describe_observations(summaries),
+        _describe_unequal(preset),
         "## Trends",
         NOTES,
         trend_table(summaries),
-        "![Global standard deviation over epochs, per method](global_std.svg)",
+        "![Global standard deviation over epochs, per method](global_std.svg)\n\n"
+        "Thin lines: one seed each; thick: their geometric mean.",
         "## Which layers rise and which fall",
         layer_table(summaries),
         "## ZNorm's amplification",
@@ -320,7 +322,8 @@ def describe_observations(settings: Settings) -> str:
         return "No run has ended with gradient statistics, so nothing can be said yet."
 
     lines.append(
-        "1. The standard deviation of some layers' gradients rises, that of others falls, in one run:"
+        "1. The standard deviation of some layers' gradients rises, that of others falls, in one run "
+        f"(more than {SEEN_SHARE:.0%} of the layers each way):"
     )
     for (model, method), runs in measured.items():
         everything, later = count_trends(runs)
@@ -360,6 +363,16 @@ def describe_observations(settings: Settings) -> str:
             f"   - {method}: {verdict} (largest factor, geometric mean over seeds: {numbers or 'none'})."
         )
     return "\n".join(lines)
+
+
+def _describe_unequal(preset: str) -> str:
+    """Says which network trained on fewer images than the others."""
+    return "\n".join(
+        f"Between networks these numbers do not compare like with like: {model} trained on "
+        f"{changes['train_examples']:,} images, the others on {SIZES[preset].train_examples:,}."
+        for (name, model), changes in SMALLER.items()
+        if name == preset
+    )
 
 
 def _verdict(seen: Sequence[bool], later: Sequence[bool], start: int) -> str:

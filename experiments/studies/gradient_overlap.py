@@ -227,8 +227,8 @@ def describe(networks: Networks) -> str:
         beyond = sum(int(np.sum(n.growth > n.plain_bound)) for n in residual.values())
         seeds = sum(n.seeds for n in residual.values())
         lines.append(
-            f"- In {beyond} of {seeds} residual networks the gradient grows beyond prod(alpha), which the branches "
-            "alone could not do."
+            f"- In {beyond} of {seeds} residual networks the gradient grows beyond prod(alpha), the bound without "
+            "shortcuts."
         )
     for state, words in STATES.items():
         some = [n for (_, s), n in residual.items() if s == state]
@@ -247,7 +247,7 @@ def describe(networks: Networks) -> str:
 
 
 def _compare_growth(networks: Networks) -> list[str]:
-    """Whether a residual network's gradient grows more than its plain twin's, state by state."""
+    """How a residual network's gradient grows beside its plain twin's, state by state, paired by seed."""
     lines = []
     for state, words in STATES.items():
         pairs = [
@@ -256,16 +256,22 @@ def _compare_growth(networks: Networks) -> list[str]:
             if model != twin and (twin, state) in networks
         ]
         if pairs:
-            text = "; ".join(
-                f"{model} {10 ** np.median(r.growth):.3g} against {10 ** np.median(p.growth):.3g}"
-                for model, r, p in pairs
-            )
-            smaller = sum(np.median(r.growth) < np.median(p.growth) for _, r, p in pairs)
-            lines.append(
-                f"- Growth of the gradient, {words}: smaller with skip connections than without in {smaller} of "
-                f"{len(pairs)} depths (medians: {text})."
-            )
+            told = [_compare_one_growth(model, r, p) for model, r, p in pairs]
+            lines.append(f"- Growth of the gradient, {words}: {'; '.join(told)}.")
     return lines
+
+
+def _compare_one_growth(model: str, residual: Network, plain: Network) -> str:
+    """Medians with and without skip connections, and the interval of the paired difference of their logarithms."""
+    medians = f"{10 ** np.median(residual.growth):.3g} against {10 ** np.median(plain.growth):.3g}"
+    if residual.seeds != plain.seeds or residual.seeds < report.FEWEST_SEEDS:
+        return f"{model} {medians} in its plain twin (too few seeds for an interval)"
+    mean, half = report.t_interval(list(residual.growth - plain.growth))
+    verdict = "no difference seen" if abs(mean) <= half else "smaller" if mean < 0 else "larger"
+    return (
+        f"{model} **{verdict}**, {medians} in its plain twin, difference of log10 {mean:+.2f} "
+        f"[{mean - half:+.2f}, {mean + half:+.2f}]"
+    )
 
 
 def describe_errors(networks: Networks) -> str:

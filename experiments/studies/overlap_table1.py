@@ -152,6 +152,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
             continue
         rows = report.make_rows(cells.values(), lambda run, p=protocol: (p, *_setting(run)), _paper)
         sections.append(report.results_table(("protocol", "model", "optimizer", "method"), rows))
+        sections.append(report.describe_chance(rows))
         for model in size.models:
             panels: dict[str, list[report.Cell]] = {}
             for cell in cells.values():

@@ -243,7 +243,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
         # One device: the others of the tests would have arenas of their own.
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
         made = subprocess.run(
-            command, capture_output=True, text=True, env=environment, check=True, timeout=120
+            command, capture_output=True, text=True, env=environment, check=True, timeout=300
         )
         trained, peak = map(int, made.stdout.split())
         assert trained == count
