@@ -264,9 +264,11 @@ def _compare_growth(networks: Networks) -> list[str]:
 def _compare_one_growth(model: str, residual: Network, plain: Network) -> str:
     """Medians with and without skip connections, and the interval of the paired difference of their logarithms."""
     medians = f"{10 ** np.median(residual.growth):.3g} against {10 ** np.median(plain.growth):.3g}"
-    if residual.seeds != plain.seeds or residual.seeds < report.FEWEST_SEEDS:
+    ours, twins = residual.growth_by_seed, plain.growth_by_seed
+    differences = [ours[seed] - twins[seed] for seed in ours if seed in twins]
+    if len(differences) < report.FEWEST_SEEDS:
         return f"{model} {medians} in its plain twin (too few seeds for an interval)"
-    mean, half = report.t_interval(list(residual.growth - plain.growth))
+    mean, half = report.t_interval(differences)
     verdict = "no difference seen" if abs(mean) <= half else "smaller" if mean < 0 else "larger"
     return (
         f"{model} **{verdict}**, {medians} in its plain twin, difference of log10 {mean:+.2f} "

@@ -182,6 +182,7 @@ class Network:
       seeds: their number.
       growth: norm of the gradient at the first block's input over that at the last one's output, [seeds],
         decimal logarithm.
+      growth_by_seed: the same, by the seed as the record's name has it.
       bound: of the growth, likewise (Lemma 2.1, in a plain network 2.2).
       plain_bound: what the branches alone would allow, likewise (Lemma 2.2).
       blocks: the fields of `BlockOverlap`, [seeds, blocks] each.
@@ -194,6 +195,8 @@ class Network:
             np.array([float(v[name]) - float(v["log_output_gradient"]) for v in values]) / np.log(10)
             for name in ("log_input_gradient", "log_residual_bound", "log_plain_bound")
         )
+        seeds = (record.name.rpartition("-s")[2] for record in measured)
+        self.growth_by_seed = dict(zip(seeds, self.growth.tolist(), strict=True))
         self.blocks: dict[str, np.ndarray] = {
             name: np.array([[float(x) for x in v["blocks"][name]] for v in values])
             for name in values[0]["blocks"]

@@ -244,12 +244,12 @@ def test_a_report_of_planted_numbers_says_what_was_planted(tmp_path):
     for line in (
         "under activation normalizers: **holds**; linear: batch_norm, layer_norm; at most",
         # As planted, scaled_ws explodes with SkipInit, which the claim says it does not.
-        "growth under parametric normalizers: **does not hold**; 5 of 6 cells are as claimed",
-        "standard blocks grow by 2.00 (weight_norm), 2.00 (scaled_ws)",
+        "under parametric normalizers: **holds**; by 2.00 (weight_norm), 2.00 (scaled_ws) per block",
+        "changed blocks do about it: **does not hold**; 3 of 4 cells are as claimed; not: SkipInit with scaled_ws.",
         "sqrt(width / group size): **holds**; R^2 = 1.000, slope 2.00",
         "similarity rises with group size in 10 plain layers, width 8: **holds**",
         "InstanceNorm, BatchNorm, GroupNorm, LayerNorm: **holds**; the order is met in 4 of 4",
-        "larger group size trades speed for stability in 10 plain layers, width 8: **holds**",
+        "lowers the gradient's growth in 10 plain layers, width 8: **holds**",
         "100%, ratio 3.00",
         "3 are missing",
         "6 of 6 runs are missing",

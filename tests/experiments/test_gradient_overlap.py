@@ -13,7 +13,8 @@ from matplotlib.image import imread
 
 import experiments
 from experiments import data, models
-from experiments.studies import gradient_overlap_figures, gradient_overlap_measures
+from experiments.records import MeasurementRecord
+from experiments.studies import gradient_overlap, gradient_overlap_figures, gradient_overlap_measures
 
 
 def batch(count):
@@ -118,6 +119,51 @@ def test_figures(tmp_path):
         assert min(image.shape[:2]) > 800
         assert image.std() > 0.05
         assert "<svg" in path.with_suffix(".svg").read_text()
+
+
+def planted(growth):
+    """Networks of one state whose gradients grow by powers of ten, [seeds] for residual and plain."""
+
+    def network(kind, logs):
+        blocks = {n: [1.0] for n in ("alpha", "cosine", "amplification", "alpha_error", "gain")}
+        blocks["shortcut_alpha"] = [0.0 if kind == "plain20" else 1.0]
+        zero = dict.fromkeys(("log_output_gradient", "log_residual_bound", "log_plain_bound"), 0.0)
+        return gradient_overlap_measures.Network(
+            [
+                MeasurementRecord(
+                    f"initialisation-{kind}-s{seed}",
+                    arguments={},
+                    environment={},
+                    seconds=1.0,
+                    values={"blocks": blocks, "log_input_gradient": log * np.log(10), **zero},
+                )
+                for seed, log in logs.items()
+            ]
+        )
+
+    return {(kind, "initialisation"): network(kind, logs) for kind, logs in growth.items()}
+
+
+@pytest.mark.parametrize(
+    ("plain", "words"),
+    [
+        # Differences of -2, -1 and -3: -2 +- 4.3027 * 1 / sqrt(3).
+        (
+            {0: 3, 1: 2, 2: 5},
+            ("**no difference seen**, 10 against 1e+03", "-2.00 [-4.48, +0.48]"),
+        ),
+        # -2, -2.1 and -1.9, paired by seed and not by place.
+        (
+            {2: 3.9, 1: 3.1, 0: 3},
+            ("**smaller**, 10 against 1.26e+03", "-2.00 [-2.25, -1.75]"),
+        ),
+        ({0: 3, 1: 2}, ("too few seeds",)),
+    ],
+)
+def test_growth_is_compared_seed_by_seed(plain, words):
+    text = gradient_overlap.describe(planted({"resnet20": {0: 1, 1: 1, 2: 2}, "plain20": plain}))
+    for word in words:
+        assert word in text
 
 
 def committed_measurements():

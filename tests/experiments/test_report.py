@@ -52,6 +52,26 @@ def test_mean_deviation_and_paired_interval(cells):
     assert f"{differences.mean():+.4f} [{low:+.4f}, {high:+.4f}]" in table
 
 
+def test_chance_is_told_where_there_are_seeds_enough(cells):
+    def chance(*scores):
+        runs = [make_run(method, s) for method in ("baseline", "znorm", "gan") for s in range(len(scores[0]))]
+        made = [
+            make_record(run, scores[0][run.seed] if run.method == "baseline" else a)
+            for run, a in zip(runs, [a for some in scores for a in some], strict=True)
+        ]
+        rows = report.make_rows(report.make_cells(runs, made).values(), lambda run: (run.method,))
+        return report.describe_chance(rows), [report.format_difference(row) for row in rows]
+
+    text, differences = chance([0.1, 0.2, 0.3], [0.5, 0.61, 0.7], [0.1, 0.5, 0.2])
+    assert "leave out 0: 1 of 2." in text
+    assert "about 0.1 would" in text
+    # 0.3 - 0.1 and 0.4 - 0.2 differ in their last digits.
+    text, differences = chance([0.1, 0.2, 0.3], [0.3, 0.4, 0.5], [0.1, 0.2, 0.3])
+    assert "leave out 0: 0 of 2." in text
+    assert differences[1:] == ["+0.2000 [seeds agree]", "+0.0000 [seeds agree]"]
+    assert chance([0.1, 0.2], [0.5, 0.6], [0.1, 0.7])[0] == ""
+
+
 def test_a_method_without_its_baseline_does_not_look_like_a_baseline(cells):
     def difference(*methods):
         rows = report.make_rows([cells[m] for m in methods], lambda run: (run.optimizer, run.method))
