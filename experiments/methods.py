@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import optax_gradnorm
@@ -93,7 +94,13 @@ def _cosine(run: Run, steps_per_epoch: int) -> optax.Schedule:
 
 def _step(run: Run, steps_per_epoch: int) -> optax.Schedule:
     interval = run.step_epochs * steps_per_epoch
-    return optax.exponential_decay(run.learning_rate, interval, run.step_factor, staircase=True)
+
+    def schedule(count):
+        # Whole numbers: Optax's staircase divides floats, and under jit some steps come out one too low.
+        drops = jnp.asarray(count) // interval
+        return run.learning_rate * run.step_factor ** drops.astype(jnp.float32)
+
+    return schedule
 
 
 SCHEDULES: dict[str, Callable[[Run, int], optax.Schedule]] = {

@@ -1,12 +1,12 @@
 """What evaluation measures besides the loss, batch by batch, so that no test set has to fit in memory."""
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, special
 from sklearn import metrics
 
 from experiments.losses import ALPHA, BETA
 
-# A probability above it is an object's pixel, or the positive class.
+# A probability above it is an object's pixel.
 THRESHOLD = 0.5
 
 
@@ -14,7 +14,8 @@ class ClassificationScores:
     """Accuracy, area under the ROC curve and F1 of all images seen.
 
     The ROC curve needs every score: 5 bytes are kept per image of two classes (a float32 and a label), and
-    4 per class and 1 of more classes.
+    4 per class and 1 of more classes. Scores are logarithms of odds: of a confident network, probabilities
+    round to 1 and would no longer tell images apart.
     """
 
     def __init__(self):
@@ -22,21 +23,20 @@ class ClassificationScores:
         self._labels: list[np.ndarray] = []
         self._num_classes = 0
 
-    def update(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
+    def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Adds a batch.
 
         Args:
-          probabilities: floats [n, classes], rows that add up to 1.
+          logits: floats [n, classes].
           labels: whole numbers [n], from 0 to classes - 1, at most 255.
         """
-        probabilities, labels = np.asarray(probabilities, np.float32), np.asarray(labels)
-        if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
+        logits, labels = np.asarray(logits, np.float32), np.asarray(labels)
+        if logits.ndim != 2 or labels.shape != logits.shape[:1]:
             raise ValueError(
-                f"probabilities must be [n, classes] and labels [n], got {probabilities.shape} and {labels.shape}"
+                f"logits must be [n, classes] and labels [n], got {logits.shape} and {labels.shape}"
             )
-        self._num_classes = probabilities.shape[1]
-        # A copy: a view would keep the whole batch alive.
-        self._scores.append(probabilities[:, 1].copy() if self._num_classes == 2 else probabilities)
+        self._num_classes = logits.shape[1]
+        self._scores.append(logits[:, 1] - logits[:, 0] if self._num_classes == 2 else logits)
         self._labels.append(labels.astype(np.uint8))
 
     def compute(self) -> dict[str, float]:
@@ -54,10 +54,11 @@ class ClassificationScores:
         scores, labels = np.concatenate(self._scores), np.concatenate(self._labels)
         classes = np.arange(self._num_classes)
         is_binary = self._num_classes == 2
-        predicted = (scores > THRESHOLD).astype(np.uint8) if is_binary else scores.argmax(axis=1)
+        predicted = (scores > 0).astype(np.uint8) if is_binary else scores.argmax(axis=1)
         roc_auc = np.nan
         if np.isin(classes, labels).all():
-            roc_auc = metrics.roc_auc_score(labels, scores, multi_class="ovr", labels=classes)
+            odds = {1: scores} if is_binary else {k: _log_odds(scores, k) for k in range(self._num_classes)}
+            roc_auc = np.mean([metrics.roc_auc_score(labels == k, of_class) for k, of_class in odds.items()])
         average = "binary" if is_binary else "macro"
         f1 = metrics.f1_score(
             labels,
@@ -71,6 +72,12 @@ class ClassificationScores:
             "roc_auc": float(roc_auc),
             "f1": float(f1),
         }
+
+
+def _log_odds(logits: np.ndarray, k: int) -> np.ndarray:
+    """Of class `k` against the rest."""
+    others = np.delete(logits, k, axis=1).astype(np.float64)
+    return logits[:, k] - special.logsumexp(others, axis=1)
 
 
 class SegmentationScores:

@@ -1,6 +1,7 @@
 """What a run left on disk, taken up again: its checkpoint, its statistics, and the data it was made on."""
 
 import dataclasses
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,9 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
         "num_classes": dataset.num_classes,
         "mean": dataset.mean.tolist(),
         "std": dataset.std.tolist(),
+        "labels_checksum": zlib.crc32(
+            dataset.test_labels.tobytes(), zlib.crc32(dataset.train_labels.tobytes())
+        ),
     }
 
 
@@ -34,12 +38,7 @@ def check_same_data(record: RunRecord, dataset: Dataset, out: str | Path) -> Non
     changes = [
         f"{name} was {before[name]}, is {now[name]}"
         for name in now
-        # Nearly equal, because the last digit of a mean may depend on the machine.
-        if name in before
-        and (
-            np.shape(before[name]) != np.shape(now[name])
-            or not np.allclose(before[name], now[name], rtol=1e-5)
-        )
+        if name in before and not _agree(before[name], now[name])
     ]
     if record.epochs and changes:
         name = record.run.name
@@ -47,6 +46,12 @@ def check_same_data(record: RunRecord, dataset: Dataset, out: str | Path) -> Non
             f"run {name} in {out} was made on other data ({'; '.join(changes)}): "
             f"choose another --out, or remove {name}.json to start the run again"
         )
+
+
+def _agree(before: Any, now: Any) -> bool:
+    """Floats nearly, because the last digit of a mean may depend on the machine."""
+    is_near = np.allclose if isinstance(now, list) else np.array_equal
+    return np.shape(before) == np.shape(now) and is_near(before, now)
 
 
 def from_checkpoint(

@@ -17,7 +17,7 @@ from experiments.losses import LOSSES
 class Scores(Protocol):
     """Scores of all images, gathered batch by batch."""
 
-    def update(self, probabilities: np.ndarray, labels: np.ndarray, /) -> None: ...
+    def update(self, outputs: np.ndarray, labels: np.ndarray, /) -> None: ...
 
     def compute(self) -> dict[str, float]: ...
 
@@ -31,14 +31,14 @@ class Task:
       test_losses: from the same to the loss of every image alone, float32 [n].
       correct: from the same to how right every image is, [n]: for classes whether it is (boolean), for
         masks the share of its pixels that are (float32).
-      probabilities: from logits to what `new_scores` takes.
+      outputs: from logits to what `new_scores` takes: of classes the logits, of masks probabilities.
       new_scores: makes an empty accumulator of a finished run's scores; `None` where there are none.
     """
 
     train_loss: Callable[[jax.Array, jax.Array], jax.Array]
     test_losses: Callable[[jax.Array, jax.Array], jax.Array]
     correct: Callable[[jax.Array, jax.Array], jax.Array]
-    probabilities: Callable[[jax.Array], jax.Array]
+    outputs: Callable[[jax.Array], jax.Array]
     new_scores: Callable[[], Scores] | None
 
 
@@ -86,7 +86,7 @@ def _classification(run: Run, num_classes: int) -> Task:
         train_loss=train_loss,
         test_losses=optax.softmax_cross_entropy_with_integer_labels,
         correct=lambda logits, labels: jnp.argmax(logits, axis=-1) == labels,
-        probabilities=jax.nn.softmax,
+        outputs=lambda logits: logits,
         new_scores=_classification_scores if num_classes == 2 else None,
     )
 
@@ -101,7 +101,7 @@ def _segmentation(run: Run) -> Task:
         train_loss=loss,
         test_losses=jax.vmap(loss_of_one),
         correct=lambda logits, masks: jnp.mean((logits[..., 0] > 0) == (masks > 0), axis=(1, 2)),
-        probabilities=lambda logits: jax.nn.sigmoid(logits[..., 0]),
+        outputs=lambda logits: jax.nn.sigmoid(logits[..., 0]),
         new_scores=_segmentation_scores,
     )
 

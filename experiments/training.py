@@ -461,15 +461,15 @@ def _score(
 
     def predict(state, images):
         model = nnx.merge(graphdef, state.params, state.batch_stats)
-        return task.probabilities(model(normalize(images, dataset.mean, dataset.std), train=False))
+        return task.outputs(model(normalize(images, dataset.mean, dataset.std), train=False))
 
     replicated = NamedSharding(mesh, PartitionSpec())
     predict = jax.jit(predict, out_shardings=replicated)
     state = jax.device_put(state, replicated)
     scores = task.new_scores()
     for images, labels, is_image in _test_batches(dataset, mesh):
-        probabilities, labels, is_image = jax.device_get((predict(state, images), labels, is_image))
-        scores.update(probabilities[is_image], labels[is_image])
+        outputs, labels, is_image = jax.device_get((predict(state, images), labels, is_image))
+        scores.update(outputs[is_image], labels[is_image])
     return scores.compute()
 
 

@@ -75,6 +75,12 @@ def load(wanted: PreparedSet, data_dir: str | Path | None = None, *, stream: boo
         return (_load_streamed if stream else _load_arrays)(wanted, folder)
     except DataError:
         raise
+    except MemoryError as error:
+        raise DataError(
+            f"{wanted.name} in {folder} does not fit into memory: choose stream:{wanted.dataset_name}"
+        ) from error
+    except ImportError as error:
+        raise DataError(f"reading {folder} needs {error.name}: pip install '.[experiments]'") from error
     except Exception as error:  # TFDS and array_record raise many kinds, for files that are not theirs.
         raise DataError(
             f"{folder} cannot be read as {wanted.name}: {first_line(error)}; remove it and prepare it again"

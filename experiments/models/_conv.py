@@ -79,12 +79,14 @@ def _conv_jvp(strides, padding, primals, tangents):
 def conv_by_patches(images, kernel, strides, padding):
     """The convolution as matrix products: its transpose, the gradient of the kernel, is one too."""
     height, width, _, features = kernel.shape
-    matrix = kernel.reshape(-1, features).T
+    # The transpose adds up the chunks' shares of the kernel's gradient: in half precision that would cost digits.
+    is_half = jnp.finfo(kernel.dtype).bits < 32
+    matrix = kernel.astype(jnp.float32 if is_half else kernel.dtype).reshape(-1, features).T
 
     # Kept for the backward pass are the images, not their patches.
     @jax.checkpoint
     def convolve(some_images):
-        return _patches(some_images, height, width, strides, padding) @ matrix.T
+        return _patches(some_images, height, width, strides, padding) @ matrix.T.astype(kernel.dtype)
 
     take_patches = partial(_patches, height=height, width=width, strides=strides, padding=padding)
     shape = jax.eval_shape(take_patches, images)

@@ -108,6 +108,16 @@ def test_bfloat16(name):
     assert_close(actual, jax.tree.map(lambda e: e.astype(jnp.bfloat16), exact), tolerance=2**-7)
 
 
+def test_bfloat16_adds_many_chunks_in_float32(monkeypatch):
+    monkeypatch.setattr("experiments.models._conv.PATCH_BYTES", 1)  # one image per chunk
+    images, kernel, weights, options = make_case("3x3", batch=256, dtype=jnp.bfloat16)
+    _, by_kernel = jax.jit(gradients(ours, options))(images, kernel, weights)
+    exact = jax.jit(gradients(lax_conv, options))(*(a.astype(jnp.float32) for a in (images, kernel, weights)))
+    # No worse than rounding each element once.
+    error = np.asarray(by_kernel, np.float64) - np.asarray(exact[1], np.float64)
+    assert np.linalg.norm(error) < 2**-8 * np.linalg.norm(exact[1])
+
+
 @pytest.mark.parametrize("batch", [1, 2, 7, 96])
 def test_any_batch_size(batch):
     images, kernel, weights, options = make_case("3x3", batch)

@@ -100,6 +100,23 @@ def test_the_environment_names_the_folder(folder, monkeypatch, tmp_path):
         load("cifar10")
 
 
+def test_too_little_memory_does_not_look_like_damage(folder, monkeypatch):
+    def decode(self):
+        raise MemoryError("Unable to allocate 6.59 TiB")
+
+    monkeypatch.setattr("experiments.data.prepared.Split.decode", decode)
+    with pytest.raises(DataError, match=r"does not fit into memory.*stream:cifar10") as error:
+        load("cifar10", data_dir_of(folder))
+    assert "remove it" not in str(error.value)
+
+
+def test_a_missing_package_does_not_look_like_damage(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(DataError, match=r"needs grain.*\[experiments\]") as error:
+        load("stream:cifar10", data_dir_of(folder))
+    assert "remove it" not in str(error.value)
+
+
 def test_a_missing_set_says_where_and_both_ways_to_get_it(tmp_path):
     with pytest.raises(DataError) as error:
         load("cifar100", tmp_path)

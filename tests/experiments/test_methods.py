@@ -190,9 +190,11 @@ def test_schedule_scales_update_and_decay(optimizer):
 
 
 def _rates(steps_per_epoch: int, **options):
+    """Under jit, as in training: XLA divides by constants through their reciprocals."""
     run = dataclasses.replace(RUN, **options)
-    schedule = make_schedule(run, steps_per_epoch)
-    return np.array([schedule(jnp.array(step)) for step in range(run.epochs * steps_per_epoch)], np.float64)
+    schedule = jax.jit(make_schedule(run, steps_per_epoch))
+    with jax.numpy_dtype_promotion("standard"):
+        return np.array([schedule(jnp.array(n)) for n in range(run.epochs * steps_per_epoch)], np.float64)
 
 
 def test_constant_schedule():
@@ -207,6 +209,12 @@ def test_cosine_schedule_reaches_zero_at_the_end():
 def test_step_schedule_counts_epochs():
     expected = 0.1 * 0.75 ** (np.arange(30) // 12)
     np.testing.assert_allclose(_rates(3, schedule="step", step_epochs=4), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [41, 55, 61, 107])
+def test_step_schedule_drops_at_the_step_itself(steps_per_epoch):
+    expected = 0.1 * 0.75 ** (np.arange(10 * steps_per_epoch) // steps_per_epoch)
+    np.testing.assert_allclose(_rates(steps_per_epoch, schedule="step", step_epochs=1), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])

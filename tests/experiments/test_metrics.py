@@ -128,7 +128,7 @@ def test_classification_of_two_classes_equals_counting(seed, count):
     labels = rng.integers(0, 2, count)
     labels[:2] = 0, 1
     positive = rng.integers(0, 9, count) / 8  # exact, with ties
-    scores = score(ClassificationScores(), (np.stack([1 - positive, positive], axis=1), labels))
+    scores = score(ClassificationScores(), (np.stack([-positive, positive - 1], axis=1), labels))
     predicted = positive > 0.5
     true_positive = np.sum(predicted & (labels == 1))
     assert scores["roc_auc"] == pytest.approx(brute_auc(positive, labels))
@@ -138,16 +138,39 @@ def test_classification_of_two_classes_equals_counting(seed, count):
 
 def test_more_classes_are_averaged_each_against_the_rest():
     rng = np.random.default_rng(1)
-    probabilities = rng.dirichlet(np.ones(3), 60).astype(np.float32)
+    probabilities = rng.dirichlet(np.ones(3), 60)
     labels = rng.integers(0, 3, 60)
-    scores = score(ClassificationScores(), (probabilities, labels))
+    scores = score(ClassificationScores(), (np.log(probabilities) + 3, labels))
     aucs = [brute_auc(probabilities[:, k], (labels == k).astype(int)) for k in range(3)]
     assert scores["roc_auc"] == pytest.approx(np.mean(aucs))
     assert scores["accuracy"] == pytest.approx(np.mean(probabilities.argmax(axis=1) == labels))
 
 
+@pytest.mark.parametrize("scale", [1, 20, 1000])
+def test_confident_networks_are_ranked_as_well(scale):
+    """Probabilities near 1 round to 1 in single precision; their logits stay apart."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 300)
+    logits = np.stack([np.zeros(300), scale * (rng.normal(size=300) + labels)], axis=1).astype(np.float32)
+    expected = pytest.approx(brute_auc(logits[:, 1], labels))
+    assert score(ClassificationScores(), (logits, labels))["roc_auc"] == expected
+    assert score(ClassificationScores(), (logits[:, ::-1], 1 - labels))["roc_auc"] == expected
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_confident_networks_of_more_classes_are_ranked_as_well(scale):
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 3, 200)
+    logits = (scale * (rng.normal(size=(200, 3)) + np.eye(3)[labels])).astype(np.float32)
+    against_rest = [
+        np.float64(logits[:, k]) - np.logaddexp(*np.float64(np.delete(logits, k, axis=1)).T) for k in range(3)
+    ]
+    aucs = [brute_auc(odds, (labels == k).astype(int)) for k, odds in enumerate(against_rest)]
+    assert score(ClassificationScores(), (logits, labels))["roc_auc"] == pytest.approx(np.mean(aucs))
+
+
 def test_one_class_alone_has_no_roc_curve():
-    scores = score(ClassificationScores(), (np.array([[0.9, 0.1], [0.4, 0.6]]), [0, 0]))
+    scores = score(ClassificationScores(), (np.array([[2.0, 1.0], [0.4, 0.6]]), [0, 0]))
     assert np.isnan(scores["roc_auc"])
     assert scores["accuracy"] == 0.5
 
@@ -172,7 +195,7 @@ def test_memory_grows_by_five_bytes_an_image_and_not_at_all_for_masks():
 
 
 def test_wrong_shapes_and_nothing_to_score_are_said():
-    with pytest.raises(ValueError, match=r"probabilities must be \[n, classes\]"):
+    with pytest.raises(ValueError, match=r"logits must be \[n, classes\]"):
         ClassificationScores().update(np.zeros(3), np.zeros(3))
     with pytest.raises(ValueError, match=r"must both be \[n, height, width\]"):
         SegmentationScores().update(np.zeros((1, 4, 4, 1)), np.zeros((1, 4, 4)))

@@ -528,6 +528,11 @@ def test_a_checkpoint_without_one_array_is_refused(tmp_path, lacking):
         (lambda data: _dataset(num_classes=4), "num_classes was 3, is 4"),
         (lambda data: dataclasses.replace(data, mean=data.mean + 0.01), "mean was"),
         (lambda data: dataclasses.replace(data, std=data.std * 1.01), "std was"),
+        (lambda data: dataclasses.replace(data, train_labels=data.train_labels[::-1]), "labels_checksum was"),
+        (
+            lambda data: dataclasses.replace(data, test_labels=(data.test_labels + 1) % 3),
+            "labels_checksum was",
+        ),
     ],
 )
 @pytest.mark.parametrize("ended", [False, True])
@@ -564,6 +569,15 @@ def test_the_last_digit_of_a_mean_may_depend_on_the_machine(tmp_path):
         training.train(run, dataset, out=tmp_path, on_epoch=_stop_after(1))
     elsewhere = dataclasses.replace(dataset, mean=np.nextafter(dataset.mean, np.float32(1)))
     assert training.train(run, elsewhere, out=tmp_path).resumed[0]["after_epoch"] == 1
+
+
+def test_a_record_without_a_checksum_goes_on(tmp_path):
+    """As those that were written before there was one."""
+    dataset, run = _dataset(), _run(epochs=1)
+    record = training.train(run, dataset, out=tmp_path)
+    data = {name: value for name, value in record.data.items() if name != "labels_checksum"}
+    records.write_record(tmp_path, dataclasses.replace(record, data=data))
+    assert training.train(run, dataset, out=tmp_path).epochs == record.epochs
 
 
 def test_a_finished_run_is_not_made_again(tmp_path):
