@@ -265,10 +265,9 @@ def format_difference(row: Row, score: str = "accuracy") -> str:
         return "-"
     if math.isnan(half):
         return f"{mean:+.4f} [one seed]"
-    if half < ROUNDING:
-        return f"{mean:+.4f} [seeds agree]"
     pairs = "" if n == len(row.cell.values(score)) else f" ({n} seeds)"
-    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]{pairs}"
+    interval = "seeds agree" if half < ROUNDING else f"{mean - half:+.4f}, {mean + half:+.4f}"
+    return f"{mean:+.4f} [{interval}]{pairs}"
 
 
 def leaves_out_zero(row: Row, score: str = "accuracy") -> bool | None:

@@ -144,7 +144,7 @@ def _claim2(results: Results, folder: Path) -> Section:
         failed = ", ".join(f"{BLOCKS[r]} with {n}" for (n, r), factor in changed.items() if not factor.holds)
         held = sum(bool(factor.holds) for factor in changed.values())
         lines[1] += f"; {held} of {len(changed)} cells are as claimed" + (
-            f", not {failed}." if failed else "."
+            f"; not: {failed}." if failed else "."
         )
     shown = {
         (n, r): i
