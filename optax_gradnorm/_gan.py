@@ -58,9 +58,10 @@ def default_autoscale(sigma: jax.Array, first_sigma: jax.Array) -> jax.Array:
       The clues are those in the accounts of Yun, `Insights from Gradient Dynamics: Gradient Autoscaled
       Normalization <https://arxiv.org/abs/2509.03677>`_, 2025; its own formula may differ.
     """
-    log_phi = -jnp.log1p(1 / sigma)
+    is_zero = sigma == 0  # where phi is 0, but the derivative of log(phi) is not finite
+    log_phi = -jnp.log1p(1 / jnp.where(is_zero, 1, sigma))
     first_log_phi = -jnp.log1p(1 / first_sigma)
-    scale = jnp.exp(log_phi / (1 - first_log_phi))
+    scale = jnp.where(is_zero, 0, jnp.exp(log_phi / (1 - first_log_phi)))
     return jnp.minimum(scale, 1 - jnp.finfo(scale.dtype).epsneg)
 
 

@@ -153,7 +153,8 @@ def operator_norm(
         raise ValueError(f"iterations must be an integer of at least 1, got {iterations!r}")
     x = jax.tree.map(jnp.asarray, x)
     _check_inexact("x", x)
-    output, jvp = jax.linearize(f, x)
+    # Of Python's numbers too, which f may return.
+    output, jvp = jax.linearize(lambda x: jax.tree.map(jnp.asarray, f(x)), x)
     _check_inexact("f(x)", output)
     transpose = jax.linear_transpose(jvp, x)
 
@@ -172,7 +173,11 @@ def operator_norm(
 
     leaves, structure = jax.tree.flatten(x)
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(leaves))
-    start = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    # Added to zeros, which are sharded as the leaf is.
+    start = [
+        jnp.zeros_like(leaf) + jax.random.normal(k, leaf.shape, leaf.dtype)
+        for k, leaf in zip(keys, leaves, strict=True)
+    ]
     start = jax.tree.unflatten(structure, start)
     _, estimates = lax.scan(iterate, _divide(start, _norm(start)), length=iterations)
     return jax.tree.map(lambda estimate: estimate[-1], estimates)
@@ -256,7 +261,7 @@ def residual_overlap(
         jax.tree.leaves(_divide(branch_gradient, branch_norm)),
         strict=True,
     )
-    cosine = sum(jnp.vdot(_wide(a), _wide(b)).real.astype(skip_norm.dtype) for a, b in directions)
+    cosine = sum(jnp.sum((jnp.conj(_wide(a)) * _wide(b)).real).astype(skip_norm.dtype) for a, b in directions)
     defined = (skip_norm > 0) & (branch_norm > 0)
     return ResidualOverlap(
         skip=skip_gradient,
@@ -348,8 +353,12 @@ def _check_norms(name: str, values: jax.Array) -> None:
     if jnp.iscomplexobj(values):
         raise TypeError(f"{name} must be real, got {values.dtype}")
     # What is traced has no values yet; the logarithm of a negative number will be NaN.
-    if not isinstance(values, jax.core.Tracer) and values.size and jnp.min(values) < 0:
-        raise ValueError(f"{name} must not be negative, got {jnp.min(values):g}")
+    if isinstance(values, jax.core.Tracer) or not values.size:
+        return
+    with jax.ensure_compile_time_eval():
+        smallest = float(jnp.min(values))
+    if smallest < 0:
+        raise ValueError(f"{name} must not be negative, got {smallest:g}")
 
 
 def _check_inexact(name: str, tree: PyTree) -> None:

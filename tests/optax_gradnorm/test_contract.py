@@ -159,6 +159,25 @@ def test_constant_layers_give_exactly_zero(transformation):
             assert not np.any(np.asarray(u)), (value, u.shape)
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e30, 1e-25, 1e-37, 3e38])
+@pytest.mark.parametrize(("shape", "stacked_axes"), [((64, 64), 0), ((4, 8, 8), 0), ((4, 64, 64), 1)])
+@pytest.mark.parametrize("name", ["znorm", "gan", "centralize", "track_gradient_dynamics"])
+def test_layers_that_the_compiler_knows_to_be_constant(name, shape, stacked_axes, value):
+    """Such as the zeros of a frozen or unused layer: XLA rearranges the arithmetic of what it knows."""
+    transformation = getattr(optax_gradnorm, name)(stacked_axes=stacked_axes)
+    live = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+    constant = jnp.full(shape, value, jnp.float32)
+
+    def update(live, constant):
+        layers = {"live": live, "constant": constant}
+        return transformation.update(layers, transformation.init(layers))
+
+    expected = jax.jit(update)(live, constant)
+    found = jax.jit(lambda live: update(live, jnp.full(shape, value, jnp.float32)))(live)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_bad_number_stays_in_its_layer(bad):
     good = {"a": weights(jnp.float32), "bias": jnp.ones(3), "c": weights(jnp.bfloat16)}

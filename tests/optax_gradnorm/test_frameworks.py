@@ -114,6 +114,35 @@ def test_nnx_optimizer_with_functions_of_the_tree(factory):
     assert_updates(factory, updates["heads"], grads["heads"])
 
 
+@each_factory
+def test_nnx_model_with_a_frozen_layer(factory):
+    """Its gradient is a zero that the compiler knows."""
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.frozen = nnx.Linear(16, 16, rngs=nnx.Rngs(0))
+            self.live = nnx.Linear(16, 4, rngs=nnx.Rngs(1))
+
+        def __call__(self, x):
+            return self.live(jax.lax.stop_gradient(self.frozen(x)))
+
+    model = Model()
+    before = np.asarray(model.frozen.kernel[...])
+    chain = optax.chain(factory(), optax_gradnorm.track_gradient_dynamics(), optax.adam(1e-2))
+    optimizer = nnx.Optimizer(model, chain, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, x):
+        loss, grads = nnx.value_and_grad(lambda model: jnp.mean(model(x) ** 2))(model)
+        with jax.numpy_dtype_promotion("standard"):
+            optimizer.update(model, grads)
+        return loss
+
+    losses = [step(model, optimizer, jnp.ones((8, 16))) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    np.testing.assert_array_equal(model.frozen.kernel[...], before)
+
+
 def test_nnx_functional_loop():
     """Split once, then pure jit on the state's arrays."""
     graph, parameters, rest = nnx.split(NnxModel(), nnx.Param, ...)

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from optax_gradnorm import overlap
 
@@ -191,9 +193,64 @@ def test_double_precision():
         np.testing.assert_allclose(bounds.residual, 1.1**3, rtol=1e-14)
 
 
-def test_jacobian_of_zeros():
-    norm, error = overlap.operator_norm(lambda x: 0 * x, jnp.ones((3, 2)))
-    assert norm == error == 0
+@pytest.mark.parametrize(
+    "f", [lambda x: 0 * x, jnp.round, jnp.sign, jax.lax.stop_gradient, lambda x: jnp.ones(3), lambda x: 1.0]
+)
+def test_jacobian_of_zeros(f):
+    """Computed zeros, and those that the compiler knows."""
+    for estimate in (overlap.operator_norm, jax.jit(overlap.operator_norm, static_argnums=0)):
+        norm, error = estimate(f, jnp.ones((3, 2)))
+        assert norm == error == 0
+    if f is jnp.round:
+        assert overlap.residual_overlap(f, jnp.ones(4), jnp.ones(4)).alpha.norm == 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-32, 1e-20, 1e20, 1e35])
+def test_gradient_of_the_operator_norm(scale):
+    """u1 v1^T, of the first singular vectors."""
+    matrix = spectrum([3.0, 1.0], 4)
+    left, _, right = np.linalg.svd(np.float64(matrix))
+
+    def norm(matrix):
+        return overlap.operator_norm(lambda x: matrix @ x, jnp.ones(4), iterations=60).norm
+
+    gradient = jax.jit(jax.grad(norm))(matrix * scale)
+    np.testing.assert_allclose(gradient, np.outer(left[:, 0], right[0]), atol=2e-6)
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_inputs(axis_type):
+    mesh = jax.make_mesh((4,), ("x",), (axis_type,), devices=jax.devices()[:4])
+    matrix, x = gaussian(8, 8), gaussian(8, 8, seed=1)
+    sharded = jax.device_put(x, NamedSharding(mesh, P("x")))
+
+    def measure(x):
+        def branch(x):
+            return jnp.tanh(x) @ matrix
+
+        return overlap.operator_norm(branch, x), overlap.residual_overlap(branch, x, jnp.cos(x))
+
+    expected = measure(x)
+    with jax.set_mesh(mesh):
+        found = jax.jit(measure)(sharded)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+def test_every_shard_on_its_own():
+    mesh = jax.make_mesh((4,), ("x",), (AxisType.Auto,), devices=jax.devices()[:4])
+    matrix, x = gaussian(8, 8), gaussian(8, 8, seed=1)
+
+    def measure(x):
+        found = overlap.residual_overlap(lambda x: jnp.tanh(x) @ matrix, x, jnp.cos(x))
+        return jax.tree.map(lambda leaf: leaf[None], (found.alpha, found.cosine))
+
+    found = jax.jit(jax.shard_map(measure, mesh=mesh, in_specs=P("x"), out_specs=P("x")))(x)
+    expected = [measure(rows) for rows in jnp.split(x, 4)]
+    for a, b in zip(jax.tree.leaves(found), zip(*map(jax.tree.leaves, expected), strict=True), strict=True):
+        np.testing.assert_allclose(a, np.concatenate(b), rtol=2e-4, atol=2e-6)
 
 
 def test_jit_vmap_and_weak_types():
@@ -374,6 +431,14 @@ def test_bounds_of_small_networks():
     np.testing.assert_allclose([empty.residual, empty.plain], 4, rtol=1e-6)
     with pytest.raises(ValueError, match=r"alphas must be one-dimensional, got shape \(\)"):
         overlap.gradient_bounds(2.0, 1.0)
+
+
+def test_bounds_of_values_known_while_tracing():
+    alphas = jnp.array([0.5, 2.0])
+    np.testing.assert_allclose(jax.jit(lambda n: overlap.gradient_bounds(alphas, n))(4.0).residual, 18)
+    negative = -alphas
+    with pytest.raises(ValueError, match="alphas must not be negative, got -2"):
+        jax.jit(lambda n: overlap.gradient_bounds(negative, n))(4.0)
 
 
 def test_small_alphas_keep_their_precision():
