@@ -134,7 +134,7 @@ def track_gradient_dynamics(
 
         return updates, GradientDynamicsState(
             count=jnp.asarray(optax.safe_increment(state.count)),
-            mean=fill(state.mean, [c.mean for c, _ in layers]),
+            mean=fill(state.mean, [c.mean * c.unit.astype(c.mean.dtype) for c, _ in layers]),
             std=fill(state.std, [c.std * c.unit for c, _ in layers]),
             global_std=global_std(layers, state.global_std.dtype),
         )

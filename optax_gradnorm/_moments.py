@@ -17,8 +17,8 @@ class Centered(NamedTuple):
     """
 
     values: jax.Array  # shape of the leaf, float32 or complex64 (float64 or complex128)
-    mean: jax.Array  # shape of the leaf with the averaged axes kept as 1; not in units
-    std: jax.Array  # as `mean`, real, in units of `unit`
+    mean: jax.Array  # shape of the leaf with the averaged axes kept as 1, in units of `unit`
+    std: jax.Array  # as `mean`, real
     unit: jax.Array  # as `mean`, real
 
 
@@ -35,18 +35,20 @@ def center(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ..
     several in one multi-operand reduction would save reads and lose 2 % accuracy, since XLA on CPU adds
     the elements of such a one by one.
     """
+    # XLA must not know the zeros of a frozen layer: it would rearrange what follows into 0 * inf.
+    gradient = lax.optimization_barrier(gradient)
     dtype = statistics_dtype(gradient.dtype)
     if jnp.iscomplexobj(gradient):
         gradient = gradient.astype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)
-        real_origin, real_reach = _origin_and_reach(gradient.real, axes, axis_names)
-        imag_origin, imag_reach = _origin_and_reach(gradient.imag, axes, axis_names)
+        real_origin, real_largest = _origin_and_largest(gradient.real, axes, axis_names)
+        imag_origin, imag_largest = _origin_and_largest(gradient.imag, axes, axis_names)
         origin = lax.complex(real_origin, imag_origin)
-        reach = jnp.maximum(real_reach, imag_reach)
+        largest = jnp.maximum(real_largest, imag_largest)
     else:
         gradient = gradient.astype(dtype)
-        origin, reach = _origin_and_reach(gradient, axes, axis_names)
+        origin, largest = _origin_and_largest(gradient, axes, axis_names)
 
-    unit = power_of_two(reach)
+    unit = power_of_two(largest)
     # A product, not a quotient: XLA would rather store quotients than compute them twice.
     per_unit = (1 / unit).astype(gradient.dtype)
     scaled = (gradient - origin) * per_unit
@@ -54,18 +56,16 @@ def center(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ..
     mean = _mean(scaled, axes, axis_names)
     values = scaled - mean
     std = _sqrt(_mean(_squared_magnitude(values), axes, axis_names))
-    return Centered(values, mean * unit.astype(mean.dtype) + origin, std, unit)
+    return Centered(values, mean + origin * per_unit, std, unit)
 
 
 def power_of_two(magnitude: jax.Array) -> jax.Array:
     """A power of two near a magnitude, in whose units nothing of that size overflows; scaling by it is exact.
 
-    Its reciprocal is never subnormal: XLA multiplies by reciprocals, and takes subnormal numbers for 0. Of 0 it
-    is near 1: under jit XLA reorders products with zeros that it knows, and a huge reciprocal would overflow.
+    Its reciprocal is never subnormal: XLA multiplies by reciprocals, and takes subnormal numbers for 0.
     """
     info = jnp.finfo(magnitude.dtype)
-    # The result does not depend on in what unit one counts.
-    magnitude = lax.stop_gradient(jnp.where(magnitude == 0, 1, magnitude))
+    magnitude = lax.stop_gradient(magnitude)  # The result does not depend on in what unit one counts.
     unit = lax.reduce_precision(0.5 * magnitude, info.nexp, 0)  # no mantissa bits
     return jnp.minimum(jnp.maximum(unit, 2.0**info.minexp), 2.0**-info.minexp)
 
@@ -106,16 +106,15 @@ def _sqrt_jvp(primals, tangents):
     return root, jnp.where(root > 0, 0.5 / jnp.where(root > 0, root, 1), 0) * tangents[0]
 
 
-def _origin_and_reach(
+def _origin_and_largest(
     x: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """The number nearest to zero between the extremes of `x`, and how far from it `x` goes."""
+    """The number nearest to zero between the extremes of `x`, and its largest magnitude."""
     x = lax.stop_gradient(x)  # The result does not depend on where one counts from.
     low, high = jnp.min(x, axes, keepdims=True), jnp.max(x, axes, keepdims=True)
     if axis_names:
         low, high = lax.pmin(low, axis_names), lax.pmax(high, axis_names)
-    origin = jnp.minimum(jnp.maximum(low, 0), high)
-    return origin, jnp.maximum(high - origin, origin - low)
+    return jnp.minimum(jnp.maximum(low, 0), high), jnp.maximum(high, -low)
 
 
 def _squared_magnitude(x: jax.Array) -> jax.Array:

@@ -387,7 +387,8 @@ def _norm(tree: PyTree) -> jax.Array:
     """Euclidean norm over all leaves, whose squares neither overflow nor vanish."""
     leaves = [part for x in jax.tree.leaves(tree) for part in _real_parts(_wide(x))]
     dtype = jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in leaves) else jnp.float32)
-    leaves = [x.astype(dtype) for x in leaves]
+    # As in `center`: XLA must not know of zeros.
+    leaves = lax.optimization_barrier([x.astype(dtype) for x in leaves])
     unit = power_of_two(jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves])))
     per_unit = 1 / unit
     return unit * jnp.sqrt(sum(jnp.sum(jnp.square(x * per_unit)) for x in leaves))
