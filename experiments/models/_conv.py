@@ -79,14 +79,15 @@ def _conv_jvp(strides, padding, primals, tangents):
 def conv_by_patches(images, kernel, strides, padding):
     """The convolution as matrix products: its transpose, the gradient of the kernel, is one too."""
     height, width, _, features = kernel.shape
-    # The transpose adds up the chunks' shares of the kernel's gradient: in half precision that would cost digits.
-    is_half = jnp.finfo(kernel.dtype).bits < 32
-    matrix = kernel.astype(jnp.float32 if is_half else kernel.dtype).reshape(-1, features).T
+    # Products and their sums in single precision at least: XLA on CPU would add up halves in half precision.
+    dtype = jnp.float32 if jnp.finfo(kernel.dtype).bits < 32 else kernel.dtype
+    matrix = kernel.astype(dtype).reshape(-1, features).T
 
     # Kept for the backward pass are the images, not their patches.
     @jax.checkpoint
     def convolve(some_images):
-        return _patches(some_images, height, width, strides, padding) @ matrix.T.astype(kernel.dtype)
+        patches = _patches(some_images, height, width, strides, padding)
+        return (patches.astype(dtype) @ matrix.T).astype(kernel.dtype)
 
     take_patches = partial(_patches, height=height, width=width, strides=strides, padding=padding)
     shape = jax.eval_shape(take_patches, images)
