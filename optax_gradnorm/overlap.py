@@ -36,6 +36,8 @@ import jax.core
 import jax.numpy as jnp
 from jax import lax
 
+from optax_gradnorm import _moments
+from optax_gradnorm._layers import check_integer
 from optax_gradnorm._moments import power_of_two, statistics_dtype
 
 __all__ = [
@@ -149,8 +151,9 @@ def operator_norm(
     References:
       Golub and Van Loan, Matrix Computations, 4th edition, 2013, section 8.2.
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations must be an integer of at least 1, got {iterations!r}")
+    iterations = check_integer("iterations", iterations)
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
     x = jax.tree.map(jnp.asarray, x)
     _check_inexact("x", x)
     # Of Python's numbers too, which f may return.
@@ -387,11 +390,8 @@ def _norm(tree: PyTree) -> jax.Array:
     """Euclidean norm over all leaves, whose squares neither overflow nor vanish."""
     leaves = [part for x in jax.tree.leaves(tree) for part in _real_parts(_wide(x))]
     dtype = jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in leaves) else jnp.float32)
-    # As in `center`: XLA must not know of zeros.
-    leaves = lax.optimization_barrier([x.astype(dtype) for x in leaves])
-    unit = power_of_two(jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves])))
-    per_unit = 1 / unit
-    return unit * jnp.sqrt(sum(jnp.sum(jnp.square(x * per_unit)) for x in leaves))
+    # As in `measure`: XLA must not know of zeros.
+    return _moments.norm(lax.optimization_barrier([x.astype(dtype) for x in leaves]))
 
 
 def _real_parts(x: jax.Array) -> tuple[jax.Array, ...]:
