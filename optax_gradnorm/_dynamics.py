@@ -171,7 +171,12 @@ def track_gradient_dynamics(
 def _placeholder_type() -> type:
     """The class of what optax.tree_map_params hands to `init` in place of parameters."""
     kinds: list[type] = []
-    optax.tree_map_params(lambda placeholder: kinds.append(type(placeholder)), lambda leaf: leaf, None)
+
+    def init(placeholder: Any) -> tuple[()]:
+        kinds.append(type(placeholder))
+        return ()
+
+    optax.tree_map_params(init, lambda leaf: leaf, ())
     return kinds[0]
 
 

@@ -291,13 +291,31 @@ def _per_leaf(argument: str, option: Any, tree: PyTree, is_leaf: Callable[[Any],
         broadcast = jax.tree.map(
             lambda value, subtree: [value] * len(jax.tree.leaves(subtree)), option, tree, is_leaf=is_leaf
         )
-    except (ValueError, TypeError) as error:
-        # JAX says on several lines where they differ, and calls the option the "tree_map tree".
-        reason = " ".join(str(error).split()).replace("tree_map tree", argument)
+    except (ValueError, TypeError):
         raise ValueError(
-            f"{argument} must have the structure of the gradients, or a prefix of it: {reason}"
+            f"{argument} must have the structure of the gradients, or a prefix of it: "
+            f"{_difference(option, tree, is_leaf)}"
         ) from None
     return jax.tree.leaves(broadcast, is_leaf=is_leaf)
+
+
+def _difference(option: PyTree, tree: PyTree, is_leaf: Callable[[Any], bool] | None) -> str:
+    """Where an option is not a prefix of a tree, in words."""
+
+    def paths(tree, is_leaf):
+        return [
+            tuple(_part(key) for key in path)
+            for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
+        ]
+
+    given, wanted = paths(option, is_leaf), paths(tree, None)
+    for path in wanted:
+        if not any(path[: len(start)] == start for start in given):
+            return f"it says nothing of {'/'.join(path)!r}"
+    for start in given:
+        if not any(path[: len(start)] == start for path in wanted):
+            return f"there is no {'/'.join(start)!r}"
+    return f"it is {jax.tree.structure(option)}, they are {jax.tree.structure(tree)}"
 
 
 def check_integer(argument: str, value: Any) -> int:

@@ -106,7 +106,7 @@ def test_updates_are_the_very_same_arrays():
 
 
 def test_float64_gradients_are_measured_in_double_precision():
-    with jax.enable_x64(True):
+    with reference.enable_x64(True):
         grads = {"kernel": jnp.asarray(np.random.default_rng(0).standard_normal((9, 9)) * 1e-3 + 1e3)}
         assert grads["kernel"].dtype == jnp.float64
         transformation = track_gradient_dynamics()

@@ -184,7 +184,7 @@ def test_half_precision(dtype, tolerance):
 
 
 def test_double_precision():
-    with jax.enable_x64(True):
+    with reference.enable_x64(True):
         matrix = gaussian(9, 9, dtype=np.float64)
         estimate = overlap.operator_norm(lambda x: matrix @ x, jnp.zeros(9, jnp.float64), iterations=2000)
         assert estimate.norm.dtype == jnp.float64
