@@ -4,16 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._layers import (
-    AxisName,
-    FeatureAxis,
-    Layer,
-    Mask,
-    StackedAxes,
-    layer_resolver,
-    map_layers,
-    resolve_at_init,
-)
+from optax_gradnorm._arguments import AxisName, FeatureAxis, Mask, StackedAxes
+from optax_gradnorm._layers import Layer, layer_resolver, map_layers, resolve_at_init
 from optax_gradnorm._moments import measure, subtract
 
 

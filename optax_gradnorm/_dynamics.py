@@ -6,17 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._layers import (
-    AxisName,
-    Mask,
-    PyTree,
-    StackedAxes,
-    check_integer,
-    is_flax_box,
-    layer_resolver,
-    path_parts,
-    resolve_at_init,
-)
+from optax_gradnorm._arguments import AxisName, Mask, PyTree, StackedAxes, check_integer
+from optax_gradnorm._layers import is_flax_box, layer_resolver, path_parts, resolve_at_init
 from optax_gradnorm._moments import check_varies_as, global_std, measure, zero_global, zero_statistic
 
 

@@ -7,13 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._layers import (
-    AxisName,
-    Mask,
-    StackedAxes,
-    layer_resolver,
-    resolve_at_init,
-)
+from optax_gradnorm._arguments import AxisName, Mask, StackedAxes
+from optax_gradnorm._layers import layer_resolver, resolve_at_init
 from optax_gradnorm._moments import (
     check_varies_as,
     global_std,

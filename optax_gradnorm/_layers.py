@@ -7,19 +7,26 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-PyTree = Any
-Mask = PyTree | Callable[[PyTree], PyTree] | None
-StackedAxes = int | PyTree | Callable[[PyTree], PyTree] | None
-AxisName = str | tuple[str, ...] | PyTree | Callable[[PyTree], PyTree] | None
-FeatureAxis = int | tuple[int, ...] | PyTree | Callable[[PyTree], PyTree]
-
-# In place of a mask's boolean: the default rule decides.
-BY_DEFAULT = object()
+from optax_gradnorm._arguments import (
+    BY_DEFAULT,
+    AxisName,
+    FeatureAxis,
+    Mask,
+    PyTree,
+    StackedAxes,
+    check_feature_axis,
+    check_mask,
+    check_stacked_axes,
+    is_axis_name,
+    is_feature_axis,
+    is_function,
+    names_checker,
+    path_part,
+    per_leaf,
+)
 
 
 class Layer(NamedTuple):
@@ -65,15 +72,15 @@ def layer_resolver(
         function, which transformations call in `init`.
     """
     options = {
-        "mask": (BY_DEFAULT if mask is None else mask, _check_mask, None),
-        "stacked_axes": (0 if stacked_axes is None else stacked_axes, _check_stacked_axes, None),
-        "axis_name": (axis_name, _names_checker("axis_name"), _is_axis_name),
-        "stacked_axis_name": (stacked_axis_name, _names_checker("stacked_axis_name"), _is_axis_name),
-        "feature_axis": (feature_axis, _check_feature_axis, _is_feature_axis),
+        "mask": (BY_DEFAULT if mask is None else mask, check_mask, None),
+        "stacked_axes": (0 if stacked_axes is None else stacked_axes, check_stacked_axes, None),
+        "axis_name": (axis_name, names_checker("axis_name"), is_axis_name),
+        "stacked_axis_name": (stacked_axis_name, names_checker("stacked_axis_name"), is_axis_name),
+        "feature_axis": (feature_axis, check_feature_axis, is_feature_axis),
     }
     # A bare value is checked now; pytrees and functions have to wait for the tree.
     for option, check, is_leaf in options.values():
-        if not _is_function(option) and jax.tree_util.all_leaves([option], is_leaf=is_leaf):
+        if not is_function(option) and jax.tree_util.all_leaves([option], is_leaf=is_leaf):
             check(option)
 
     def resolve(tree: PyTree) -> list[Layer | None]:
@@ -81,11 +88,11 @@ def layer_resolver(
         if not any(hasattr(leaf, "shape") for leaf in leaves):
             # Nothing but Python numbers, or the placeholder with which optax.tree_map_params calls `init`.
             return [None] * len(leaves)
-        per_leaf = [
-            [check(value) for value in _per_leaf(argument, option, tree, is_leaf)]
+        values = [
+            [check(value) for value in per_leaf(argument, option, tree, is_leaf)]
             for argument, (option, check, is_leaf) in options.items()
         ]
-        return [_resolve_leaf(*leaf) for leaf in zip(_leaf_paths(tree), leaves, *per_leaf, strict=True)]
+        return [_resolve_leaf(*leaf) for leaf in zip(_leaf_paths(tree), leaves, *values, strict=True)]
 
     return resolve
 
@@ -250,7 +257,7 @@ def is_flax_box(node: Any) -> bool:
 
 def path_parts(tree: PyTree) -> list[tuple[str, ...]]:
     """The path of every leaf as strings, which are the same in every container."""
-    return [tuple(_part(key) for key in path) for path in _leaf_paths(tree)]
+    return [tuple(path_part(key) for key in path) for path in _leaf_paths(tree)]
 
 
 def _leaf_paths(tree: PyTree) -> list[tuple]:
@@ -266,113 +273,6 @@ def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _part(key: Any) -> str:
-    return jax.tree_util.keystr((key,), simple=True)
-
-
-def _is_function(option: Any) -> bool:
-    # An Equinox module of booleans is callable too, but it is a tree and not a leaf.
-    return callable(option) and jax.tree_util.all_leaves([option])
-
-
-def _is_axis_name(node: Any) -> bool:
-    return node is None or (isinstance(node, tuple) and all(isinstance(name, str) for name in node))
-
-
-def _is_feature_axis(node: Any) -> bool:
-    return isinstance(node, tuple) and not hasattr(node, "_fields")
-
-
-def _per_leaf(argument: str, option: Any, tree: PyTree, is_leaf: Callable[[Any], bool] | None) -> list[Any]:
-    """Broadcasts an option, a function of the tree or a prefix of it, to one value per leaf."""
-    if _is_function(option):
-        option = option(tree)
-    try:
-        broadcast = jax.tree.map(
-            lambda value, subtree: [value] * len(jax.tree.leaves(subtree)), option, tree, is_leaf=is_leaf
-        )
-    except (ValueError, TypeError):
-        raise ValueError(
-            f"{argument} must have the structure of the gradients, or a prefix of it: "
-            f"{_difference(option, tree, is_leaf)}"
-        ) from None
-    return jax.tree.leaves(broadcast, is_leaf=is_leaf)
-
-
-def _difference(option: PyTree, tree: PyTree, is_leaf: Callable[[Any], bool] | None) -> str:
-    """Where an option is not a prefix of a tree, in words."""
-
-    def paths(tree, is_leaf):
-        return [
-            tuple(_part(key) for key in path)
-            for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
-        ]
-
-    given, wanted = paths(option, is_leaf), paths(tree, None)
-    for path in wanted:
-        if not any(path[: len(start)] == start for start in given):
-            return f"it says nothing of {'/'.join(path)!r}"
-    for start in given:
-        if not any(path[: len(start)] == start for path in wanted):
-            return f"there is no {'/'.join(start)!r}"
-    return f"it is {jax.tree.structure(option)}, they are {jax.tree.structure(tree)}"
-
-
-def check_integer(argument: str, value: Any) -> int:
-    """Returns a static integer, NumPy's and concrete scalars of JAX included."""
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError(
-            f"{argument} must be a Python integer, got the traced {value}; "
-            "under optax.inject_hyperparams name it in static_args"
-        )
-    number = _item(value)
-    if isinstance(number, bool | np.bool_) or not isinstance(number, int | np.integer):
-        raise TypeError(f"{argument} must be an integer, got {value!r}")
-    return int(number)
-
-
-def _item(value: Any) -> Any:
-    """The Python number in an array without dimensions."""
-    is_array = isinstance(value, jax.Array | np.ndarray) and not isinstance(value, jax.core.Tracer)
-    return value.item() if is_array and value.ndim == 0 else value
-
-
-def _check_mask(value: Any) -> Any:
-    value = value if value is BY_DEFAULT else _item(value)
-    if value is not BY_DEFAULT and not isinstance(value, bool | np.bool_):
-        raise TypeError(f"mask must hold booleans, got {value!r}")
-    return value
-
-
-def _check_stacked_axes(value: Any) -> int:
-    value = check_integer("stacked_axes", value)
-    if value < 0:
-        raise ValueError(f"stacked_axes must not be negative, got {value}")
-    return value
-
-
-def _names_checker(argument: str) -> Callable[[Any], tuple[str, ...]]:
-    def check(value: Any) -> tuple[str, ...]:
-        if value is None:
-            return ()
-        if isinstance(value, str):
-            return (value,)
-        if _is_axis_name(value):
-            return value
-        raise TypeError(f"{argument} must hold mesh axis names, got {value!r}")
-
-    return check
-
-
-def _check_feature_axis(value: Any) -> tuple[int, ...]:
-    try:
-        return tuple(
-            check_integer("feature_axis", axis) for axis in (value if isinstance(value, tuple) else (value,))
-        )
-    except TypeError:
-        raise TypeError(f"feature_axis must hold integers or tuples of integers, got {value!r}") from None
-
-
 def _is_floating(leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
@@ -380,12 +280,12 @@ def _is_floating(leaf: Any) -> bool:
 
 def _is_layer_by_default(path: tuple, shape: tuple[int, ...]) -> bool:
     """More than one axis longer than 1, and not named 'bias'."""
-    return sum(size > 1 for size in shape) > 1 and not (path and _part(path[-1]) == "bias")
+    return sum(size > 1 for size in shape) > 1 and not (path and path_part(path[-1]) == "bias")
 
 
 def _check_shape_tells(path: tuple, leaf: Any, shape: tuple[int, ...], axis_names: tuple[str, ...]) -> None:
     """Refuses a shard that may be a row of a weight or a part of a bias: the default rule speaks of the whole."""
-    if len(shape) < 2 or (path and _part(path[-1]) == "bias"):
+    if len(shape) < 2 or (path and path_part(path[-1]) == "bias"):
         return
     shards = _sharding_names(leaf, axis_names)
     if shards and sum(size > 1 for size in shape) + len(shards) > 1:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from optax_gradnorm._arguments import PyTree
 from optax_gradnorm._layers import Layer, layer_size, varying_axes, without_replicated
 
 # From so many elements on, XLA on CPU takes its fast kernels for plain sums.
@@ -140,6 +141,26 @@ def norm(arrays: Sequence[jax.Array], weights: Sequence[Any] | None = None) -> j
         # Not before they are squared: XLA would gather the factors of a product into a subnormal one.
         squares = [square * weight for square, weight in zip(squares, weights, strict=True)]
     return unit * _sqrt(sum(jnp.sum(square) for square in squares))
+
+
+def norm_of(tree: PyTree) -> jax.Array:
+    """Euclidean norm of all elements of a pytree of real and complex arrays, in single precision or double."""
+    leaves = [
+        part
+        for x in map(widen, jax.tree.leaves(tree))
+        for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))
+    ]
+    dtype = jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in leaves) else jnp.float32)
+    # As in `_moments`: XLA must not know of zeros.
+    return norm(lax.optimization_barrier([x.astype(dtype) for x in leaves]))
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """At least single precision."""
+    dtype = statistics_dtype(x.dtype)
+    if jnp.iscomplexobj(x):
+        dtype = jnp.dtype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)
+    return x.astype(dtype)
 
 
 def global_std(found: Sequence[Measured], dtype) -> jax.Array:

@@ -9,15 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_gradnorm._layers import (
-    AxisName,
-    Layer,
-    Mask,
-    StackedAxes,
-    layer_resolver,
-    map_layers,
-    resolve_at_init,
-)
+from optax_gradnorm._arguments import AxisName, Mask, StackedAxes
+from optax_gradnorm._layers import Layer, layer_resolver, map_layers, resolve_at_init
 from optax_gradnorm._moments import measure, subtract
 
 

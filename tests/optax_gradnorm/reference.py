@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # Its place before jax 0.8.
-enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 
 def exact(array) -> np.ndarray:

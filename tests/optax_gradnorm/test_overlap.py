@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from optax_gradnorm import overlap
 
+from . import reference
+
 
 def gaussian(*shape, seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
