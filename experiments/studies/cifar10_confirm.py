@@ -190,10 +190,11 @@ def _setting(run: Run) -> tuple[str, str, str, str]:
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and the learning curves of both parts."""
+    named = set(make_runs(preset, records))
     tuning = report.make_cells(_tuning_runs(preset, records), records)
     parts = {
-        "Tuned": report.make_cells(_tuned_runs(preset, records), records),
-        "The paper's regime": report.make_cells(_regime_runs(preset), records),
+        "Tuned": report.make_cells(filter(named.__contains__, _tuned_runs(preset, records)), records),
+        "The paper's regime": report.make_cells(filter(named.__contains__, _regime_runs(preset)), records),
     }
     headings = ("schedule", "model", "optimizer", "method")
     sections = [
@@ -204,7 +205,9 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     for part, cells in parts.items():
         sections.append(f"## {part}")
         if not cells:
-            sections.append("No tuning has ended yet.")
+            sections.append(
+                "These runs have not begun: the tuning comes first, then the tuned runs, then the others."
+            )
             continue
         protocols = dict.fromkeys(report.describe_protocol(cell.run) for cell in cells.values())
         sections.append("\n".join(f"- Protocol: {protocol}." for protocol in protocols))
