@@ -361,8 +361,9 @@ def describe_environment(devices: int = 1) -> dict[str, Any]:
       devices: number of devices that the run uses.
 
     Returns:
-      Versions of Python and of the packages, operating system, processor, kind and number of devices,
-      number of CPU cores of the machine and of this process, and the source's commit.
+      Versions of Python and of the packages, operating system, model of the processor, kind (of a GPU its
+      name) and number of devices, number of CPU cores of the machine and of this process, threads of XLA on
+      CPU, flags given to XLA (without paths), and the source's commit.
     """
     return {
         "python": platform.python_version(),
@@ -377,6 +378,9 @@ def describe_environment(devices: int = 1) -> dict[str, Any]:
         "device_count": devices,
         "cpu_count": os.cpu_count(),
         "cpu_usable": len(machine.usable_cores()),
+        "cpu_model": machine.cpu_model(),
+        "xla_threads": machine.xla_threads(),
+        "xla_flags": machine.xla_flags(),
         **_commit(),
     }
 
