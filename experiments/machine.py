@@ -61,6 +61,21 @@ def xla_flags() -> list[str]:
     return [flag.partition("=")[0] if os.sep in flag else flag for flag in _xla_flags()]
 
 
+def use_cores(count: int) -> None:
+    """Keeps this process to its first cores; must come before the first computation.
+
+    Raises:
+      ValueError: it may not use so many, or the system cannot keep a process to some.
+    """
+    cores = usable_cores()
+    if not 1 <= count <= len(cores):
+        raise ValueError(f"cores must be from 1 to the {len(cores)} there are, got {count}")
+    if count < len(cores):
+        if not hasattr(os, "sched_setaffinity"):
+            raise ValueError("this system cannot keep a process to some of its cores")
+        os.sched_setaffinity(0, set(cores[:count]))
+
+
 def pin(core: int) -> None:
     """Keeps this process, and with it XLA, to one core; must come before the first computation."""
     if hasattr(os, "sched_setaffinity"):

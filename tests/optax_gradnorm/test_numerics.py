@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optax_gradnorm
@@ -119,6 +120,15 @@ def test_float64(name):
                 assert relative_error(name, layer) <= bound, (mean, scale)
         layer = jnp.asarray(gaussian((30, 30)) + 1j * gaussian((30, 30), seed=1), jnp.complex128)
         assert relative_error(name, layer) <= 1e-12
+
+
+def test_complex_layer_with_a_constant_part():
+    """The other part varies by 1e-20 of it: the deviation is that part's."""
+    imaginary = gaussian((30, 30))
+    layer = jnp.asarray(1.0 + 1e-20j * imaginary, jnp.complex64)
+    expected = 1j * (imaginary - imaginary.mean()) / imaginary.std()
+    update = jax.jit(lambda g: optax_gradnorm.znorm(eps=0.0).update(g, optax.EmptyState())[0])(layer)
+    assert reference.error(update, expected) <= 2e-6
 
 
 def test_gan_state_follows_the_widest_layer():
