@@ -137,7 +137,7 @@ def test_all_other_leaves_pass_through(name, factory):
 
 
 def test_haiku_resnet():
-    """Each weight of its 22 convolutions and linear layers, and no scale, offset or bias."""
+    """Each weight of its convolutions and its linear layer, and no scale, offset or bias."""
     model = haiku_params(lambda x: hk.nets.ResNet18(10)(x, is_training=True), (2, 32, 32, 3))
     names = layer_names(model)
     assert len(names) == 62
