@@ -392,13 +392,13 @@ def _check_out(out: Path) -> None:
 
 def main() -> None:
     """Runs the command line. Exit codes: 1 if runs failed, 2 for what cannot be, 130 after Ctrl-C."""
-    from experiments.records import RecordError
+    from experiments.files import FileError
 
     functions = (compare, reproduce, report, predict, prepare)
     commands = {function.__name__: function for function in functions}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m experiments", description=__doc__)
-    except (UsageError, RecordError) as error:
+    except (UsageError, FileError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

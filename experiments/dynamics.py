@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import figures, records, report
+from experiments import records, report
 from experiments.config import Run
 from experiments.records import GradientDynamics, RunRecord
+from experiments.report import style
 
 ZNORM_EPS = 1e-10
 
@@ -90,7 +91,7 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
     deviation = geometric_mean([dynamics.std for dynamics in seeds])
     epochs = np.arange(1, len(deviation) + 1)
     rows = np.arange(len(layers))
-    with mpl.rc_context({**figures.STYLE, "axes.grid": False}):
+    with mpl.rc_context({**style.STYLE, "axes.grid": False}):
         figure = Figure(
             figsize=(9, max(5.0, 3.3 + 0.11 * min(len(layers), 60))), dpi=120, layout="constrained"
         )
@@ -113,25 +114,25 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
 
         # Different markers and lines: to be told apart without colour too.
         for label, color, line, epoch in (
-            ("first epoch", "#000000", "--", 0),
-            ("last epoch", "#0072B2", "-", -1),
+            ("first epoch", style.BLACK, "--", 0),
+            ("last epoch", style.BLUE, "-", -1),
         ):
             factor = np.ma.masked_invalid(amplification(deviation[epoch].filled(0)))
             factors.plot(factor, rows, line, color=color, label=label, linewidth=1.2)
         largest = np.ma.masked_invalid(_largest_amplification(seeds))
-        factors.plot(largest, rows, "x", color="#D55E00", label="largest, any step")
+        factors.plot(largest, rows, "x", color=style.VERMILION, label="largest, any step")
         factors.set(title="ZNorm's amplification", xscale="log", xlabel=r"1 / ($\sigma$ + $\epsilon$)")
         factors.tick_params(labelleft=False)
         factors.tick_params(axis="x", labelsize=7)
-        figures.label_narrow_log_axis(factors.xaxis)
+        style.label_narrow_log_axis(factors.xaxis)
 
         for dynamics in seeds:
             curve = np.ma.masked_less_equal(np.ma.masked_invalid(dynamics.global_std), 0)
             total.plot(
-                epochs[: len(curve)], curve, color="#0072B2", linewidth=0.6, alpha=0.6, label="one seed"
+                epochs[: len(curve)], curve, color=style.BLUE, linewidth=0.6, alpha=0.6, label="one seed"
             )
         curve = geometric_mean([dynamics.global_std for dynamics in seeds])
-        total.plot(epochs, curve, color="#000000", linewidth=1.6, label="geometric mean")
+        total.plot(epochs, curve, color=style.BLACK, linewidth=1.6, label="geometric mean")
         total.set(title="standard deviation of all layers together", xlabel="epoch")
         if curve.count():
             total.set_yscale("log")
@@ -147,7 +148,7 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
         entries = {label: handle for handle, label in zip(*total.get_legend_handles_labels(), strict=True)}
         options["loc"] = "upper right"
         legend.legend(list(entries.values()), list(entries), title="all layers", **options)
-        figures.save(figure, path)
+        style.save(figure, path)
 
 
 def draw_global(
@@ -164,7 +165,7 @@ def draw_global(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with mpl.rc_context({**figures.STYLE, "axes.grid": False}):
+    with mpl.rc_context({**style.STYLE, "axes.grid": False}):
         figure = Figure(figsize=(max(3.4 * len(panels), 5), 3.4), dpi=120, layout="constrained")
         figure.suptitle(title)
         columns = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -172,20 +173,20 @@ def draw_global(
             for method, seeds in methods.items():
                 if not seeds:
                     continue
-                color, style = report.METHOD_STYLES[method]
+                color, dashes = style.METHOD_STYLES[method]
                 curve = geometric_mean([dynamics.global_std for dynamics in seeds])
                 epochs = np.arange(1, len(curve) + 1)
-                axes.plot(epochs, curve, style, color=color, label=method, linewidth=1.6)
+                axes.plot(epochs, curve, dashes, color=color, label=method, linewidth=1.6)
                 for dynamics in seeds:
                     thin = np.ma.masked_less_equal(np.ma.masked_invalid(dynamics.global_std), 0)
-                    axes.plot(epochs[: len(thin)], thin, style, color=color, alpha=0.35, linewidth=0.6)
+                    axes.plot(epochs[: len(thin)], thin, dashes, color=color, alpha=0.35, linewidth=0.6)
             axes.set(title=name, xlabel="epoch", yscale="log")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             if axes.lines:
                 axes.legend(frameon=False)
         figure.axes[0].set_ylabel("global standard deviation")
-        figures.save(figure, path)
+        style.save(figure, path)
 
 
 def geometric_mean(series: Sequence[np.ndarray]) -> np.ma.MaskedArray:

@@ -16,9 +16,9 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,14 +26,14 @@ import numpy as np
 import optax_gradnorm
 from experiments import machine
 from experiments.config import Run
-from experiments.npz import NpzError, read_npz
+from experiments.files import FileError, NpzError, read_npz, write_whole
 
 SCHEMA = 1
 STATUSES = ("running", "finished", "diverged", "failed")
 REMEDY = "remove it to start the run again"
 
 
-class RecordError(Exception):
+class RecordError(FileError):
     """A record or a checkpoint cannot be read or written. The message is one line and names the file."""
 
 
@@ -151,7 +151,7 @@ def write_record(out: str | Path, record: RunRecord) -> Path:
       The record's file.
 
     Raises:
-      RecordError: the file cannot be written; an older record is left as it was.
+      FileError: the file cannot be written; an older record is left as it was.
     """
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     fields = {"schema": SCHEMA, **fields, "run": dataclasses.asdict(record.run)}
@@ -225,7 +225,7 @@ def write_dynamics(out: str | Path, run: Run, dynamics: GradientDynamics) -> Non
       dynamics: of all its epochs so far.
 
     Raises:
-      RecordError: the file cannot be written; an older one is left as it was.
+      FileError: the file cannot be written; an older one is left as it was.
     """
     arrays = {field.name: getattr(dynamics, field.name) for field in dataclasses.fields(dynamics)}
     arrays["layers"] = np.array(dynamics.layers, dtype=np.str_)
@@ -287,7 +287,7 @@ def write_measurement(out: str | Path, record: MeasurementRecord) -> None:
       record: what to write.
 
     Raises:
-      RecordError: the file cannot be written; an older one is left as it was.
+      FileError: the file cannot be written; an older one is left as it was.
     """
     fields = {"schema": SCHEMA, **dataclasses.asdict(record)}
     lines = ",\n".join(f'"{name}": {_to_json(value)}' for name, value in fields.items())
@@ -314,7 +314,7 @@ def write_checkpoint(out: str | Path, run: Run, arrays: Mapping[str, np.ndarray]
       arrays: by name; NumPy's own dtypes.
 
     Raises:
-      RecordError: the file cannot be written; an older checkpoint is left as it was.
+      FileError: the file cannot be written; an older checkpoint is left as it was.
     """
     write_whole(_checkpoint_path(out, run), lambda file: np.savez(file, allow_pickle=False, **arrays))
 
@@ -484,44 +484,3 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
 def _decode_epoch(*, epoch: int, nonfinite_steps: int, **floats: float | str) -> EpochMetrics:
     metrics = {name: float(value) for name, value in floats.items()}
     return EpochMetrics(epoch=int(epoch), nonfinite_steps=int(nonfinite_steps), **metrics)
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    """Writes a file so that there is always either the old one or the new one, whole.
-
-    Args:
-      path: of the file; its folder is made if missing.
-      write: gets the open file.
-
-    Returns:
-      The path.
-
-    Raises:
-      RecordError: the file cannot be written; an older one is left as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename outlast a power failure, and keeps two renames in order."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from experiments import machine
 from experiments.config import Run
-from experiments.records import RecordError, RunRecord, has_ended, read_record, write_record
+from experiments.files import FileError
+from experiments.records import RunRecord, has_ended, read_record, write_record
 
 if TYPE_CHECKING:
     from experiments.data import Dataset
@@ -118,7 +119,7 @@ class _Jobs:
     def add(self, run: Run) -> None:
         try:
             record = read_record(self.out, run)
-        except RecordError as error:
+        except FileError as error:
             self.fail(run, str(error), write=False)  # what cannot be read is left for the user to judge
             return
         if record is not None and has_ended(self.out, record, self.keep_checkpoints):
@@ -155,7 +156,7 @@ class _Jobs:
                     read_record(self.out, run) or record, status="failed", message=message
                 )
                 write_record(self.out, record)
-            except (RecordError, OSError) as error:
+            except FileError as error:
                 message = f"{message}; its record could not be written: {error}"
         self.ended[run.name] = record
         self.notify(Event("failed", run, record, message, worker))
@@ -170,7 +171,7 @@ def _train_here(jobs: _Jobs, setup: _Setup, cache: str) -> None:
         run = jobs.start(me)
         try:
             record = trainer.train(run, lambda record, run=run: jobs.epoch(run, record, me))
-        except RecordError as error:
+        except FileError as error:
             jobs.fail(run, str(error), write=False, worker=me)
         except Exception as error:  # one broken run must not end the others
             jobs.broke(run, _describe(error), me)
@@ -260,7 +261,7 @@ def _work(connection: Connection, core: int, setup: _Setup, cache: str) -> None:
             return
         try:
             record = trainer.train(run, lambda record: connection.send(("epoch", record)))
-        except RecordError as error:
+        except FileError as error:
             connection.send(("unreadable", str(error)))
             return
         except Exception as error:  # a fresh process tries once more

@@ -77,7 +77,7 @@ def train(
 
     Raises:
       ValueError: the run does not fit the data or the devices.
-      RecordError: a record or a checkpoint cannot be read or written, or is of a run on other data.
+      FileError: a record or a checkpoint cannot be read or written, or is of a run on other data.
     """
     record = records.read_record(out, run)
     if record is not None:

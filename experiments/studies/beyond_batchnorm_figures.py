@@ -8,8 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import figures
-from experiments.report import METHOD_STYLES
+from experiments.report import style
 from experiments.studies.beyond_batchnorm_claims import (
     Explosion,
     FirstSteps,
@@ -19,16 +18,6 @@ from experiments.studies.beyond_batchnorm_claims import (
     Tradeoff,
     fit_curves,
 )
-
-# Okabe and Ito (2008).
-COLORS = {
-    "instance_norm": "#D55E00",
-    "batch_norm": "#0072B2",
-    "group_norm": "#009E73",
-    "layer_norm": "#CC79A7",
-    "weight_norm": "#E69F00",
-    "scaled_ws": "#56B4E9",
-}
 
 
 def _panels(columns: int, rows: int = 1, *, width: float = 3.2, height: float = 2.8, **options):
@@ -41,7 +30,7 @@ LINES = "Lines: means over seeds; bands: lowest to highest seed."
 
 
 def _save(figure: Figure, folder: Path, name: str, caption: str, explanation: str) -> str:
-    figures.save(figure, folder / name)
+    style.save(figure, folder / name)
     return f"![{caption}]({name}.svg)\n\n{explanation}"
 
 
@@ -54,18 +43,18 @@ def _line(axes: Any, rows: np.ndarray, label: str, color: Any, **options) -> Non
 
 def draw_activation_growth(folder: Path, found: Mapping[str, Initialization]) -> str:
     """Claim 1, laid out as Figure 2: variance along the blocks, and both fits to each stage."""
-    with mpl.rc_context(figures.STYLE):
+    with mpl.rc_context(style.STYLE):
         columns = min(len(found), 4)
         figure, axes = _panels(columns, -(-len(found) // columns), sharex=True, height=2.3)
         for axis, (normalizer, initialization) in zip(axes.flat, found.items(), strict=False):
             variances = np.exp(initialization.statistics["log_variance"])
-            _line(axis, variances, "measured", "#0072B2", marker="o", markersize=2.5)
+            _line(axis, variances, "measured", style.BLUE, marker="o", markersize=2.5)
             start = variances.shape[1] - sum(stage.shape[1] for stage in initialization.stages())
             for stage in initialization.stages():
                 blocks = np.arange(start, start + stage.shape[1])
                 fits = fit_curves(np.exp(stage).mean(axis=0))
                 for (label, fitted), line, color in zip(
-                    fits.items(), ("--", ":"), ("#D55E00", "#009E73"), strict=True
+                    fits.items(), ("--", ":"), (style.VERMILION, style.GREEN), strict=True
                 ):
                     axis.plot(blocks + 1, fitted, line, color=color, linewidth=1.3, label=f"{label} fit")
                 start += stage.shape[1]
@@ -88,7 +77,7 @@ def draw_parametric_growth(folder: Path, found: Mapping[tuple[str, str], Initial
         ":nonlinearity_on_residual": "non-linearity on\nthe residual branch",
         ":skip_init:nonlinearity_on_residual": "non-linearity on the\nresidual branch, SkipInit",
     }
-    with mpl.rc_context(figures.STYLE):
+    with mpl.rc_context(style.STYLE):
         figure, axes = _panels(len(titles), sharey=True, width=2.6)
         for axis, (residual, title) in zip(axes[0], titles.items(), strict=True):
             axis.set_title(title)
@@ -96,7 +85,7 @@ def draw_parametric_growth(folder: Path, found: Mapping[tuple[str, str], Initial
             for (normalizer, other), initialization in found.items():
                 if other == residual:
                     logs = initialization.statistics["log_variance"] / np.log(10)
-                    _line(axis, logs, normalizer, COLORS[normalizer])
+                    _line(axis, logs, normalizer, style.NORMALIZER_COLORS[normalizer])
         axes[0, 0].set_ylabel("log10 activation variance")
         axes[0, 0].legend()
         return _save(figure, folder, "claim2", "Activation variance under parametric normalizers", LINES)
@@ -107,17 +96,17 @@ def draw_rank_and_similarity(
 ) -> str:
     """Claim 3, laid out as Figure 6: stable rank against sqrt(width / group size); similarity by layer."""
     shown = {network: by_size for network, by_size in similarities.items() if by_size}
-    with mpl.rc_context(figures.STYLE):
+    with mpl.rc_context(style.STYLE):
         figure, axes = _panels(1 + len(shown), width=3.6)
         axis = axes[0, 0]
         if fit is None:
             axis.set_visible(False)
         else:
             deviations = fit.ranks.std(axis=0, ddof=1)
-            axis.errorbar(fit.roots, fit.ranks.mean(axis=0), deviations, fmt="o", color="#0072B2")
+            axis.errorbar(fit.roots, fit.ranks.mean(axis=0), deviations, fmt="o", color=style.BLUE)
             line = fit.slope * fit.roots + fit.intercept
             axis.plot(
-                fit.roots, line, "--", color="#D55E00", label=f"linear fit, $R^2$ = {fit.r_squared:.3f}"
+                fit.roots, line, "--", color=style.VERMILION, label=f"linear fit, $R^2$ = {fit.r_squared:.3f}"
             )
             axis.legend()
         axis.set(
@@ -149,12 +138,12 @@ def draw_explosion(folder: Path, found: Mapping[tuple[str, int], Explosion]) -> 
     """Claim 4, laid out as Figures 8, 16 and 17: gradient norm by layer, a row for each batch size."""
     networks = list(dict.fromkeys(network for network, _ in found))
     batch_sizes = list(dict.fromkeys(batch_size for _, batch_size in found))
-    with mpl.rc_context(figures.STYLE):
+    with mpl.rc_context(style.STYLE):
         figure, axes = _panels(len(networks), len(batch_sizes), sharex="col", height=2.5)
         for (network, batch_size), explosion in found.items():
             axis = axes[batch_sizes.index(batch_size), networks.index(network)]
             for normalizer, norms in explosion.norms.items():
-                _line(axis, norms / np.log(10), normalizer, COLORS[normalizer])
+                _line(axis, norms / np.log(10), normalizer, style.NORMALIZER_COLORS[normalizer])
             axis.set_title(f"{network}, batch {batch_size}")
         for axis in axes[-1]:
             axis.set_xlabel("convolution")
@@ -166,13 +155,13 @@ def draw_explosion(folder: Path, found: Mapping[tuple[str, int], Explosion]) -> 
 
 def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
     """Figure 5: mean training accuracy against cosine similarity at initialisation."""
-    with mpl.rc_context(figures.STYLE):
+    with mpl.rc_context(style.STYLE):
         figure, axes = _panels(len(found), width=4.4, height=3.4)
         for axis, (network, speed) in zip(axes[0], found.items(), strict=True):
             points = list(zip(speed.similarity, speed.accuracy, strict=True))
             width, height = np.ptp(points, axis=0)
             for name, (x, y) in zip(speed.normalizers, points, strict=True):
-                color = COLORS.get(name, "#555555")
+                color = style.NORMALIZER_COLORS.get(name, style.GRAY)
                 axis.plot(x, y, "o", color=color)
                 # To the left of its point, unless another point is in the way.
                 hidden = any(0 < x - a < 0.25 * width and abs(y - b) < 0.05 * height for a, b in points)
@@ -202,7 +191,7 @@ def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
 
 def draw_first_steps(folder: Path, found: FirstSteps) -> str:
     """Figure 7: gradient norm against the inverse product of the deviations ahead, and the correlations."""
-    with mpl.rc_context(figures.STYLE):
+    with mpl.rc_context(style.STYLE):
         figure, axes = _panels(2, width=3.8, height=3)
         left, right = axes[0]
         layers = found.norms.shape[2]
@@ -224,13 +213,13 @@ def draw_first_steps(folder: Path, found: FirstSteps) -> str:
         left.legend(title="layer", fontsize=7, title_fontsize=7, ncols=2, markerscale=2)
         places = np.arange(1, layers + 1)
         for start, label, line, color in (
-            (0, "all steps", "o-", "#0072B2"),
-            (found.transient, f"without the first {found.transient}", "s--", "#D55E00"),
+            (0, "all steps", "o-", style.BLUE),
+            (found.transient, f"without the first {found.transient}", "s--", style.VERMILION),
         ):
             correlations = found.correlations(start)
             right.plot(places, correlations.T, ".", color=color, alpha=0.35, markersize=3)
             right.plot(places, correlations.mean(axis=0), line, color=color, markersize=4, label=label)
-        right.axhspan(0.6, 0.9, color="#E69F00", alpha=0.2, linewidth=0, label="the paper's range")
+        right.axhspan(0.6, 0.9, color=style.ORANGE, alpha=0.2, linewidth=0, label="the paper's range")
         right.set(xlabel="layer", ylabel="correlation over steps", ylim=(-1.05, 1.05), title="by layer")
         right.legend(fontsize=7)
         return _save(
@@ -244,11 +233,16 @@ def draw_first_steps(folder: Path, found: FirstSteps) -> str:
 
 def draw_tradeoff(folder: Path, found: Tradeoff) -> str:
     """Figure 9: similarity and growth of the gradient against group size."""
-    with mpl.rc_context(figures.STYLE):
+    with mpl.rc_context(style.STYLE):
         figure, axes = _panels(2, sharex=True)
         rows = (
-            (found.similarity, "cosine similarity", "the paper: lower is faster", "#0072B2"),
-            (found.rate, "growth of the gradient per layer", "the paper: lower is more stable", "#D55E00"),
+            (found.similarity, "cosine similarity", "the paper: lower is faster", style.BLUE),
+            (
+                found.rate,
+                "growth of the gradient per layer",
+                "the paper: lower is more stable",
+                style.VERMILION,
+            ),
         )
         for axis, (values, label, title, color) in zip(axes[0], rows, strict=True):
             deviations = values.std(axis=1, ddof=1)
@@ -267,11 +261,11 @@ def draw_tradeoff(folder: Path, found: Tradeoff) -> str:
 def draw_optimizer_input(folder: Path, found: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     """Beyond the paper: size of each layer's gradient behind each method."""
     shown: Sequence[tuple[str, Mapping[str, np.ndarray]]] = [(k, v) for k, v in found.items() if v]
-    with mpl.rc_context(figures.STYLE):
+    with mpl.rc_context(style.STYLE):
         figure, axes = _panels(max(len(shown), 1), width=3.6)
         for axis, (title, sizes) in zip(axes[0], shown, strict=False):
             for method, rows in sizes.items():
-                _line(axis, rows, method, METHOD_STYLES[method][0])
+                _line(axis, rows, method, style.METHOD_STYLES[method][0])
             axis.set(title=title, xlabel="kernel")
         axes[0, 0].set_ylabel("log10 root mean square\nof the gradient")
         axes[0, 0].legend()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import optax_gradnorm
-from experiments import figures
+from experiments.report import style
 from experiments.studies.gradient_overlap_measures import Networks
 
 DOMAIN = (-3.0, 3.0)
@@ -94,7 +94,7 @@ def draw_magnitudes(path: Path, points: int = 61) -> None:
         )
         axes.set_title(f"{'ABCD'[index]}. {panel}\nmean length {length.mean():.2f}")
         axes.set(xlabel="$x_1$", ylabel="$x_2$", zlabel="length", zlim=(0, top))
-    figures.save(figure, path)
+    style.save(figure, path)
 
 
 def draw_directions(path: Path, points: int = 61) -> None:
@@ -123,7 +123,7 @@ def draw_directions(path: Path, points: int = 61) -> None:
         axes.set(title=f"{'EFGH'[index]}. {panel}", aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
         axes.label_outer()
     figure.colorbar(image, ax=grid, label="length", shrink=0.7)
-    figures.save(figure, path)
+    style.save(figure, path)
 
 
 def draw_bounds(path: Path, networks: Networks, states: Mapping[str, str]) -> None:
@@ -165,7 +165,7 @@ def draw_bounds(path: Path, networks: Networks, states: Mapping[str, str]) -> No
     axes.set_xlabel("growth, decimal logarithm (0: as long as at the output)")
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
-    figures.save(figure, path)
+    style.save(figure, path)
 
 
 def draw_blocks(path: Path, networks: Networks, states: Mapping[str, str]) -> None:
@@ -215,4 +215,4 @@ def draw_blocks(path: Path, networks: Networks, states: Mapping[str, str]) -> No
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles = [Line2D([], [], color=f"C{i}", label=words) for i, words in enumerate(states.values())]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    figures.save(figure, path)
+    style.save(figure, path)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments import data, figures, report, training
+from experiments import data, report, training
 from experiments.config import Run
 from experiments.measure import Context
 from experiments.metrics import THRESHOLD, SegmentationScores
 from experiments.predict import predict_probabilities
 from experiments.records import RecordError, RunRecord, read_records
+from experiments.report import style
 from experiments.studies._tuning import choose_learning_rates
 
 # Of the test slices with a tumour, ordered by its size; and one slice without.
@@ -121,7 +122,7 @@ def draw_masks(path: Path, slices: Mapping[str, Any], predictions: Mapping[str, 
     images = [to_picture(from_png(text)) for text in slices["images"]]
     true = [from_png(text) > 0 for text in slices["masks"]]
     rows, columns = len(images), 2 + len(predictions)
-    with mpl.rc_context({**figures.STYLE, "axes.grid": False}):
+    with mpl.rc_context({**style.STYLE, "axes.grid": False}):
         figure = Figure(figsize=(1.5 * columns, 1.62 * rows + 0.3), dpi=150, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for axis in axes.flat:
@@ -129,22 +130,22 @@ def draw_masks(path: Path, slices: Mapping[str, Any], predictions: Mapping[str, 
             axis.set_yticks([])
         for row, image, mask in zip(axes, images, true, strict=True):
             row[0].imshow(image)
-            row[1].imshow(figures.tint(image, mask, figures.TRUE))
+            row[1].imshow(style.tint(image, mask, style.TRUE))
         for column, values in zip(axes.T[2:], predictions.values(), strict=True):
             if values["status"] == "finished":
                 _draw_column(column, images, true, values)
         for axis, title in zip(axes[0], ("slice", "true mask", *predictions), strict=True):
             axis.set_title(title)
-        figures.save(figure, path)
+        style.save(figure, path)
 
 
 def _draw_column(axes: Sequence[Any], images, true, values: Mapping[str, Any]) -> None:
     for axis, image, mask, text, dice in zip(
         axes, images, true, values["masks"], values["dice"], strict=True
     ):
-        axis.imshow(figures.tint(image, from_png(text) > 0, figures.PREDICTED))
+        axis.imshow(style.tint(image, from_png(text) > 0, style.PREDICTED))
         if mask.any():
-            axis.contour(mask, levels=[0.5], colors=[np.array(figures.TRUE) / 255], linewidths=0.8)
+            axis.contour(mask, levels=[0.5], colors=[np.array(style.TRUE) / 255], linewidths=0.8)
         axis.set_xlabel(f"Dice {dice:.2f}", fontsize=7, labelpad=1)
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from experiments import records
 from experiments.config import Run
-from experiments.npz import NpzError, read_npz
+from experiments.files import FileError, NpzError, read_npz
 from experiments.records import EpochMetrics, RecordError, RunRecord
 
 ROOT = Path(records.__file__).resolve().parent.parent
@@ -152,9 +152,9 @@ def test_a_full_disk_damages_nothing(tmp_path, full_disk, size):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     full_disk(size)
     try:
-        with pytest.raises(RecordError, match=rf"cannot write .*{RUN.name}.json: File too large"):
+        with pytest.raises(FileError, match=rf"cannot write .*{RUN.name}.json: File too large"):
             records.write_record(tmp_path, _record(epochs=9))
-        with pytest.raises(RecordError, match=rf"cannot write .*{RUN.name}.npz: File too large"):
+        with pytest.raises(FileError, match=rf"cannot write .*{RUN.name}.npz: File too large"):
             records.write_checkpoint(tmp_path, RUN, {"weights": np.arange(2000.0)})
     finally:
         full_disk(resource.RLIM_INFINITY)
@@ -163,7 +163,7 @@ def test_a_full_disk_damages_nothing(tmp_path, full_disk, size):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecordError, match="cannot write"):
+    with pytest.raises(FileError, match="cannot write"):
         records.write_record(tmp_path / "file" / "out", _record())
 
 

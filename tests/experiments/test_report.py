@@ -9,7 +9,8 @@ import pytest
 
 from experiments import report
 from experiments.config import Run
-from experiments.records import EpochMetrics, RecordError, RunRecord
+from experiments.files import FileError
+from experiments.records import EpochMetrics, RunRecord
 from experiments.studies import _tuning, load_studies
 
 
@@ -101,7 +102,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3, limit[1]))  # as on a full disk
     try:
-        with pytest.raises(RecordError, match=r"cannot write .*report.md"):
+        with pytest.raises(FileError, match=r"cannot write .*report.md"):
             report.write_page(page, ["much longer"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -222,7 +223,7 @@ def test_a_narrow_loss_axis_has_plain_numbers(tmp_path, low, high, expected):
     cells = report.make_cells([run], [RunRecord(run, "finished", epochs=epochs)])
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report.figures, "save", lambda figure, path: drawn.append(figure))
+        patch.setattr(report.style, "save", lambda figure, path: drawn.append(figure))
         report.draw_learning_curves(tmp_path / "curves", "", {"sgdm": list(cells.values())})
     (figure,) = drawn
     figure.canvas.draw()

@@ -21,6 +21,7 @@ from flax import nnx
 from experiments import models, records, training
 from experiments.config import Run
 from experiments.data.dataset import make_dataset
+from experiments.files import FileError
 from experiments.methods import METHODS, make_optimizer
 from experiments.models._layers import BatchNorm
 from experiments.records import RecordError, RunRecord
@@ -602,7 +603,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_later(tmp_path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3500, limit[1]))  # enough for the record alone
     try:
-        with pytest.raises(RecordError, match=rf"cannot write .*{run.name}\.npz: File too large"):
+        with pytest.raises(FileError, match=rf"cannot write .*{run.name}\.npz: File too large"):
             training.train(run, dataset, out=out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

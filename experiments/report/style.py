@@ -1,11 +1,11 @@
-"""What all figures share: one look, and files that are the same whenever the numbers are."""
+"""What all figures share: one palette, one look, and files that are the same whenever the numbers are."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.records import write_whole
+from experiments.files import write_whole
 
 if TYPE_CHECKING:  # imported where something is drawn: most commands draw nothing
     from matplotlib.figure import Figure
@@ -13,7 +13,34 @@ if TYPE_CHECKING:  # imported where something is drawn: most commands draw nothi
 # The salt makes the names inside an SVG the same every time.
 STYLE: dict[Any, Any] = {"svg.hashsalt": "experiments", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
 
-# Of masks: vermilion and green, of the palette of Okabe and Ito (2008).
+# The colour-blind-safe palette of Okabe and Ito (2008).
+BLACK = "#000000"
+ORANGE = "#E69F00"
+SKY_BLUE = "#56B4E9"
+GREEN = "#009E73"
+BLUE = "#0072B2"
+VERMILION = "#D55E00"
+PURPLE = "#CC79A7"
+GRAY = "#555555"  # what has no colour of its own
+
+# Every method keeps its colour and line in all figures.
+METHOD_STYLES = {
+    "baseline": (BLACK, "--"),
+    "centralization": (SKY_BLUE, "-"),
+    "clipping": (ORANGE, "-"),
+    "clipping_value": (PURPLE, "-"),
+    "znorm": (BLUE, "-"),
+    "gan": (VERMILION, "-"),
+}
+NORMALIZER_COLORS = {
+    "instance_norm": VERMILION,
+    "batch_norm": BLUE,
+    "group_norm": GREEN,
+    "layer_norm": PURPLE,
+    "weight_norm": ORANGE,
+    "scaled_ws": SKY_BLUE,
+}
+# Masks in photographs: vermilion and green as red, green and blue.
 PREDICTED, TRUE = (213, 94, 0), (0, 158, 115)
 TINT = 0.4
 
@@ -45,7 +72,7 @@ def save(figure: "Figure", path: Path) -> None:
       path: without suffix; a dot in its name is part of the name.
 
     Raises:
-      RecordError: a file cannot be written; an older one is left as it was.
+      FileError: a file cannot be written; an older one is left as it was.
     """
     import matplotlib as mpl
 

@@ -11,19 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from experiments import figures
 from experiments.config import CROSS_ENTROPY, Run
-from experiments.records import RunRecord, write_whole
-
-# The colour-blind-safe palette of Okabe and Ito (2008); every method keeps its colour in all figures.
-METHOD_STYLES = {
-    "baseline": ("#000000", "--"),
-    "centralization": ("#56B4E9", "-"),
-    "clipping": ("#E69F00", "-"),
-    "clipping_value": ("#CC79A7", "-"),
-    "znorm": ("#0072B2", "-"),
-    "gan": ("#D55E00", "-"),
-}
+from experiments.files import write_whole
+from experiments.records import RunRecord
+from experiments.report import style
 
 HOW_TO_READ = (
     'Every run counts with its {score} after the last epoch, never with its best epoch. "mean ± s": mean and '
@@ -458,7 +449,7 @@ def write_page(path: Path, parts: Iterable[str]) -> None:
     """Writes paragraphs, but for empty ones, as a Markdown page, in place of an older one.
 
     Raises:
-      RecordError: the page cannot be written; an older one is left as it was.
+      FileError: the page cannot be written; an older one is left as it was.
     """
     text = "\n\n".join(part for part in parts if part) + "\n"
     write_whole(path, lambda file: file.write(text.encode()))
@@ -499,7 +490,7 @@ def draw_learning_curves(
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(figures.STYLE):
+    with mpl.rc_context(style.STYLE):
         figure = Figure(figsize=(max(3.6 * len(panels), 5.4), 5.4), dpi=150, layout="constrained")
         axes = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
         lines = {}
@@ -513,11 +504,11 @@ def draw_learning_curves(
                 if cell.ended:
                     lines[cell.run.method] = _draw_cell(upper, cell, above)
                     _draw_cell(lower, cell, "train_loss")
-        figures.label_narrow_log_axis(axes[1, 0].yaxis)
+        style.label_narrow_log_axis(axes[1, 0].yaxis)
         axes[0, 0].set_ylabel(above.replace("_", " "))
         axes[1, 0].set_ylabel("training loss")
         figure.suptitle(title)
-        methods = [method for method in METHOD_STYLES if method in lines]
+        methods = [method for method in style.METHOD_STYLES if method in lines]
         if methods:
             figure.legend(
                 [lines[method] for method in methods],
@@ -525,11 +516,11 @@ def draw_learning_curves(
                 loc="outside lower center",
                 ncols=min(len(methods), 6),
             )
-        figures.save(figure, path)
+        style.save(figure, path)
 
 
 def _draw_cell(axes, cell: Cell, metric: str):
-    color, style = METHOD_STYLES[cell.run.method]
+    color, dashes = style.METHOD_STYLES[cell.run.method]
     records = list(cell.ended.values())
     values = np.full((len(records), max(len(record.epochs) for record in records)), np.nan)
     for row, record in zip(values, records, strict=True):
@@ -540,7 +531,7 @@ def _draw_cell(axes, cell: Cell, metric: str):
         axes.fill_between(
             epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0
         )
-    (line,) = axes.plot(epochs, values.mean(axis=0), style, color=color, linewidth=1.4)
+    (line,) = axes.plot(epochs, values.mean(axis=0), dashes, color=color, linewidth=1.4)
     for record in records:
         if record.status == "diverged":
             last = next((e for e in reversed(record.epochs) if math.isfinite(getattr(e, metric))), None)

@@ -1,15 +1,62 @@
-"""Reads the .npz files of users, caches and checkpoints: the arrays that were written, or one clear error."""
+"""Files that are read and written whole: what was written, or one clear error."""
 
+import contextlib
+import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 
+class FileError(Exception):
+    """A file cannot be read or written. The message is one line and names the file."""
+
+
 class NpzError(Exception):
     """A file is no whole .npz file, or lacks an array. The message is one line without the file's name."""
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+    """Writes a file so that there is always either the old one or the new one, whole.
+
+    Args:
+      path: of the file; its folder is made if missing.
+      write: gets the open file.
+
+    Returns:
+      The path.
+
+    Raises:
+      FileError: the file cannot be written; an older one is left as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename outlast a power failure, and keeps two renames in order."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
