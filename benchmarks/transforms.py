@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 
 import optax_gradnorm
-from experiments import models, records
+from experiments import machine, models
 
 WARM_UP = 3
 RESULTS = Path(__file__).parent / "results"
@@ -173,7 +173,7 @@ def main() -> None:
     if min(arguments.rounds, arguments.compilations) < 1:
         parser.error("--rounds and --compilations must be positive")
 
-    environment = records.describe_environment()
+    environment = machine.describe_environment()
     device = str(environment["device_kind"]).lower().replace(" ", "-")
     out = arguments.out or RESULTS / f"transforms-{device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from experiments.run import METHODS
+
 RESULTS = Path("experiments/results")
 
 
@@ -74,7 +76,7 @@ def compare(
         raise UsageError(f"--learning-rate must be a number above 0, got {learning_rate:g}")
     if ":" not in model:  # else `_check_data` parses it
         _check_names("--model", [model], _models())
-    _check_names("--methods", methods, _methods())
+    _check_names("--methods", methods, METHODS)
     _check_names("--optimizers", optimizers, LEARNING_RATES)
     _check_seeds(seeds)
     comparison = Comparison(
@@ -285,12 +287,6 @@ def _models() -> Collection[str]:
     return MODELS
 
 
-def _methods() -> Collection[str]:
-    from experiments.methods import METHODS
-
-    return METHODS
-
-
 def _check_names(option: str, names: Sequence[str], choices: Collection[str]) -> None:
     if not names:
         raise UsageError(f"{option} needs at least one of {', '.join(choices)}")
@@ -368,7 +364,8 @@ def _check_model(run, dataset) -> None:
     import jax
     from flax import nnx
 
-    from experiments import models, tasks
+    from experiments import models
+    from experiments.training import tasks
 
     tasks.make_task(run, dataset)
     height, _, channels = dataset.train_images.shape[1:]

@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.table import Table
 
 from experiments import report
-from experiments.config import Run
 from experiments.records import RunRecord
+from experiments.run import Run
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 OPTIMIZERS = ("sgdm", "adam")

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments import records, report
-from experiments.config import Run
 from experiments.records import GradientDynamics, RunRecord
 from experiments.report import style
+from experiments.run import Run
 
 ZNORM_EPS = 1e-10
 

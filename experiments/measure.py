@@ -156,7 +156,7 @@ def _measure_one(measurement: Measurement, out: Path, context: Context) -> float
     started = time.perf_counter()
     values = measurement.function(context, **measurement.arguments)
     seconds = round(time.perf_counter() - started, 2)
-    environment = records.describe_environment()
+    environment = machine.describe_environment()
     record = records.MeasurementRecord(measurement.name, measurement.arguments, values, environment, seconds)
     records.write_measurement(out, record)
     return seconds

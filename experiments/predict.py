@@ -15,12 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from experiments import models, training
-from experiments.config import CROSS_ENTROPY
 from experiments.data.pipeline import normalize
 from experiments.files import write_whole
-from experiments.metrics import THRESHOLD
 from experiments.records import RunRecord
 from experiments.report import style
+from experiments.run import CROSS_ENTROPY
+from experiments.training.metrics import THRESHOLD
 
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by number of channels
 SMALLEST_OVERLAY = 256  # height and width in pixels: small images are magnified

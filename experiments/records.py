@@ -8,25 +8,17 @@ that a process killed at any moment, or a full disk, leaves the last complete fi
 
 import contextlib
 import dataclasses
-import functools
 import glob
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-import optax_gradnorm
-from experiments import machine
-from experiments.config import Run
 from experiments.files import FileError, NpzError, read_npz, write_whole
+from experiments.run import Run
 
 SCHEMA = 1
 STATUSES = ("running", "finished", "diverged", "failed")
@@ -74,11 +66,11 @@ class RunRecord:
       parameters: number of trained parameters.
       data: 'train_images' and 'test_images' (how many), 'image_shape' [height, width, channels],
         'num_classes', and 'mean' and 'std' per channel where 255 counts as 1.
-      environment: as `describe_environment` gives it where the run started.
+      environment: as `machine.describe_environment` gives it where the run started.
       resumed: one entry per restart: 'after_epoch', and what had changed in the environment.
       compile_seconds: time to compile the training epoch and the evaluation, in the last start.
       epochs: one entry per finished epoch.
-      scores: of the finished run's network on the test images, from `experiments.metrics`: with two classes
+      scores: of the finished run's network on the test images, from `experiments.training.metrics`: with two classes
         'accuracy', 'roc_auc' and 'f1'; with masks 'dice', 'iou', 'tversky', 'hausdorff' and more; else none.
     """
 
@@ -268,7 +260,7 @@ class MeasurementRecord:
       name: unique in its folder.
       arguments: of the measuring function.
       values: what it returned: nested mappings and sequences of numbers and strings.
-      environment: as `describe_environment` gives it.
+      environment: as `machine.describe_environment` gives it.
       seconds: wall time.
     """
 
@@ -352,53 +344,6 @@ def remove_leftovers(out: str | Path, run: Run) -> None:
     """Removes what a process that was killed while it wrote left half-written."""
     for path in Path(out).glob(f".{glob.escape(run.name)}.*"):
         path.unlink(missing_ok=True)
-
-
-def describe_environment(devices: int = 1) -> dict[str, Any]:
-    """What a run's metrics and times may depend on; no path and no host name.
-
-    Args:
-      devices: number of devices that the run uses.
-
-    Returns:
-      Versions of Python and of the packages, operating system, processor, kind and number of devices,
-      number of CPU cores of the machine and of this process, and the source's commit.
-    """
-    return {
-        "python": platform.python_version(),
-        **{
-            package: importlib.metadata.version(package)
-            for package in ("jax", "jaxlib", "flax", "optax", "numpy")
-        },
-        "optax_gradnorm": optax_gradnorm.__version__,
-        "platform": platform.platform(),
-        "backend": jax.default_backend(),
-        "device_kind": jax.devices()[0].device_kind,
-        "device_count": devices,
-        "cpu_count": os.cpu_count(),
-        "cpu_usable": len(machine.usable_cores()),
-        **_commit(),
-    }
-
-
-@functools.cache
-def _commit() -> dict[str, Any]:
-    """Commit of the checkout that this file belongs to, and whether its code was changed since."""
-    here = Path(__file__).resolve()
-    root = here.parent.parent
-
-    def git(*arguments: str) -> str:
-        # Without optional locks: many workers may look at one checkout.
-        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # A copy inside somebody else's checkout is not theirs.
-        git("ls-files", "--error-unmatch", str(here))
-        changes = git("status", "--porcelain", "--", "optax_gradnorm", "experiments", ":!experiments/results")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
 
 
 def _record_path(out: str | Path, run: Run) -> Path:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from experiments import machine
-from experiments.config import Run
 from experiments.files import FileError
 from experiments.records import RunRecord, has_ended, read_record, write_record
+from experiments.run import Run
 
 if TYPE_CHECKING:
     from experiments.data import Dataset

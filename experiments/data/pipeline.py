@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from experiments.config import AUGMENTATIONS
+from experiments.run import AUGMENTATIONS
 
 PADDING = 4
 

@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.config import CROSS_ENTROPY, Run
 from experiments.files import write_whole
 from experiments.records import RunRecord
 from experiments.report import style
+from experiments.run import CROSS_ENTROPY, Run
 
 HOW_TO_READ = (
     'Every run counts with its {score} after the last epoch, never with its best epoch. "mean ± s": mean and '

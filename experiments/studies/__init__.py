@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config import Run
 from experiments.measure import Measurement
 from experiments.records import RunRecord
+from experiments.run import Run
 
 PRESETS = ("smoke", "cpu", "full")
 

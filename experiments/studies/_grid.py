@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments import report
-from experiments.config import Run
 from experiments.records import RunRecord
+from experiments.run import Run
 
 
 def write_grid_report(

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments import report
-from experiments.config import Run
 from experiments.records import RunRecord
 from experiments.report import Cell
+from experiments.run import Run
 
 TUNING_SEED = 100  # never a reported one
 

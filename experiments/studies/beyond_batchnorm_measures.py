@@ -14,7 +14,7 @@ import optax_gradnorm
 from experiments import data, models, probes
 from experiments.data.pipeline import normalize
 from experiments.measure import Context
-from experiments.methods import METHODS
+from experiments.training.methods import METHODS
 
 GAUSSIAN = "gaussian"  # In place of a data set: independent standard normal pixels.
 CIFAR_SIZE = 32
@@ -131,7 +131,7 @@ def measure_optimizer_input(
       model: name of the network.
       dataset: name of the data set.
       batch_size: images in the batch.
-      methods: names in `experiments.methods.METHODS`.
+      methods: names in `experiments.run.METHODS`.
       seeds: of the weights and of the choice of images.
 
     Returns:

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 
-from experiments.config import Run, file_name
 from experiments.measure import Measurement
 from experiments.models.normalizers import DEFAULT_GROUPS, GROUPED
 from experiments.records import RunRecord
+from experiments.run import Run, file_name
 from experiments.studies.beyond_batchnorm_measures import (
     GAUSSIAN,
     measure_first_steps,

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from experiments import dynamics, report
-from experiments.config import Run
 from experiments.records import GradientDynamics, RunRecord
+from experiments.run import Run
 from experiments.studies import Size, Study
 
 METHODS = ("baseline", "znorm", "gan")

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments import report
-from experiments.config import Run
 from experiments.measure import Measurement
 from experiments.records import MeasurementRecord, RunRecord, read_measurements
+from experiments.run import Run
 from experiments.studies import Study, make_heading
 from experiments.studies import gradient_overlap_figures as figures
 from experiments.studies.gradient_overlap_measures import (

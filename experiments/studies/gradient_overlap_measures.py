@@ -22,11 +22,12 @@ import optax
 from flax import nnx
 
 from experiments import data, records, training
-from experiments.config import Run
 from experiments.data import Dataset
 from experiments.data.pipeline import normalize
 from experiments.measure import Context
 from experiments.models.resnet import Block, ResNet
+from experiments.run import Run
+from experiments.training.state import init_state
 from optax_gradnorm import overlap
 
 
@@ -138,7 +139,7 @@ def measure_initialization(
     """
     run = Run("cifar10", model, "baseline", "sgdm", 0.1, 1, 1, seed)
     dataset = data.load(run.dataset, context.data_dir)
-    graphdef, state = training.init_state(run, dataset, optax.identity())
+    graphdef, state = init_state(run, dataset, optax.identity())
     network = nnx.merge(graphdef, state.params, state.batch_stats)
     return _measure_on_batch(network, dataset, seed, batch_size, iterations)
 

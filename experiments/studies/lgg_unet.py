@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments import report
-from experiments.config import Run
 from experiments.measure import Measurement
 from experiments.records import MeasurementRecord, RunRecord, read_measurements
 from experiments.report import Row
+from experiments.run import Run
 from experiments.studies import Study, _medical, make_heading
 from experiments.studies._medical import METHODS, SEEDS_ALONE
 from experiments.studies._tuning import make_tuning_runs, tune, tuning_table

@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from experiments import data, report, training
-from experiments.config import Run
 from experiments.measure import Context
-from experiments.metrics import THRESHOLD, SegmentationScores
 from experiments.predict import predict_probabilities
 from experiments.records import RecordError, RunRecord, read_records
 from experiments.report import style
+from experiments.run import Run
 from experiments.studies._tuning import choose_learning_rates
+from experiments.training.metrics import THRESHOLD, SegmentationScores
 
 # Of the test slices with a tumour, ordered by its size; and one slice without.
 QUANTILES = (0.2, 0.5, 0.8, 1.0)

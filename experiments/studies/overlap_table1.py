@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import report
-from experiments.config import Run
 from experiments.records import RunRecord
+from experiments.run import Run
 from experiments.studies import Size, Study, _tuning
 
 METHODS = ("baseline", "centralization", "clipping", "clipping_value", "znorm", "gan")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import report
-from experiments.config import Run
 from experiments.records import RunRecord
+from experiments.run import Run
 from experiments.studies import Size, Study, make_heading
 from experiments.studies._grid import write_grid_report
 from experiments.studies._medical import METHODS, PAPER, SEEDS_ALONE, describe

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from experiments.config import Run
 from experiments.data import DataError, load, select
 from experiments.data.dataset import make_dataset
 from experiments.data.pipeline import augment, crop, flip, normalize
+from experiments.run import Run
 
 
 def run(**options):

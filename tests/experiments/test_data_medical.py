@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.config import Run
 from experiments.data import DataError, load, prepare, select
 from experiments.data.streaming import read_batches
+from experiments.run import Run
 
 from .prepared_folders import write_prepared
 

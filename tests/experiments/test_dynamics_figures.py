@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import dynamics, records
-from experiments.config import Run
 from experiments.records import EpochMetrics, GradientDynamics, RunRecord
+from experiments.run import Run
 from experiments.studies import gradient_dynamics
 
 RUN = Run("digits", "resnet8", "znorm", "adam", 0.001, 6, 50, 0, dynamics=True)

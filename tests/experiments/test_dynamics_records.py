@@ -16,12 +16,14 @@ import pytest
 from flax import nnx
 
 from experiments import models, records, training
-from experiments.config import Run
 from experiments.data.dataset import make_dataset
 from experiments.models._layers import BatchNorm
 from experiments.records import GradientDynamics, RecordError, RunRecord
+from experiments.run import Run
+from experiments.training.methods import make_optimizer
+from experiments.training.state import init_state
 
-ROOT = Path(training.__file__).resolve().parent.parent
+ROOT = Path(__file__).parents[2]
 STATISTICS = ("std", "smallest_std", "mean", "global_std")
 
 
@@ -119,7 +121,7 @@ class NumPyNetwork:
     """The two layers in float64, from the same first parameters."""
 
     def __init__(self, run, dataset):
-        _, state = training.init_state(run, dataset, training.make_optimizer(run, 1))
+        _, state = init_state(run, dataset, make_optimizer(run, 1))
         layers = [state.params["hidden"], state.params["to_logits"]]
         self.kernels = [np.float64(layer["kernel"]) for layer in layers]
         self.biases = [np.float64(layer["bias"]) for layer in layers]

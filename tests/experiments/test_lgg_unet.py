@@ -13,7 +13,6 @@ from PIL import Image
 import optax_gradnorm
 from experiments import data, models, report
 from experiments.measure import Context, measure
-from experiments.metrics import SegmentationScores
 from experiments.records import (
     EpochMetrics,
     RecordError,
@@ -24,6 +23,7 @@ from experiments.records import (
 )
 from experiments.studies import lgg_unet, lgg_unet_masks
 from experiments.studies._tuning import choose_learning_rates, tuning_table
+from experiments.training.metrics import SegmentationScores
 
 SCORES = ("f1", "dice", "iou", "tversky", "hausdorff", "hausdorff95", "one_empty")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.losses import LOSSES
+from experiments.training.losses import LOSSES
 
 
 def reference(name, logits, targets):

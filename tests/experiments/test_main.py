@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments import data
 from experiments.__main__ import UsageError, _check_data
-from experiments.config import Run
+from experiments.run import Run
 
 from .processes import metrics, run, start, wait_for_epochs
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.config import Run
-from experiments.methods import METHODS, OPTIMIZERS, make_optimizer, make_schedule
+from experiments.run import Run
+from experiments.training.methods import METHODS, OPTIMIZERS, make_optimizer, make_schedule
 
 RUN = Run("digits", "resnet8", "baseline", "sgdm", 0.1, 10, 64, 0)
 SHAPES = {"kernel": (5, 7), "bias": (7,)}
@@ -233,11 +233,3 @@ def test_warm_up_comes_first_and_is_not_counted(schedule):
 def test_warm_up_that_rounds_to_the_whole_run():
     rates = _rates(3, schedule="cosine", epochs=1, warmup_epochs=0.99)
     np.testing.assert_allclose(rates, 0.1 * np.arange(3) / 3, rtol=1e-6)
-
-
-@pytest.mark.parametrize("field", ["method", "optimizer", "schedule"])
-def test_unknown_names(field):
-    run = dataclasses.replace(RUN)
-    object.__setattr__(run, field, "nothing")  # past the checks of Run itself
-    with pytest.raises(ValueError, match=f"unknown {field} 'nothing'; choose from .*, .*"):
-        make_optimizer(run, 1)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from experiments.metrics import ClassificationScores, SegmentationScores, hausdorff_distances
+from experiments.training.metrics import ClassificationScores, SegmentationScores, hausdorff_distances
 
 
 def score(accumulator, *batches):

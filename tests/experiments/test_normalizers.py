@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 
 from experiments import models
-from experiments.config import Run
 from experiments.models._conv import conv_general_dilated
 from experiments.models.normalized import NormalizedName
 from experiments.models.normalizers import NORMALIZERS, Normalization
+from experiments.run import Run
 
 FEATURES = 8
 SHAPE = (6, 5, 5, FEATURES)  # images, height, width, channels

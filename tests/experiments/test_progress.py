@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from experiments import progress
-from experiments.config import Run
 from experiments.progress import Progress
 from experiments.records import EpochMetrics, RunRecord
+from experiments.run import Run
 from experiments.sweep import Event
 
 RUN = Run("cifar10", "resnet20", "centralization", "sgdm", 0.001, 4, 128, 0)

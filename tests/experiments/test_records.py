@@ -18,12 +18,12 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from experiments import records
-from experiments.config import Run
+from experiments import machine, records
 from experiments.files import FileError, NpzError, read_npz
 from experiments.records import EpochMetrics, RecordError, RunRecord
+from experiments.run import Run
 
-ROOT = Path(records.__file__).resolve().parent.parent
+ROOT = Path(__file__).parents[2]
 RUN = Run("digits", "resnet8", "znorm", "adam", 0.001, 10, 64, 0)
 
 
@@ -256,7 +256,7 @@ def test_a_flipped_bit_anywhere_in_an_archive_changes_no_array(tmp_path, save):
 
 
 def test_environment_says_what_is_installed_and_not_where(tmp_path):
-    environment = records.describe_environment(devices=2)
+    environment = machine.describe_environment(devices=2)
     for package in ("jax", "jaxlib", "flax", "optax", "numpy"):
         assert environment[package] == importlib.metadata.version(package)
     assert environment["device_count"] == 2
@@ -270,9 +270,9 @@ def test_environment_says_what_is_installed_and_not_where(tmp_path):
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_commit_is_that_of_the_code(tmp_path):
     """A copy of the code in a checkout of its own: unknown to git, committed, changed."""
-    code = tmp_path / "experiments" / "records.py"
+    code = tmp_path / "experiments" / "machine.py"
     code.parent.mkdir()
-    shutil.copy(records.__file__, code)
+    shutil.copy(machine.__file__, code)
 
     def git(*arguments):
         identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
@@ -281,7 +281,7 @@ def test_commit_is_that_of_the_code(tmp_path):
         ).stdout.strip()
 
     def commit():
-        spec = importlib.util.spec_from_file_location("copied_records", code)
+        spec = importlib.util.spec_from_file_location("copied_machine", code)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         environment = module.describe_environment()

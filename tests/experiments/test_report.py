@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import report
-from experiments.config import Run
 from experiments.files import FileError
 from experiments.records import EpochMetrics, RunRecord
+from experiments.run import Run
 from experiments.studies import _tuning, load_studies
 
 

@@ -13,14 +13,14 @@ import pytest
 from flax import nnx
 
 from experiments import models, records, training
-from experiments.config import Run
 from experiments.data import DataError, load, select
 from experiments.data.streaming import read_batches
+from experiments.run import Run
 
 from .prepared_folders import write_prepared
 
 pytestmark = pytest.mark.usefixtures("compile_once")
-ROOT = Path(training.__file__).resolve().parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class Small(nnx.Module):

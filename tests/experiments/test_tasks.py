@@ -10,11 +10,13 @@ import pytest
 from flax import nnx
 
 from experiments import models, records, training
-from experiments.config import AUGMENTATIONS, Run
 from experiments.data import DataError, select
 from experiments.data.dataset import make_dataset
 from experiments.data.pipeline import augment, augment_both, turn
-from experiments.methods import make_optimizer
+from experiments.run import AUGMENTATIONS, Run
+from experiments.training import epoch
+from experiments.training.methods import make_optimizer
+from experiments.training.state import init_state
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -124,7 +126,7 @@ def test_evaluation_of_large_images_is_shared_by_more_batches(tmp_path, monkeypa
     dataset, run = make_slices(), make_run()
     whole = training.train(run, dataset, out=tmp_path / "whole")
     for pixels_of_batch in (3 * 36, 1):
-        monkeypatch.setattr(training, "EVALUATION_PIXELS", pixels_of_batch)
+        monkeypatch.setattr(epoch, "EVALUATION_PIXELS", pixels_of_batch)
         parts = training.train(run, dataset, out=tmp_path / str(pixels_of_batch))
         assert parts.epochs[-1].test_loss == pytest.approx(whole.epochs[-1].test_loss, rel=1e-5)
         assert parts.epochs[-1].test_accuracy == pytest.approx(whole.epochs[-1].test_accuracy)
@@ -133,7 +135,7 @@ def test_evaluation_of_large_images_is_shared_by_more_batches(tmp_path, monkeypa
 
 def test_training_on_masks_is_gradient_descent(tmp_path):
     dataset, run = make_slices(), make_run()
-    _, state = training.init_state(run, dataset, make_optimizer(run, 1))
+    _, state = init_state(run, dataset, make_optimizer(run, 1))
     kernel = np.float64(state.params["linear"]["kernel"])[:, 0]
     bias = np.float64(state.params["linear"]["bias"])[0]
     record = training.train(run, dataset, out=tmp_path)

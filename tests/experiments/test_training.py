@@ -19,15 +19,17 @@ import pytest
 from flax import nnx
 
 from experiments import models, records, training
-from experiments.config import Run
 from experiments.data.dataset import make_dataset
 from experiments.files import FileError
-from experiments.methods import METHODS, make_optimizer
 from experiments.models._layers import BatchNorm
 from experiments.records import RecordError, RunRecord
+from experiments.run import Run
+from experiments.training.epoch import make_evaluate, make_mesh, make_train_epoch
+from experiments.training.methods import METHODS, make_optimizer
+from experiments.training.state import init_state
 
 pytestmark = pytest.mark.usefixtures("compile_once")
-ROOT = Path(training.__file__).resolve().parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class Linear(nnx.Module):
@@ -107,7 +109,7 @@ class NumPyRegression:
     """Softmax regression in float64, from the same first parameters."""
 
     def __init__(self, run, dataset):
-        _, state = training.init_state(run, dataset, make_optimizer(run, 1))
+        _, state = init_state(run, dataset, make_optimizer(run, 1))
         self.kernel = np.float64(state.params["linear"]["kernel"])
         self.bias = np.float64(state.params["linear"]["bias"])
         self.dataset = dataset
@@ -197,8 +199,8 @@ def test_the_last_incomplete_batch_is_dropped(tmp_path):
 def test_evaluation_counts_every_image_once(count, devices):
     dataset = _dataset(test=count)
     run = _run(model="linear")
-    graphdef, state = training.init_state(run, dataset, make_optimizer(run, 1))
-    evaluate = training.make_evaluate(run, dataset, graphdef, training.make_mesh(devices))
+    graphdef, state = init_state(run, dataset, make_optimizer(run, 1))
+    evaluate = make_evaluate(run, dataset, graphdef, make_mesh(devices))
     measured = evaluate(state, dataset.test_images, dataset.test_labels)
     loss, accuracy = NumPyRegression(run, dataset).measure(dataset.test_images, dataset.test_labels)
     np.testing.assert_allclose(measured["test_loss"], loss, rtol=3e-6)
@@ -238,8 +240,8 @@ def _epoch_results(*seeds_and_epochs: tuple[int, int], augment: str = "none"):
     """Parameters and measurements after one epoch from the same state, for each seed and epoch."""
     dataset, run = _dataset(), _run(augment=augment)
     optimizer = make_optimizer(run, 6)
-    graphdef, first_state = training.init_state(run, dataset, optimizer)
-    train_epoch = training.make_train_epoch(run, dataset, graphdef, optimizer, training.make_mesh(1))
+    graphdef, first_state = init_state(run, dataset, optimizer)
+    train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, make_mesh(1))
     results = []
     for seed, epoch in seeds_and_epochs:
         state = jax.tree.map(jnp.copy, first_state)  # it is donated
@@ -265,7 +267,7 @@ def test_augmentation_changes_the_images():
 def test_seeds_differ_from_the_start():
     dataset = _dataset()
     kernels = [
-        training.init_state(_run(seed=seed), dataset, optax.identity())[1].params["conv"]["kernel"]
+        init_state(_run(seed=seed), dataset, optax.identity())[1].params["conv"]["kernel"]
         for seed in (0, 1, 2**32 - 1)
     ]
     assert len({np.asarray(kernel).tobytes() for kernel in kernels}) == 3
@@ -274,7 +276,7 @@ def test_seeds_differ_from_the_start():
 def test_methods_start_from_the_same_parameters():
     dataset = _dataset()
     first, *others = [
-        training.init_state(_run(method=method), dataset, optax.identity())[1].params for method in METHODS
+        init_state(_run(method=method), dataset, optax.identity())[1].params for method in METHODS
     ]
     for other in others:
         jax.tree.map(np.testing.assert_array_equal, first, other)
@@ -301,10 +303,8 @@ def test_devices_share_the_batch():
     optimizer = make_optimizer(run, 3)
 
     def program(devices):
-        graphdef, state = training.init_state(run, dataset, optimizer)
-        train_epoch = training.make_train_epoch(
-            run, dataset, graphdef, optimizer, training.make_mesh(devices)
-        )
+        graphdef, state = init_state(run, dataset, optimizer)
+        train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, make_mesh(devices))
         data = dataset.train_images, dataset.train_labels
         return train_epoch.lower(state, *data, np.uint32(0), np.int32(0)).compile().as_text()
 
@@ -363,7 +363,7 @@ def test_a_step_with_finite_loss_and_infinite_gradient_counts():
     dataset = _dataset()
     run = _run(model="linear", method="baseline", optimizer="sgdm", batch_size=96, augment="none")
     optimizer = make_optimizer(run, 1)
-    graphdef, state = training.init_state(run, dataset, optimizer)
+    graphdef, state = init_state(run, dataset, optimizer)
 
     class InfiniteGradient(Linear):
         def __call__(self, images, *, train):
@@ -374,7 +374,7 @@ def test_a_step_with_finite_loss_and_infinite_gradient_counts():
     model = nnx.merge(graphdef, state.params, state.batch_stats)
     model.__class__ = InfiniteGradient
     graphdef = nnx.split(model, nnx.Param, nnx.BatchStat)[0]
-    train_epoch = training.make_train_epoch(run, dataset, graphdef, optimizer, training.make_mesh(1))
+    train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, make_mesh(1))
     _, measured = train_epoch(state, dataset.train_images, dataset.train_labels, np.uint32(0), np.int32(0))
     assert np.isfinite(measured["train_loss"])
     assert int(measured["nonfinite_steps"]) == 1

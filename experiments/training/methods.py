@@ -1,19 +1,15 @@
 """What happens to the gradients: a method's name and an optimizer's name make an optax transformation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import optax_gradnorm
-
-if TYPE_CHECKING:
-    from experiments.config import Run
+from experiments.run import Run
 
 CLIPPING_THRESHOLD = 0.1
 
@@ -38,13 +34,11 @@ def make_optimizer(run: Run, steps_per_epoch: int) -> optax.GradientTransformati
 
     Returns:
       A transformation of gradients into parameter updates. Its `update` needs the parameters.
-
-    Raises:
-      ValueError: an unknown method, optimizer or schedule.
     """
-    method = choose("method", run.method, METHODS)()
-    optimizer = choose("optimizer", run.optimizer, OPTIMIZERS)
-    parts = [method, optimizer(make_schedule(run, steps_per_epoch), run.weight_decay)]
+    parts = [
+        METHODS[run.method](),
+        OPTIMIZERS[run.optimizer](make_schedule(run, steps_per_epoch), run.weight_decay),
+    ]
     if run.dynamics:
         parts.insert(0, optax_gradnorm.track_gradient_dynamics())
     return optax.chain(*parts)
@@ -59,27 +53,13 @@ def make_schedule(run: Run, steps_per_epoch: int) -> optax.Schedule:
 
     Returns:
       A function from the number of updates done, int32, to the learning rate, a scalar.
-
-    Raises:
-      ValueError: an unknown schedule.
     """
     warmup_steps = round(run.warmup_epochs * steps_per_epoch)
-    schedule = choose("schedule", run.schedule, SCHEDULES)(run, steps_per_epoch)
+    schedule = SCHEDULES[run.schedule](run, steps_per_epoch)
     if warmup_steps == 0:
         return schedule
     warmup = optax.linear_schedule(0.0, run.learning_rate, warmup_steps)
     return optax.join_schedules([warmup, schedule], [warmup_steps])
-
-
-def choose(field: str, name: str, choices: dict[str, Any]) -> Any:
-    """Looks a name up.
-
-    Raises:
-      ValueError: it is unknown; the message has the field, the name and the choices.
-    """
-    if name not in choices:
-        raise ValueError(f"unknown {field} {name!r}; choose from {', '.join(choices)}")
-    return choices[name]
 
 
 def _constant(run: Run, steps_per_epoch: int) -> optax.Schedule:

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from experiments import records
-from experiments.config import Run
+from experiments import machine, records
 from experiments.data import Dataset
 from experiments.records import GradientDynamics, RecordError, RunRecord
+from experiments.run import Run
 
 State = TypeVar("State")
 
@@ -74,7 +74,7 @@ def from_checkpoint(
 
 def note_environment(record: RunRecord, devices: int) -> RunRecord:
     """The record with this environment, or with what of it has changed since the run was begun."""
-    environment = records.describe_environment(devices)
+    environment = machine.describe_environment(devices)
     if not record.epochs:
         return dataclasses.replace(record, environment=environment)
     changes = {key: value for key, value in environment.items() if record.environment.get(key) != value}

@@ -7,7 +7,9 @@ import random
 import numpy as np
 import pytest
 
-from experiments.config import Run
+from experiments import run as names
+from experiments.run import CROSS_ENTROPY, Run
+from experiments.training import losses, methods
 
 RUN = Run("digits", "resnet8", "znorm", "adam", 0.001, 10, 64, 0)
 
@@ -115,3 +117,10 @@ def test_wrong_values_are_named(field, value, choices):
     assert repr(value) in message
     assert choices in message
     assert "\n" not in message
+
+
+def test_every_name_a_run_may_have_is_known_where_it_is_used():
+    assert set(names.METHODS) == set(methods.METHODS)
+    assert set(names.OPTIMIZERS) == set(methods.OPTIMIZERS)
+    assert set(names.SCHEDULES) == set(methods.SCHEDULES)
+    assert set(names.LOSSES) == {CROSS_ENTROPY, *losses.LOSSES}

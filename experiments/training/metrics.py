@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage, special
 from sklearn import metrics
 
-from experiments.losses import ALPHA, BETA
+from experiments.training.losses import ALPHA, BETA
 
 # A probability above it is an object's pixel.
 THRESHOLD = 0.5

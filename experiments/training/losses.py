@@ -15,8 +15,8 @@ import optax
 
 # Added to numerator and denominator of an overlap: 1, a pixel, makes that of two empty masks 1.
 SMOOTHING = 1.0
-# Weights of false positives and false negatives in the Tversky index, here and in `experiments.metrics`: missing a
-# pixel costs more, as lesions are small.
+# Weights of false positives and false negatives in the Tversky index, here and among the scores: missing a pixel
+# costs more, as lesions are small.
 ALPHA, BETA = 0.3, 0.7
 GAMMA = 4 / 3
 # The focal power has an infinite derivative at 0, which a perfect prediction reaches.

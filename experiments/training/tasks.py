@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.config import CROSS_ENTROPY, Run
 from experiments.data import Dataset
-from experiments.losses import LOSSES
+from experiments.run import CROSS_ENTROPY, Run
+from experiments.training.losses import LOSSES
 
 
 class Scores(Protocol):
@@ -108,12 +108,12 @@ def _segmentation(run: Run) -> Task:
 
 # Imported where they are needed: scikit-learn takes a second, and most runs have no scores.
 def _classification_scores() -> Scores:
-    from experiments.metrics import ClassificationScores
+    from experiments.training.metrics import ClassificationScores
 
     return ClassificationScores()
 
 
 def _segmentation_scores() -> Scores:
-    from experiments.metrics import SegmentationScores
+    from experiments.training.metrics import SegmentationScores
 
     return SegmentationScores()

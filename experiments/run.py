@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.losses import LOSSES
-from experiments.methods import METHODS, OPTIMIZERS, SCHEDULES, choose
-
+# The names that a run may use; `experiments.training` and `experiments.data.augment` say what they mean.
+METHODS = ("baseline", "centralization", "clipping", "clipping_value", "znorm", "gan")
+OPTIMIZERS = ("sgdm", "adam", "adamw", "rmsprop", "lars", "lamb")
+SCHEDULES = ("constant", "cosine", "step")
 CROSS_ENTROPY = "cross_entropy"
+LOSSES = (CROSS_ENTROPY, "bce_dice", "tversky", "focal_tversky")
 AUGMENTATIONS = ("none", "flip", "crop_flip", "flip_rotate")
 DTYPES = ("float32", "bfloat16")
 
@@ -25,8 +27,8 @@ class Run:
     Attributes:
       dataset: name known to `experiments.data.load`, such as 'digits', 'cifar10', 'arrays:PATH.npz'.
       model: name known to `experiments.models.create`, such as 'resnet20'.
-      method: what happens to the gradients before the optimizer; see `experiments.methods.METHODS`.
-      optimizer: name in `experiments.methods.OPTIMIZERS`.
+      method: what happens to the gradients before the optimizer; see `experiments.training.methods`.
+      optimizer: name in `OPTIMIZERS`.
       learning_rate: peak learning rate.
       epochs: passes over the training images.
       batch_size: images per step; a last incomplete batch of an epoch is dropped.
@@ -36,7 +38,7 @@ class Run:
       step_epochs: with schedule 'step', epochs between two reductions.
       step_factor: with schedule 'step', factor of each reduction.
       weight_decay: of the weights, not of biases and normalizers. Decoupled, times the learning rate, except
-        in LARS and LAMB, whose trust ratio sees it: see `experiments.methods`.
+        in LARS and LAMB, whose trust ratio sees it: see `experiments.training.methods`.
       label_smoothing: share of the target spread evenly over the classes.
       augment: 'none', 'flip' (horizontal), 'crop_flip' (pad 4, random crop, horizontal flip) or
         'flip_rotate' (horizontal and vertical flips, quarter turns). A mask is changed as its image.
@@ -48,7 +50,7 @@ class Run:
       validation_seed: of that split.
       dtype: of the computation, 'float32' or 'bfloat16'; parameters and statistics stay float32.
       dynamics: also records what the raw gradients do, per layer and epoch; changes no other metric.
-      loss: 'cross_entropy' for classes; for masks a name in `experiments.losses.LOSSES`.
+      loss: 'cross_entropy' for classes; for masks a name in `experiments.training.losses`.
 
     Raises:
       ValueError: a field holds something it cannot; one line names the field, the value and the choices.
@@ -81,12 +83,12 @@ class Run:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             object.__setattr__(self, field.name, _convert(field.name, field.type, value))
-        choose("method", self.method, METHODS)
-        choose("optimizer", self.optimizer, OPTIMIZERS)
-        choose("schedule", self.schedule, SCHEDULES)
-        choose("augment", self.augment, dict.fromkeys(AUGMENTATIONS))
-        choose("dtype", self.dtype, dict.fromkeys(DTYPES))
-        choose("loss", self.loss, dict.fromkeys((CROSS_ENTROPY, *LOSSES)))
+        self._check_name("method", METHODS)
+        self._check_name("optimizer", OPTIMIZERS)
+        self._check_name("schedule", SCHEDULES)
+        self._check_name("augment", AUGMENTATIONS)
+        self._check_name("dtype", DTYPES)
+        self._check_name("loss", LOSSES)
         self._check("learning_rate", self.learning_rate > 0, "greater than 0")
         self._check("epochs", self.epochs >= 1, "at least 1")
         self._check("batch_size", self.batch_size >= 1, "at least 1")
@@ -102,6 +104,10 @@ class Run:
         self._check("test_examples", self.test_examples is None or self.test_examples >= 1, "at least 1")
         self._check("validation_examples", self.validation_examples >= 0, "at least 0")
         self._check("validation_seed", 0 <= self.validation_seed < 2**32, "from 0 to 2**32 - 1")
+
+    def _check_name(self, field: str, choices: tuple[str, ...]) -> None:
+        if getattr(self, field) not in choices:
+            raise ValueError(f"unknown {field} {getattr(self, field)!r}; choose from {', '.join(choices)}")
 
     def _check(self, field: str, valid: bool, choices: str) -> None:
         if not valid:
