@@ -63,8 +63,8 @@ def compare(
       devices: devices that share each batch.
       keep_checkpoints: keep the trained networks, for `predict`.
     """
-    from experiments.compare import LEARNING_RATES, Comparison, terminal_table, write
     from experiments.progress import Progress
+    from experiments.studies.compare import LEARNING_RATES, Comparison, terminal_table, write
 
     _check_out(out)
     _check_machine(workers, devices, [batch_size])
@@ -162,7 +162,7 @@ def report(
       out: what `reproduce` was given.
     """
     from experiments.records import read_records
-    from experiments.studies import PRESETS
+    from experiments.studies.study import PRESETS
 
     chosen = _study(study)
     folders = {p: out / study / p for p in ([preset] if preset else PRESETS)}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from experiments.records import RunRecord
 from experiments.run import Run
-from experiments.studies import Size, Study
-from experiments.studies._grid import write_grid_report
+from experiments.studies.grid import write_grid_report
+from experiments.studies.study import Size, Study
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from experiments import report
 from experiments.records import RunRecord
 from experiments.run import Run
-from experiments.studies import Size, Study, _tuning
+from experiments.studies.study import Size, Study
+from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
 
 METHODS = ("baseline", "centralization", "clipping", "clipping_value", "znorm", "gan")
 SHARED_LEARNING_RATES = {"sgdm": 0.01, "adam": 0.001}
@@ -125,11 +126,11 @@ def _tuning_runs(preset: str) -> list[Run]:
     size = SIZES[preset]
     # Validation images take the place of the test images.
     changes = {"epochs": size.tuning_epochs, "validation_examples": size.validation_examples}
-    return _tuning.make_tuning_runs(_settings(preset), GRIDS[preset], **changes)
+    return make_tuning_runs(_settings(preset), GRIDS[preset], **changes)
 
 
 def _tuned_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    return _with_seeds(preset, _tuning.tune(_settings(preset), _tuning_runs(preset), records, _setting))
+    return _with_seeds(preset, tune(_settings(preset), _tuning_runs(preset), records, _setting))
 
 
 def _setting(run: Run) -> tuple[str, str, str]:
@@ -165,7 +166,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
             )
     sections += [
         "## Tuning: validation accuracy of every learning rate",
-        _tuning.tuning_table(("model", "optimizer", "method"), tuning.values(), _setting),
+        tuning_table(("model", "optimizer", "method"), tuning.values(), _setting),
     ]
     everything = [*protocols["shared"].values(), *tuning.values(), *protocols["tuned"].values()]
     heading = size.heading("Table 1 of the gradient overlap paper", preset, SIZES["full"])

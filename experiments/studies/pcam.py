@@ -14,10 +14,10 @@ from pathlib import Path
 from experiments import report
 from experiments.records import RunRecord
 from experiments.run import Run
-from experiments.studies import Size, Study, make_heading
-from experiments.studies._grid import write_grid_report
-from experiments.studies._medical import METHODS, PAPER, SEEDS_ALONE, describe
-from experiments.studies._tuning import make_tuning_runs, tune, tuning_table
+from experiments.studies.grid import write_grid_report
+from experiments.studies.medical import METHODS, PAPER, SEEDS_ALONE, describe
+from experiments.studies.study import Size, Study, make_heading
+from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
 
 SCORES = {"ROC-AUC": "roc_auc", "F1": "f1"}
 PAPER_ACCURACY = 0.917

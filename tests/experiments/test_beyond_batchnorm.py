@@ -11,14 +11,15 @@ from experiments import records
 from experiments.measure import Context
 from experiments.models.normalized import NormalizedName
 from experiments.records import EpochMetrics, MeasurementRecord, RunRecord
-from experiments.studies import beyond_batchnorm, beyond_batchnorm_claims
-from experiments.studies.beyond_batchnorm_claims import Explosion, Results, Speed, fit_growth
-from experiments.studies.beyond_batchnorm_measures import (
+from experiments.studies import beyond_batchnorm
+from experiments.studies.beyond_batchnorm import claims
+from experiments.studies.beyond_batchnorm.claims import Explosion, fit_growth
+from experiments.studies.beyond_batchnorm.measures import (
     measure_first_steps,
     measure_initialization,
     measure_optimizer_input,
 )
-from experiments.studies.beyond_batchnorm_plan import (
+from experiments.studies.beyond_batchnorm.plan import (
     COMPARED,
     METHODS,
     SIZES,
@@ -27,6 +28,8 @@ from experiments.studies.beyond_batchnorm_plan import (
     make_runs,
     model_name,
 )
+from experiments.studies.beyond_batchnorm.results import Results
+from experiments.studies.beyond_batchnorm.trainings import FirstSteps, Speed
 
 
 @pytest.fixture(scope="module")
@@ -158,12 +161,12 @@ def test_rescue_is_half_way_to_batch_norm(last, told, trains):
 
     trained = [record("batch_norm", "baseline", 0.11 if told else 0.015)]
     trained += [record("instance_norm", m, a) for m, a in zip(METHODS, last or (0.01,) * 3, strict=True)]
-    found = beyond_batchnorm_claims.rescue(Results(size, {}, trained), "cnn10w8", "instance_norm")
+    found = claims.rescue(Results(size, {}, trained), "cnn10w8", "instance_norm")
     assert found.is_told == told
     if told:
         assert [found.trains(method) for method in METHODS] == trains
     missing = Results(size, {}, trained[:-1])
-    assert beyond_batchnorm_claims.rescue(missing, "cnn10w8", "instance_norm") is None
+    assert claims.rescue(missing, "cnn10w8", "instance_norm") is None
 
 
 def write(folder, name, values):
@@ -178,9 +181,7 @@ def test_the_product_is_that_of_the_layers_ahead(tmp_path):
     norms = np.concatenate([-ahead[..., :2], ahead[..., 2:], np.zeros((2, 20, 1))], -1)
     values = {"unit_log_gradient_norm": norms.tolist(), "log_std": log_std.tolist()}
     write(tmp_path, "first-steps", values)
-    steps = beyond_batchnorm_claims.first_steps(
-        Results(SIZES["smoke"], records.read_measurements(tmp_path), [])
-    )
+    steps = claims.first_steps(Results(SIZES["smoke"], records.read_measurements(tmp_path), []))
     np.testing.assert_allclose(steps.products, np.exp(-ahead))
     np.testing.assert_allclose(steps.correlations()[:, :2], 1)
     assert np.all(steps.correlations()[:, 2] < 0)
@@ -191,7 +192,7 @@ def test_a_correlation_that_the_first_steps_make_is_gone_without_them():
     norms, products = random.normal(size=(2, 2, 60, 3))
     norms[:, :5] += 100
     products[:, :5] += 100
-    steps = beyond_batchnorm_claims.FirstSteps(norms, products)
+    steps = FirstSteps(norms, products)
     assert steps.transient == 20
     assert np.all(steps.correlations() > 0.9)
     assert np.all(np.abs(steps.correlations(steps.transient)) < 0.5)

@@ -14,7 +14,8 @@ from matplotlib.image import imread
 import experiments
 from experiments import data, models
 from experiments.records import MeasurementRecord
-from experiments.studies import gradient_overlap, gradient_overlap_figures, gradient_overlap_measures
+from experiments.studies import gradient_overlap
+from experiments.studies.gradient_overlap import figures, measures
 
 
 def batch(count):
@@ -67,7 +68,7 @@ def test_the_gradient_is_that_of_the_network_and_the_bounds_hold(name):
     images, labels = batch(1)
     model = create(name)
     statistics = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-    measured = gradient_overlap_measures.measure(model, images, labels, iterations=100)
+    measured = measures.measure(model, images, labels, iterations=100)
     expected = log_gradient_norms(model, images, labels)
     np.testing.assert_allclose(
         [measured.log_input_gradient, measured.log_output_gradient], expected, atol=1e-4
@@ -100,7 +101,7 @@ def test_the_gradient_is_that_of_the_network_and_the_bounds_hold(name):
 
 
 def test_gradient_fields():
-    axis, (original, residual, normalized, difference) = gradient_overlap_figures.gradient_fields(31)
+    axis, (original, residual, normalized, difference) = figures.gradient_fields(31)
     x1, x2 = np.meshgrid(np.float64(axis), np.float64(axis))
     expected = np.stack(
         [2 * np.cos(2 * x1) * np.cos(2 * x2) + x1 / 2, -2 * np.sin(2 * x1) * np.sin(2 * x2) + x2 / 2], axis=-1
@@ -112,7 +113,7 @@ def test_gradient_fields():
 
 
 def test_figures(tmp_path):
-    for draw in (gradient_overlap_figures.draw_magnitudes, gradient_overlap_figures.draw_directions):
+    for draw in (figures.draw_magnitudes, figures.draw_directions):
         path = tmp_path / "figures" / draw.__name__
         draw(path, points=21)
         image = imread(path.with_suffix(".png"))
@@ -128,7 +129,7 @@ def planted(growth):
         blocks = {n: [1.0] for n in ("alpha", "cosine", "amplification", "alpha_error", "gain")}
         blocks["shortcut_alpha"] = [0.0 if kind == "plain20" else 1.0]
         zero = dict.fromkeys(("log_output_gradient", "log_residual_bound", "log_plain_bound"), 0.0)
-        return gradient_overlap_measures.Network(
+        return measures.Network(
             [
                 MeasurementRecord(
                     f"initialisation-{kind}-s{seed}",

@@ -21,8 +21,9 @@ from experiments.records import (
     write_checkpoint,
     write_record,
 )
-from experiments.studies import lgg_unet, lgg_unet_masks
-from experiments.studies._tuning import choose_learning_rates, tuning_table
+from experiments.studies import lgg_unet
+from experiments.studies.lgg_unet.masks import choose_slices, from_png, measure_masks, to_png
+from experiments.studies.tuning import choose_learning_rates, tuning_table
 from experiments.training.metrics import SegmentationScores
 
 SCORES = ("f1", "dice", "iou", "tversky", "hausdorff", "hausdorff95", "one_empty")
@@ -185,15 +186,15 @@ def test_slices_are_chosen_by_true_masks_from_small_to_large_and_one_without():
     masks = np.zeros((12, 6, 6), np.uint8)
     for i, area in enumerate((0, 5, 36, 9, 0, 2, 7, 3, 8, 4, 6, 1)):
         masks[i].flat[:area] = 1
-    chosen = lgg_unet_masks.choose_slices(masks)
+    chosen = choose_slices(masks)
     assert masks[chosen].sum(axis=(1, 2)).tolist() == [3, 5, 8, 36, 0]
-    assert lgg_unet_masks.choose_slices(masks[:1]) == [0]
-    assert lgg_unet_masks.choose_slices(masks[1:2]) == [0]
+    assert choose_slices(masks[:1]) == [0]
+    assert choose_slices(masks[1:2]) == [0]
 
 
 def test_pictures_survive_as_text():
     pixels = np.random.default_rng(1).integers(0, 256, (9, 7), np.uint8)
-    np.testing.assert_array_equal(lgg_unet_masks.from_png(lgg_unet_masks.to_png(pixels)), pixels)
+    np.testing.assert_array_equal(from_png(to_png(pixels)), pixels)
 
 
 @pytest.fixture
@@ -257,7 +258,7 @@ def test_masks_are_measured_from_the_tuned_network_and_drawn_from_records_alone(
     assert failures == {}
     measured = {name: r.values for name, r in read_measurements(folder / "measurements").items()}
     assert measured["masks-adam-znorm"] == {"status": "diverged", "learning_rate": 0.01}
-    true = [lgg_unet_masks.from_png(text) > 0 for text in measured["slices"]["masks"]]
+    true = [from_png(text) > 0 for text in measured["slices"]["masks"]]
     known = {mask.tobytes() for mask in dataset.test_labels > 0}
     assert {mask.tobytes() for mask in true} <= known
     assert not true[-1].any()
@@ -265,7 +266,7 @@ def test_masks_are_measured_from_the_tuned_network_and_drawn_from_records_alone(
     assert found["learning_rate"] == 0.01
     for text, mask, dice in zip(found["masks"], true, found["dice"], strict=True):
         scores = SegmentationScores()
-        scores.update(lgg_unet_masks.from_png(text)[None] / 255, mask[None])
+        scores.update(from_png(text)[None] / 255, mask[None])
         assert dice == pytest.approx(scores.compute()["dice"], abs=1e-4)
 
     lgg_unet.make_report("smoke", records, folder)
@@ -296,8 +297,8 @@ def test_a_failed_run_is_not_measured_for_good(slices, tmp_path):
     (wanted,) = [m for m in lgg_unet.make_measurements("smoke") if m.name == "masks-adam-baseline"]
     context = Context(slices, tmp_path)
     with pytest.raises(RecordError, match="no tuned run of baseline and adam has ended"):
-        lgg_unet_masks.measure_masks(context, **wanted.arguments)
+        measure_masks(context, **wanted.arguments)
     for tuning in records:
         write_record(tmp_path, tuning)
     with pytest.raises(RecordError, match="no tuned run of baseline and adam has ended"):
-        lgg_unet_masks.measure_masks(context, **wanted.arguments)
+        measure_masks(context, **wanted.arguments)

@@ -7,10 +7,11 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments import models, probes
+from experiments import models
 from experiments.models.normalizers import Normalization
 from experiments.models.plain import PlainNetwork
 from experiments.models.resnet import BasicBlock, ResNet
+from experiments.studies.beyond_batchnorm import probes
 
 
 def batch(n=12):

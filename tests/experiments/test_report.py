@@ -11,7 +11,7 @@ from experiments import report
 from experiments.files import FileError
 from experiments.records import EpochMetrics, RunRecord
 from experiments.run import Run
-from experiments.studies import _tuning, load_studies
+from experiments.studies import load_studies, tuning
 
 
 def make_record(run, accuracy, loss=0.5, status="finished", nonfinite_steps=0):
@@ -93,7 +93,7 @@ def test_a_diverged_run_is_never_chosen():
     runs = {rate: make_run("baseline", 0, learning_rate=rate) for rate in (0.1, 1.0)}
     records = [make_record(runs[0.1], 0.4), make_record(runs[1.0], 0.45, math.inf, "diverged")]
     cells = report.make_cells(runs.values(), records).values()
-    assert _tuning.choose_learning_rates(cells, lambda run: (run.method,)) == {("baseline",): 0.1}
+    assert tuning.choose_learning_rates(cells, lambda run: (run.method,)) == {("baseline",): 0.1}
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):

@@ -1,13 +1,4 @@
-"""Beyond BatchNorm: four claims about normalizers at initialisation, and what gradient normalization adds.
-
-Lubana, Dick and Tanaka, "Beyond BatchNorm: Towards a Unified Understanding of Normalization in Deep Learning", 2021,
-arXiv 2106.05956. CIFAR-100 without augmentation at initialisation; trainings with SGD, momentum 0.9 and flips, 60
-epochs of batch 256, learning rate 0.1 (0.01 for 20 plain layers), divided by 10 after 80 % of the epochs.
-
-Preset cpu takes 1.98 core-hours by its records, about 35 minutes on four cores, and up to 3.3 GB of memory for each.
-`beyond_batchnorm_plan` says what is measured and trained, `beyond_batchnorm_measures` measures it,
-`beyond_batchnorm_claims` computes the numbers, `beyond_batchnorm_figures` draws them, and this module reports.
-"""
+"""The sections of the report of `beyond_batchnorm`: for each claim its verdicts, one line each, and its text."""
 
 import itertools
 import math
@@ -17,13 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from experiments import report
-from experiments.records import RunRecord, read_measurements
+from experiments.records import RunRecord
 from experiments.report import Cell, format_number, markdown_table
-from experiments.studies import Study, make_heading
-from experiments.studies import beyond_batchnorm_claims as claims
-from experiments.studies import beyond_batchnorm_figures as figures
-from experiments.studies.beyond_batchnorm_claims import Results, describe_network, verdict
-from experiments.studies.beyond_batchnorm_plan import (
+from experiments.studies.beyond_batchnorm import claims, figures, trainings
+from experiments.studies.beyond_batchnorm.plan import (
     COMPARED,
     LEARNING_RATES,
     METHODS,
@@ -34,12 +22,11 @@ from experiments.studies.beyond_batchnorm_plan import (
     ZNORM_LEARNING_RATE,
     Size,
     family,
-    make_measurements,
     make_run,
-    make_runs,
     model_name,
     rescue_runs,
 )
+from experiments.studies.beyond_batchnorm.results import Results, describe_network, verdict
 
 BLOCKS = {
     "": "standard",
@@ -49,51 +36,11 @@ BLOCKS = {
 }
 
 
-def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
-    """Writes report.md and a figure for each claim."""
-    size = SIZES[preset]
-    results = Results(size, read_measurements(folder / "measurements"), records)
-    cells = report.make_cells(make_runs(preset, records), records)
-    sections = [
-        _claim1(results, folder),
-        _claim2(results, folder),
-        _claim3(results, folder),
-        _claim4(results, folder),
-        _figures5_7_9(results, folder),
-        _beyond(results, records, folder),
-    ]
-    verdicts, texts = zip(*sections, strict=True)
-    first = make_heading("Beyond BatchNorm: four claims about normalizers", preset, size, SIZES["full"])
-    summary = [line for lines in verdicts for line in lines]
-    report.write_report(
-        folder,
-        first,
-        list(cells.values()),
-        ["## Verdicts\n\n" + "\n".join(f"- {line}" for line in summary), _protocol(results, preset), *texts],
-    )
-
-
-def _protocol(results: Results, preset: str) -> str:
-    wanted = make_measurements(preset)
-    made = [results.measurements[m.name] for m in wanted if m.name in results.measurements]
-    hours = sum(record.seconds for record in made) / 3600
-    missing = len(wanted) - len(made)
-    size = results.size
-    return (
-        f"{len(made)} measurements, {hours:.2f} hours added up"
-        + (f"; **{missing} are missing**" if missing else "")
-        + f". At initialisation every number is a mean over {len(size.seeds)} seeds, each with its own weights and "
-        f"{size.batches * size.batch_size:,} training images of CIFAR-100 without augmentation in batches of "
-        f"{size.batch_size} (in batches of 16: {16 * size.small_batches:,}), normalised with mean and deviation 0.5, "
-        "in training mode. Logarithms are averaged as such. Trainings normalise by the data set's own mean and "
-        "deviation; weight decay 0.001 does not pass through the momentum (in the paper 0.0001, which does)."
-    )
-
-
 Section = tuple[list[str], str]
 
 
-def _claim1(results: Results, folder: Path) -> Section:
+def describe_claim1(results: Results, folder: Path) -> Section:
+    """Claim 1: activation normalizers let the variance grow linearly."""
     growth = claims.activation_growth(results)
     table = [["normalizer", "slope per block", "R^2 linear", "R^2 exponential", "growth per block", "growth"]]
     for name, g in growth.items():
@@ -121,7 +68,8 @@ variance that grows by less than {claims.NO_GROWTH} per block does not grow; oth
     return [line], text
 
 
-def _claim2(results: Results, folder: Path) -> Section:
+def describe_claim2(results: Results, folder: Path) -> Section:
+    """Claim 2 and Figure 3: parametric normalizers let it grow exponentially, unless the block is another."""
     growth = claims.parametric_growth(results)
     table = [["normalizer", "block", "growth per block", "lowest, highest seed", "claimed", "verdict"]]
     for (normalizer, residual), factor in growth.items():
@@ -166,7 +114,8 @@ on the residual branch, whose branch keeps the variance as well; the authors' co
     return lines, text
 
 
-def _claim3(results: Results, folder: Path) -> Section:
+def describe_claim3(results: Results, folder: Path) -> Section:
+    """Claim 3: stable rank is linear in sqrt(width / group size)."""
     size = results.size
     fit = claims.rank_fit(results)
     line = (
@@ -208,7 +157,8 @@ Stable rank before the linear layer of 30 layers of width 64 with Gaussian image
     return lines, text
 
 
-def _claim4(results: Results, folder: Path) -> Section:
+def describe_claim4(results: Results, folder: Path) -> Section:
+    """Claim 4 and Figure 8: gradients explode in this order: InstanceNorm, BatchNorm, GroupNorm, LayerNorm."""
     size = results.size
     networks = (*size.plain, size.residual)
     found = {}
@@ -268,9 +218,10 @@ the ratio.
     return [line], text
 
 
-def _figures5_7_9(results: Results, folder: Path) -> Section:
+def describe_figures5_7_9(results: Results, folder: Path) -> Section:
+    """Figures 5, 7 and 9: similarity and speed, gradient norms in the first steps, group size."""
     lines, parts = [], ["## Figures 5, 7 and 9"]
-    speeds = {n: s for n in results.size.trained if len((s := claims.speed(results, n)).normalizers) > 0}
+    speeds = {n: s for n in results.size.trained if len((s := trainings.speed(results, n)).normalizers) > 0}
     for network, speed in speeds.items():
         without = speed.correlation(without=("instance_norm",))
         with_all = speed.correlation()
@@ -287,7 +238,7 @@ def _figures5_7_9(results: Results, folder: Path) -> Section:
         )
     if speeds:
         parts.append(figures.draw_speed(folder, {describe_network(n): s for n, s in speeds.items()}))
-    steps = claims.first_steps(results)
+    steps = trainings.first_steps(results)
     if steps is not None:
         start = steps.transient
         everything, later = (steps.correlations(first).mean(axis=0) for first in (0, start))
@@ -303,7 +254,7 @@ def _figures5_7_9(results: Results, folder: Path) -> Section:
             f"first {start} steps {_describe_means(later)} (paper: 0.6 to 0.9)."
         )
         parts.append(figures.draw_first_steps(folder, steps))
-    tradeoff = claims.tradeoff(results)
+    tradeoff = trainings.tradeoff(results)
     if tradeoff is not None:
         similarity, rate = tradeoff.similarity.mean(axis=1), tradeoff.rate.mean(axis=1)
         lines.append(
@@ -325,7 +276,8 @@ def _describe_means(correlations: np.ndarray) -> str:
     )
 
 
-def _beyond(results: Results, records: Sequence[RunRecord], folder: Path) -> Section:
+def describe_beyond(results: Results, records: Sequence[RunRecord], folder: Path) -> Section:
+    """Beyond the paper: ZNorm and GAN with the normalizers that fail."""
     size = results.size
     cells = report.make_cells(rescue_runs(size), records)
     lines = []
@@ -333,14 +285,14 @@ def _beyond(results: Results, records: Sequence[RunRecord], folder: Path) -> Sec
     spreads = [["network", "normalizer", *METHODS]]
     for network, failing in size.rescued:
         for normalizer in (failing, "batch_norm"):
-            sizes = claims.optimizer_input(results, network, normalizer)
+            sizes = trainings.optimizer_input(results, network, normalizer)
             if sizes:
                 inputs[f"{describe_network(network)}\n{normalizer}"] = sizes
                 spreads.append(
                     [
                         describe_network(network),
                         normalizer,
-                        *(f"{claims.spread(rows):.2f}" for rows in sizes.values()),
+                        *(f"{trainings.spread(rows):.2f}" for rows in sizes.values()),
                     ]
                 )
         lines.append(_rescue_line(results, network, failing))
@@ -406,7 +358,7 @@ equally strong."""
 
 
 def _rescue_line(results: Results, network: str, failing: str) -> str:
-    found = claims.rescue(results, network, failing)
+    found = trainings.rescue(results, network, failing)
     start = f"Beyond the paper, {failing} in {describe_network(network)}"
     if found is None:
         return f"{start}: not measured."
@@ -427,12 +379,3 @@ def _rescue_line(results: Results, network: str, failing: str) -> str:
         f"{start} **{answer}**: last training accuracy {', '.join(reached)}; batch_norm {found.reference:.1%}; "
         "half-way from guessing to that counts as trained."
     )
-
-
-STUDY = Study(
-    name="beyond_batchnorm",
-    title="Four claims about normalizers at initialisation (Lubana et al. 2021, arXiv 2106.05956)",
-    runs=make_runs,
-    report=make_report,
-    measurements=make_measurements,
-)

@@ -15,7 +15,7 @@ from experiments.predict import predict_probabilities
 from experiments.records import RecordError, RunRecord, read_records
 from experiments.report import style
 from experiments.run import Run
-from experiments.studies._tuning import choose_learning_rates
+from experiments.studies.tuning import choose_learning_rates
 from experiments.training.metrics import THRESHOLD, SegmentationScores
 
 # Of the test slices with a tumour, ordered by its size; and one slice without.

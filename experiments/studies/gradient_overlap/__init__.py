@@ -4,7 +4,7 @@ Yun, "Mitigating Gradient Overlap in Deep Residual Networks with Gradient Normal
 Non-Convex Optimization", 2024, arXiv 2410.21564, section 3. CIFAR-10 batches, at initialisation and after training
 with Adam (learning rate 0.001, at which plain networks train too) with and without ZNorm in front.
 
-`gradient_overlap_measures` measures a network, `gradient_overlap_figures` draws, this module plans and reports.
+`measures` measures a network, `figures` draws, this module plans and reports.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from experiments import report
 from experiments.measure import Measurement
 from experiments.records import MeasurementRecord, RunRecord, read_measurements
 from experiments.run import Run
-from experiments.studies import Study, make_heading
-from experiments.studies import gradient_overlap_figures as figures
-from experiments.studies.gradient_overlap_measures import (
+from experiments.studies.gradient_overlap import figures as figures
+from experiments.studies.gradient_overlap.measures import (
     Network,
     Networks,
     measure_initialization,
     measure_trained,
 )
+from experiments.studies.study import Study, make_heading
 
 STATES = {
     "initialisation": "initialisation",

@@ -11,9 +11,10 @@ import optax
 from flax import nnx
 
 import optax_gradnorm
-from experiments import data, models, probes
+from experiments import data, models
 from experiments.data.pipeline import normalize
 from experiments.measure import Context
+from experiments.studies.beyond_batchnorm import probes
 from experiments.training.methods import METHODS
 
 GAUSSIAN = "gaussian"  # In place of a data set: independent standard normal pixels.
@@ -47,7 +48,7 @@ def measure_initialization(
 
     Returns:
       'units' and 'convolutions', names in the network's order, and for each statistic of
-      `experiments.probes` a row per seed, with a value per unit or convolution.
+      `probes` a row per seed, with a value per unit or convolution.
     """
     images, labels, num_classes = _load(context, dataset, image_size)
     rows: dict[str, list] = {}

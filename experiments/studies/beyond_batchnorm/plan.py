@@ -7,7 +7,7 @@ from experiments.measure import Measurement
 from experiments.models.normalizers import DEFAULT_GROUPS, GROUPED
 from experiments.records import RunRecord
 from experiments.run import Run, file_name
-from experiments.studies.beyond_batchnorm_measures import (
+from experiments.studies.beyond_batchnorm.measures import (
     GAUSSIAN,
     measure_first_steps,
     measure_initialization,

@@ -14,7 +14,7 @@ import numpy as np
 
 import optax_gradnorm
 from experiments.report import style
-from experiments.studies.gradient_overlap_measures import Networks
+from experiments.studies.gradient_overlap.measures import Networks
 
 DOMAIN = (-3.0, 3.0)
 SURFACE_TEXT = "sin(2 x1) cos(2 x2) + (x1² + x2²) / 4 on a square grid of 61 x 61 points from -3 to 3"

@@ -16,10 +16,11 @@ from experiments.measure import Measurement
 from experiments.records import MeasurementRecord, RunRecord, read_measurements
 from experiments.report import Row
 from experiments.run import Run
-from experiments.studies import Study, _medical, make_heading
-from experiments.studies._medical import METHODS, SEEDS_ALONE
-from experiments.studies._tuning import make_tuning_runs, tune, tuning_table
-from experiments.studies.lgg_unet_masks import draw_masks, measure_masks, measure_slices
+from experiments.studies import medical
+from experiments.studies.lgg_unet.masks import draw_masks, measure_masks, measure_slices
+from experiments.studies.medical import METHODS, SEEDS_ALONE
+from experiments.studies.study import Study, make_heading
+from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ of the masks' outlines in pixels of the resized slice, and its 95th percentile: 
 slice's diagonal where one is, which happens in the share "one empty" of the slices. A diverged run has no scores."""
 
 PAPER = f"""\
-{_medical.PAPER}
+{medical.PAPER}
 
 Of the U-Net on LGG MRI it says that ZNorm improves F1, Tversky index and Hausdorff distance over the baseline,
 without numbers and without a protocol. The two numbers are accuracies of other tasks, beside which no score of this
@@ -198,7 +199,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         f"- Learning rates: of one seed that is not reported, by F1 ({report.describe_protocol(tuning_run)}).",
         DATA,
         "## What was found",
-        _medical.describe(rows, SCORES, CLAIMED),
+        medical.describe(rows, SCORES, CLAIMED),
         SEEDS_ALONE,
         "## Scores",
         NOTES,

@@ -1,4 +1,4 @@
-"""The figures of `beyond_batchnorm`, one per claim, from what `beyond_batchnorm_claims` computed."""
+"""The figures of `beyond_batchnorm`, one per claim, from what `claims` and `trainings` computed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,15 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.report import style
-from experiments.studies.beyond_batchnorm_claims import (
-    Explosion,
-    FirstSteps,
-    Initialization,
-    RankFit,
-    Speed,
-    Tradeoff,
-    fit_curves,
-)
+from experiments.studies.beyond_batchnorm.claims import Explosion, RankFit, fit_curves
+from experiments.studies.beyond_batchnorm.results import Initialization
+from experiments.studies.beyond_batchnorm.trainings import FirstSteps, Speed, Tradeoff
 
 
 def _panels(columns: int, rows: int = 1, *, width: float = 3.2, height: float = 2.8, **options):
