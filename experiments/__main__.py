@@ -63,7 +63,7 @@ def compare(
       devices: devices that share each batch.
       keep_checkpoints: keep the trained networks, for `predict`.
     """
-    from experiments.progress import Progress
+    from experiments.jobs.progress import Progress
     from experiments.studies.compare import LEARNING_RATES, Comparison, terminal_table, write
 
     _check_out(out)
@@ -119,8 +119,8 @@ def reproduce(
       devices: devices that share each batch.
       keep_checkpoints: keep the trained networks, for `predict`.
     """
-    from experiments.measure import Context, find_missing, measure
-    from experiments.progress import Progress
+    from experiments.jobs.measure import Context, find_missing, measure
+    from experiments.jobs.progress import Progress
 
     chosen = _study(study)
     folder = out / study / preset
@@ -239,7 +239,7 @@ def _sweep(
     devices: int,
     keep_checkpoints: bool,
 ) -> list:
-    from experiments.sweep import sweep
+    from experiments.jobs.sweep import sweep
 
     progress.add(runs)
     return sweep(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.measure import Measurement
+from experiments.jobs.measure import Measurement
 from experiments.records import RunRecord
 from experiments.run import Run
 

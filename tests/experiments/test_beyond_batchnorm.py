@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import records
-from experiments.measure import Context
+from experiments.jobs.measure import Context
 from experiments.models.normalized import NormalizedName
 from experiments.records import EpochMetrics, MeasurementRecord, RunRecord
 from experiments.studies import beyond_batchnorm

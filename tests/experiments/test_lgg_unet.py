@@ -12,7 +12,7 @@ from PIL import Image
 
 import optax_gradnorm
 from experiments import data, models, report
-from experiments.measure import Context, measure
+from experiments.jobs.measure import Context, measure
 from experiments.records import (
     EpochMetrics,
     RecordError,

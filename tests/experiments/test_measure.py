@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, math, os, signal, sys
 from pathlib import Path
-from experiments.measure import Context, Measurement, measure
+from experiments.jobs.measure import Context, Measurement, measure
 
 def square(context, x):
     return {"square": x * x, "cores": len(os.sched_getaffinity(0)), "odd": [math.nan, -math.inf]}

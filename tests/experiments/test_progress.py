@@ -6,11 +6,11 @@ import io
 import pytest
 from rich.console import Console
 
-from experiments import progress
-from experiments.progress import Progress
+from experiments.jobs import progress
+from experiments.jobs.progress import Progress
+from experiments.jobs.sweep import Event
 from experiments.records import EpochMetrics, RunRecord
 from experiments.run import Run
-from experiments.sweep import Event
 
 RUN = Run("cifar10", "resnet20", "centralization", "sgdm", 0.001, 4, 128, 0)
 RUNS = [dataclasses.replace(RUN, seed=seed) for seed in range(12)]

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from experiments.measure import Measurement
+from experiments.jobs.measure import Measurement
 from experiments.models.normalizers import DEFAULT_GROUPS, GROUPED
 from experiments.records import RunRecord
 from experiments.run import Run, file_name

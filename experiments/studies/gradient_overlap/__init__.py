@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import report
-from experiments.measure import Measurement
+from experiments.jobs.measure import Measurement
 from experiments.records import MeasurementRecord, RunRecord, read_measurements
 from experiments.run import Run
 from experiments.studies.gradient_overlap import figures as figures

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments import report
-from experiments.measure import Measurement
+from experiments.jobs.measure import Measurement
 from experiments.records import MeasurementRecord, RunRecord, read_measurements
 from experiments.report import Row
 from experiments.run import Run

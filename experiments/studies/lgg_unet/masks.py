@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from experiments import data, report, training
-from experiments.measure import Context
+from experiments.jobs.measure import Context
 from experiments.predict import predict_probabilities
 from experiments.records import RecordError, RunRecord, read_records
 from experiments.report import style

@@ -9,9 +9,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from experiments.jobs.sweep import Event
 from experiments.records import RunRecord
 from experiments.run import Run
-from experiments.sweep import Event
 
 SECONDS_BETWEEN_LINES = 10.0
 
