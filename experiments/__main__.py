@@ -254,7 +254,7 @@ def _sweep(
 
 
 def _write_dynamics(folder: Path, records_folder: Path, records: Sequence) -> None:
-    from experiments.dynamics import write_page
+    from experiments.report.dynamics import write_page
 
     if page := write_page(folder, records_folder, records):
         print(f"Gradient dynamics: {page}")

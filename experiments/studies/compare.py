@@ -6,8 +6,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from experiments import report
 from experiments.records import RunRecord
+from experiments.report.cells import Cell, Row, make_cells, make_rows, mean_and_std
+from experiments.report.curves import add_learning_curves
+from experiments.report.pages import describe_protocol, write_report
+from experiments.report.tables import format_number, format_score, results_table
 from experiments.run import Run
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
@@ -52,13 +55,13 @@ class Comparison:
         ]
 
 
-def make_rows(comparison: Comparison, records: Sequence[RunRecord]) -> list[report.Row]:
+def make_table_rows(comparison: Comparison, records: Sequence[RunRecord]) -> list[Row]:
     """One row per optimizer and method; a method's baseline has the same optimizer."""
-    cells = report.make_cells(comparison.runs, records).values()
-    return report.make_rows(cells, lambda run: (run.optimizer, run.method))
+    cells = make_cells(comparison.runs, records).values()
+    return make_rows(cells, lambda run: (run.optimizer, run.method))
 
 
-def terminal_table(rows: Sequence[report.Row]) -> Table:
+def terminal_table(rows: Sequence[Row]) -> Table:
     """The table for the terminal: 80 columns."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("optimizer")
@@ -70,9 +73,9 @@ def terminal_table(rows: Sequence[report.Row]) -> Table:
         runs = f"{len(cell.ended)}" + (f", {cell.diverged} diverged" if cell.diverged else "")
         table.add_row(
             *row.labels,
-            report.format_score(cell),
-            report.format_number(report.mean_and_std(cell.losses)[0], ".2e"),
-            report.format_number(cell.seconds_per_epoch, ".2f"),
+            format_score(cell),
+            format_number(mean_and_std(cell.losses)[0], ".2e"),
+            format_number(cell.seconds_per_epoch, ".2f"),
             str(cell.nonfinite_steps),
             runs,
             end_section=i + 1 < len(rows) and rows[i + 1].labels[0] != row.labels[0],
@@ -80,7 +83,7 @@ def terminal_table(rows: Sequence[report.Row]) -> Table:
     return table
 
 
-def write(comparison: Comparison, records: Sequence[RunRecord], folder: Path) -> list[report.Row]:
+def write(comparison: Comparison, records: Sequence[RunRecord], folder: Path) -> list[Row]:
     """Writes report.md and the figure of the learning curves into a folder.
 
     Args:
@@ -91,13 +94,13 @@ def write(comparison: Comparison, records: Sequence[RunRecord], folder: Path) ->
     Returns:
       The rows of the table.
     """
-    rows = make_rows(comparison, records)
-    panels: dict[str, list[report.Cell]] = {}
+    rows = make_table_rows(comparison, records)
+    panels: dict[str, list[Cell]] = {}
     for row in rows:
         panels.setdefault(row.labels[0], []).append(row.cell)
     title = f"{comparison.model} on {comparison.dataset.partition(':')[0]}"
-    figure = report.add_figure(folder, "learning_curves", title, panels)
-    protocol = f"Protocol of every row: {report.describe_protocol(comparison.runs[0])}."
-    table = report.results_table(("optimizer", "method"), rows)
-    report.write_report(folder, f"Comparison: {title}", [row.cell for row in rows], [protocol, table, figure])
+    figure = add_learning_curves(folder, "learning_curves", title, panels)
+    protocol = f"Protocol of every row: {describe_protocol(comparison.runs[0])}."
+    table = results_table(("optimizer", "method"), rows)
+    write_report(folder, f"Comparison: {title}", [row.cell for row in rows], [protocol, table, figure])
     return rows

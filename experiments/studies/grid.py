@@ -3,8 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from experiments import report
 from experiments.records import RunRecord
+from experiments.report.cells import Cell, Row, make_cells, make_rows
+from experiments.report.curves import add_learning_curves
+from experiments.report.pages import describe_protocol, write_report
+from experiments.report.tables import describe_chance, results_table, scores_table
 from experiments.run import Run
 
 
@@ -21,8 +24,8 @@ def write_grid_report(
     notes: str,
     scores: Mapping[str, str] | None = None,
     paper_accuracy: Callable[[Run], float | None] = lambda run: None,
-    describe: Callable[[Sequence[report.Row]], str] = lambda rows: "",
-    tuning: Sequence[report.Cell] = (),
+    describe: Callable[[Sequence[Row]], str] = lambda rows: "",
+    tuning: Sequence[Cell] = (),
     tuning_table: str = "",
 ) -> None:
     """Writes report.md: accuracies, other scores if there are any, and learning curves per `figure`.
@@ -44,23 +47,23 @@ def write_grid_report(
       tuning: cells of the runs that chose the learning rates, if there are any.
       tuning_table: Markdown of what they chose.
     """
-    cells = report.make_cells(runs, records)
-    rows = report.make_rows(cells.values(), labels, lambda run: (paper_accuracy(run), None))
-    figures: dict[str, dict[str, list[report.Cell]]] = {}
+    cells = make_cells(runs, records)
+    rows = make_rows(cells.values(), labels, lambda run: (paper_accuracy(run), None))
+    figures: dict[str, dict[str, list[Cell]]] = {}
     for cell in cells.values():
         figures.setdefault(figure(cell.run), {}).setdefault(panel(cell.run), []).append(cell)
-    protocols = dict.fromkeys(report.describe_protocol(run) for run in runs)
+    protocols = dict.fromkeys(describe_protocol(run) for run in runs)
     found = describe(rows)
     sections = [
         "\n".join(f"- Protocol: {protocol}." for protocol in protocols),
         notes,
         found,
-        report.results_table(headings, rows),
-        "" if found else report.describe_chance(rows),
-        report.scores_table(headings, rows, scores) if scores else "",
-        *(report.add_figure(folder, f"curves_{name}", name, panels) for name, panels in figures.items()),
+        results_table(headings, rows),
+        "" if found else describe_chance(rows),
+        scores_table(headings, rows, scores) if scores else "",
+        *(add_learning_curves(folder, f"curves_{name}", name, panels) for name, panels in figures.items()),
     ]
     if tuning:
-        protocol = report.describe_protocol(tuning[0].run)
+        protocol = describe_protocol(tuning[0].run)
         sections += [f"Tuning: accuracy for every learning rate ({protocol}).", tuning_table]
-    report.write_report(folder, heading, [*tuning, *cells.values()], sections)
+    write_report(folder, heading, [*tuning, *cells.values()], sections)

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from experiments import report
-from experiments.report import FEWEST_SEEDS, Row
+from experiments.report.cells import FEWEST_SEEDS, Row, leaves_out_zero, paired_difference
+from experiments.report.tables import describe_chance
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 VERDICTS = BETTER, WORSE, SAME, TOO_FEW = (
@@ -52,17 +52,17 @@ def describe(rows: Sequence[Row], scores: Mapping[str, tuple[str, bool]], claime
             if verdict in verdicts.values()
         ]
         lines.append(f"- {method} behind {optimizer}{claim}: {'; '.join(told)}.")
-    chance = report.describe_chance(compared, [score for score, _ in scores.values()])
+    chance = describe_chance(compared, [score for score, _ in scores.values()])
     return "\n".join([*lines, f"- {chance}"])
 
 
 def _verdict(row: Row, score: str, more_is_better: bool) -> str:
     """One of VERDICTS; better and worse is where the interval of the difference to the baseline leaves out 0."""
     assert row.baseline is not None
-    differs = report.leaves_out_zero(row, score)
+    differs = leaves_out_zero(row, score)
     if differs is None:
         return TOO_FEW
     if not differs:
         return SAME
-    mean, _, _ = report.paired_difference(row.cell, row.baseline, score)
+    mean, _, _ = paired_difference(row.cell, row.baseline, score)
     return BETTER if (mean > 0) == more_is_better else WORSE

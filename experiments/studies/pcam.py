@@ -11,8 +11,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import report
 from experiments.records import RunRecord
+from experiments.report.cells import make_cells
+from experiments.report.pages import describe_images
 from experiments.run import Run
 from experiments.studies.grid import write_grid_report
 from experiments.studies.medical import METHODS, PAPER, SEEDS_ALONE, describe
@@ -155,9 +156,9 @@ def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and one figure of learning curves."""
     headings = ("model", "optimizer", "method")
-    tuning = list(report.make_cells(_tuning_runs(preset), records).values())
+    tuning = list(make_cells(_tuning_runs(preset), records).values())
     reported = _reported_runs(preset, records)
-    images = report.describe_images(report.make_cells(reported, records).values(), "patches")
+    images = describe_images(make_cells(reported, records).values(), "patches")
     compared = {"accuracy": "accuracy", **SCORES}
     write_grid_report(
         folder,

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments import report
 from experiments.records import RunRecord
-from experiments.report import Cell
+from experiments.report.cells import Cell, make_cells
+from experiments.report.tables import format_score, markdown_table
 from experiments.run import Run
 
 TUNING_SEED = 100  # never a reported one
@@ -50,7 +50,7 @@ def tune(
       setting: as for `choose_learning_rates`.
       score: the same.
     """
-    chosen = choose_learning_rates(report.make_cells(tuning, records).values(), setting, score)
+    chosen = choose_learning_rates(make_cells(tuning, records).values(), setting, score)
     return [
         dataclasses.replace(run, learning_rate=chosen[setting(run)])
         for run in settings
@@ -100,7 +100,7 @@ def tuning_table(
         rates = tuple(cell.run.learning_rate for cell in grid)
         table = tables.setdefault(rates, [[*headings, *(f"{rate:g}" for rate in rates)]])
         table.append([*key, *(_entry(cell, score, chosen.get(key)) for cell in grid)])
-    parts = [report.markdown_table(table, left=len(headings)) for table in tables.values()]
+    parts = [markdown_table(table, left=len(headings)) for table in tables.values()]
     if at_the_edge := _at_the_edge(grids, chosen):
         parts.append(
             "The best learning rate lies at the edge of the grid, so a better one may lie outside, which weakens "
@@ -122,7 +122,7 @@ def _score(cell: Cell, score: str) -> float:
 
 
 def _entry(cell: Cell, score: str, chosen: float | None) -> str:
-    text = report.format_score(cell, score) + (" diverged" if cell.diverged else "")
+    text = format_score(cell, score) + (" diverged" if cell.diverged else "")
     return f"**{text}**" if chosen == cell.run.learning_rate else text
 
 

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from experiments import dynamics, records
+from experiments import records
 from experiments.records import EpochMetrics, GradientDynamics, RunRecord
+from experiments.report import dynamics
 from experiments.run import Run
 from experiments.studies import gradient_dynamics
 

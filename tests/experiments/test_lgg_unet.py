@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from PIL import Image
 
 import optax_gradnorm
-from experiments import data, models, report
+from experiments import data, models
 from experiments.jobs.measure import Context, measure
 from experiments.records import (
     EpochMetrics,
@@ -21,6 +21,7 @@ from experiments.records import (
     write_checkpoint,
     write_record,
 )
+from experiments.report.cells import make_cells
 from experiments.studies import lgg_unet
 from experiments.studies.lgg_unet.masks import choose_slices, from_png, measure_masks, to_png
 from experiments.studies.tuning import choose_learning_rates, tuning_table
@@ -74,7 +75,7 @@ def test_the_best_rate_is_chosen_the_lower_of_equals_and_never_one_that_diverged
         "gan": {0.0003: 0.9, 0.001: 0.2, 0.003: 0.3, 0.01: 0.4},
     }
     records = tuned("cpu", lambda run: values[run.method][run.learning_rate])
-    cells = report.make_cells(lgg_unet.make_runs("cpu", []), records).values()
+    cells = make_cells(lgg_unet.make_runs("cpu", []), records).values()
     assert choose_learning_rates(cells, setting, "f1") == {
         ("adam", "baseline"): 0.001,
         ("adam", "centralization"): 0.0003,

@@ -7,9 +7,13 @@ import resource
 import numpy as np
 import pytest
 
-from experiments import report
 from experiments.files import FileError
 from experiments.records import EpochMetrics, RunRecord
+from experiments.report import style
+from experiments.report.cells import Row, make_cells, make_rows, paired_difference
+from experiments.report.curves import draw_learning_curves
+from experiments.report.pages import describe_completeness, describe_protocol, write_page
+from experiments.report.tables import describe_chance, format_difference, remarks, results_table, scores_table
 from experiments.run import Run
 from experiments.studies import load_studies, tuning
 
@@ -37,17 +41,17 @@ def cells():
     # In another order than the baseline's: pairs are found by seed.
     records += [make_record(make_run("znorm", s), ZNORM[s]) for s in (2, 0, 1)]
     runs = [record.run for record in records]
-    return {cell.run.method: cell for cell in report.make_cells(runs, records).values()}
+    return {cell.run.method: cell for cell in make_cells(runs, records).values()}
 
 
 def test_mean_deviation_and_paired_interval(cells):
     differences = np.subtract(ZNORM, BASELINE)
     # 4.302653 is the 97.5 % quantile of Student's t with 2 degrees of freedom.
     half = 4.302653 * differences.std(ddof=1) / math.sqrt(3)
-    mean, got_half, n = report.paired_difference(cells["znorm"], cells["baseline"])
+    mean, got_half, n = paired_difference(cells["znorm"], cells["baseline"])
     np.testing.assert_allclose([mean, got_half, n], [differences.mean(), half, 3], rtol=1e-6)
 
-    table = report.results_table(["method"], [report.Row(("znorm",), cells["znorm"], cells["baseline"])])
+    table = results_table(["method"], [Row(("znorm",), cells["znorm"], cells["baseline"])])
     assert f"{np.mean(ZNORM):.4f} ± {np.std(ZNORM, ddof=1):.4f}" in table
     low, high = differences.mean() - half, differences.mean() + half
     assert f"{differences.mean():+.4f} [{low:+.4f}, {high:+.4f}]" in table
@@ -60,8 +64,8 @@ def test_chance_is_told_where_there_are_seeds_enough(cells):
             make_record(run, scores[0][run.seed] if run.method == "baseline" else a)
             for run, a in zip(runs, [a for some in scores for a in some], strict=True)
         ]
-        rows = report.make_rows(report.make_cells(runs, made).values(), lambda run: (run.method,))
-        return report.describe_chance(rows), [report.format_difference(row) for row in rows]
+        rows = make_rows(make_cells(runs, made).values(), lambda run: (run.method,))
+        return describe_chance(rows), [format_difference(row) for row in rows]
 
     text, differences = chance([0.1, 0.2, 0.3], [0.5, 0.61, 0.7], [0.1, 0.5, 0.2])
     assert "leave out 0: 1 of 2." in text
@@ -75,8 +79,8 @@ def test_chance_is_told_where_there_are_seeds_enough(cells):
 
 def test_a_method_without_its_baseline_does_not_look_like_a_baseline(cells):
     def difference(*methods):
-        rows = report.make_rows([cells[m] for m in methods], lambda run: (run.optimizer, run.method))
-        return report.format_difference(rows[-1])
+        rows = make_rows([cells[m] for m in methods], lambda run: (run.optimizer, run.method))
+        return format_difference(rows[-1])
 
     assert difference("znorm", "baseline") == ""
     assert difference("znorm") == "-"
@@ -85,25 +89,25 @@ def test_a_method_without_its_baseline_does_not_look_like_a_baseline(cells):
 
 def test_a_run_in_two_tables_is_counted_once(cells):
     twice = [cells["baseline"], cells["znorm"], cells["baseline"]]
-    assert report.describe_completeness(twice) == "All 6 runs have ended."
+    assert describe_completeness(twice) == "All 6 runs have ended."
 
 
 def test_a_diverged_run_is_never_chosen():
     """Its network may happen to be right more often than that of a run with sound parameters."""
     runs = {rate: make_run("baseline", 0, learning_rate=rate) for rate in (0.1, 1.0)}
     records = [make_record(runs[0.1], 0.4), make_record(runs[1.0], 0.45, math.inf, "diverged")]
-    cells = report.make_cells(runs.values(), records).values()
+    cells = make_cells(runs.values(), records).values()
     assert tuning.choose_learning_rates(cells, lambda run: (run.method,)) == {("baseline",): 0.1}
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):
     page = tmp_path / "report.md"
-    report.write_page(page, ["old"])
+    write_page(page, ["old"])
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3, limit[1]))  # as on a full disk
     try:
         with pytest.raises(FileError, match=r"cannot write .*report.md"):
-            report.write_page(page, ["much longer"])
+            write_page(page, ["much longer"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert page.read_text() == "old\n"
@@ -117,7 +121,7 @@ def test_the_last_epoch_counts_and_not_the_best():
         status="finished",
         epochs=(record.epochs[0].__class__(1, 1, 1, 1, 0.9, 0, 1), record.epochs[1]),
     )
-    (cell,) = report.make_cells([run], [best_first]).values()
+    (cell,) = make_cells([run], [best_first]).values()
     assert cell.accuracies == {0: 0.4}
 
 
@@ -128,17 +132,17 @@ def test_unfinished_and_failed_runs_do_not_count_and_are_told(cells):
         make_record(runs[1], 0.9, status="running"),
         RunRecord(run=runs[2], status="failed", message="no memory left"),
     ]
-    (cell,) = report.make_cells(runs, records).values()
+    (cell,) = make_cells(runs, records).values()
     assert cell.accuracies == {0: 0.5}
-    assert "no memory left" in report.remarks(cell)
-    assert "3" in report.describe_completeness([cell])
+    assert "no memory left" in remarks(cell)
+    assert "3" in describe_completeness([cell])
 
 
 def test_diverged_runs_show():
     runs = [make_run("znorm", seed) for seed in (0, 1)]
     records = [make_record(runs[0], 0.5), make_record(runs[1], 0.1, math.nan, "diverged", nonfinite_steps=7)]
-    (cell,) = report.make_cells(runs, records).values()
-    table = report.results_table(["method"], [report.Row(("znorm",), cell)])
+    (cell,) = make_cells(runs, records).values()
+    table = results_table(["method"], [Row(("znorm",), cell)])
     assert "diverged" in table
     assert "14" in [column.strip() for column in table.splitlines()[-1].split("|")]
     assert f"{0.3:.4f}" in table
@@ -164,14 +168,14 @@ def test_other_scores_are_paired_by_seed_and_a_diverged_run_has_none():
         for seed, score in by_seed.items()
     ]
     records.append(make_record(make_run("znorm", 1), 0.1, math.nan, "diverged"))
-    cells = report.make_cells([record.run for record in records], records)
+    cells = make_cells([record.run for record in records], records)
     baseline, znorm = cells.values()
     differences = np.array([0.75 - 0.7, 0.9 - 0.6])
     # 12.706205 is the 97.5 % quantile of Student's t with 1 degree of freedom.
     half = 12.706205 * differences.std(ddof=1) / math.sqrt(2)
-    assert report.paired_difference(znorm, baseline, "roc_auc") == pytest.approx((0.175, half, 2), rel=1e-6)
-    rows = [report.Row(("baseline",), baseline), report.Row(("znorm",), znorm, baseline)]
-    table = report.scores_table(["method"], rows, {"ROC-AUC": "roc_auc", "F1": "f1"}).splitlines()
+    assert paired_difference(znorm, baseline, "roc_auc") == pytest.approx((0.175, half, 2), rel=1e-6)
+    rows = [Row(("baseline",), baseline), Row(("znorm",), znorm, baseline)]
+    table = scores_table(["method"], rows, {"ROC-AUC": "roc_auc", "F1": "f1"}).splitlines()
     fields = [[field.strip() for field in line.strip("|").split("|")] for line in table]
     assert fields[0] == [
         "method",
@@ -205,7 +209,7 @@ def test_other_scores_are_paired_by_seed_and_a_diverged_run_has_none():
     ],
 )
 def test_the_protocol_says_which_images_are_held_out(changes, words):
-    assert words in report.describe_protocol(make_run("baseline", 0, **changes))
+    assert words in describe_protocol(make_run("baseline", 0, **changes))
 
 
 @pytest.mark.parametrize(
@@ -220,11 +224,11 @@ def test_a_narrow_loss_axis_has_plain_numbers(tmp_path, low, high, expected):
     losses = np.geomspace(low, high, 5)
     epochs = tuple(EpochMetrics(e, loss, 0.5, 0.5, 0.5, 0, 1.0) for e, loss in enumerate(losses, 1))
     run = make_run("baseline", 0, epochs=5)
-    cells = report.make_cells([run], [RunRecord(run, "finished", epochs=epochs)])
+    cells = make_cells([run], [RunRecord(run, "finished", epochs=epochs)])
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report.style, "save", lambda figure, path: drawn.append(figure))
-        report.draw_learning_curves(tmp_path / "curves", "", {"sgdm": list(cells.values())})
+        patch.setattr(style, "save", lambda figure, path: drawn.append(figure))
+        draw_learning_curves(tmp_path / "curves", "", {"sgdm": list(cells.values())})
     (figure,) = drawn
     figure.canvas.draw()
     axis = figure.axes[1].yaxis

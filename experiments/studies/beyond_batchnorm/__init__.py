@@ -12,8 +12,9 @@ Preset cpu takes 1.98 core-hours by its records, about 35 minutes on four cores,
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import report
 from experiments.records import RunRecord, read_measurements
+from experiments.report.cells import make_cells
+from experiments.report.pages import write_report
 from experiments.studies.beyond_batchnorm import sections
 from experiments.studies.beyond_batchnorm.plan import SIZES, make_measurements, make_runs
 from experiments.studies.beyond_batchnorm.results import Results
@@ -24,7 +25,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     """Writes report.md and a figure for each claim."""
     size = SIZES[preset]
     results = Results(size, read_measurements(folder / "measurements"), records)
-    cells = report.make_cells(make_runs(preset, records), records)
+    cells = make_cells(make_runs(preset, records), records)
     parts = [
         sections.describe_claim1(results, folder),
         sections.describe_claim2(results, folder),
@@ -36,7 +37,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     verdicts, texts = zip(*parts, strict=True)
     first = make_heading("Beyond BatchNorm: four claims about normalizers", preset, size, SIZES["full"])
     summary = [line for lines in verdicts for line in lines]
-    report.write_report(
+    write_report(
         folder,
         first,
         list(cells.values()),

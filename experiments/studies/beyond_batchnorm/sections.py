@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import report
 from experiments.records import RunRecord
-from experiments.report import Cell, format_number, markdown_table
+from experiments.report.cells import Cell, make_cells, make_rows
+from experiments.report.curves import add_learning_curves
+from experiments.report.pages import describe_protocol
+from experiments.report.tables import format_number, markdown_table, results_table
 from experiments.studies.beyond_batchnorm import claims, figures, trainings
 from experiments.studies.beyond_batchnorm.plan import (
     COMPARED,
@@ -279,7 +281,7 @@ def _describe_means(correlations: np.ndarray) -> str:
 def describe_beyond(results: Results, records: Sequence[RunRecord], folder: Path) -> Section:
     """Beyond the paper: ZNorm and GAN with the normalizers that fail."""
     size = results.size
-    cells = report.make_cells(rescue_runs(size), records)
+    cells = make_cells(rescue_runs(size), records)
     lines = []
     inputs = {}
     spreads = [["network", "normalizer", *METHODS]]
@@ -303,7 +305,7 @@ def describe_beyond(results: Results, records: Sequence[RunRecord], folder: Path
             + ", ".join(f"{m} {min(v):.2f} to {max(v):.2f}" for m, v in ranges.items())
             + ": ZNorm makes every layer's the same, GAN rescales all layers alike."
         )
-    rows = report.make_rows(cells.values(), lambda run: (run.model, run.method))
+    rows = make_rows(cells.values(), lambda run: (run.model, run.method))
     by_model: dict[str, list[Cell]] = {}
     for cell in cells.values():
         by_model.setdefault(cell.run.model, []).append(cell)
@@ -314,19 +316,18 @@ def describe_beyond(results: Results, records: Sequence[RunRecord], folder: Path
     panels = {m.replace(":", "\n"): some for m, some in by_model.items() if m not in diverged}
     left_out = f"Not drawn, since every run diverged: {', '.join(diverged)}." if diverged else ""
     protocols = "\n".join(
-        f"- {protocol}."
-        for protocol in dict.fromkeys(report.describe_protocol(c.run) for c in cells.values())
+        f"- {protocol}." for protocol in dict.fromkeys(describe_protocol(c.run) for c in cells.values())
     )
     text = f"""\
 ## Beyond the paper: ZNorm and GAN behind the normalizers that fail
 
 {protocols}
 
-{report.results_table(("model", "method"), rows)}
+{results_table(("model", "method"), rows)}
 
 {_rescue_notes(size)}
 
-{report.add_figure(folder, "beyond_curves", "Trainings behind each method", panels)} {left_out}
+{add_learning_curves(folder, "beyond_curves", "Trainings behind each method", panels)} {left_out}
 
 Deviation over layers of log10 of the root mean square of each kernel's gradient at initialisation:
 

@@ -14,8 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import dynamics, report
 from experiments.records import RunRecord
+from experiments.report import dynamics
+from experiments.report.cells import make_cells, make_rows
+from experiments.report.pages import describe_protocol, write_report
+from experiments.report.tables import results_table
 from experiments.run import Run
 from experiments.studies.gradient_dynamics.trends import (
     AMPLIFICATION_NOTES,
@@ -95,7 +98,7 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and a figure of the global standard deviation; dynamics.md has the layers."""
-    cells = report.make_cells(make_runs(preset, records), records)
+    cells = make_cells(make_runs(preset, records), records)
     recorded = {
         (cell.run.model, cell.run.method): dynamics.read_all(folder / "records", cell.ended.values())
         for cell in cells.values()
@@ -106,9 +109,9 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     models = dict.fromkeys(model for model, _ in recorded)
     panels = {name: {method: recorded[name, method] for method in METHODS} for name in models}
     dynamics.draw_global(folder / "global_std", "Standard deviation of all layers together", panels)
-    rows = report.make_rows(cells.values(), lambda run: (run.model, run.method))
+    rows = make_rows(cells.values(), lambda run: (run.model, run.method))
     protocols = dict.fromkeys(
-        f"- Protocol of {cell.run.model}: {report.describe_protocol(cell.run)}." for cell in cells.values()
+        f"- Protocol of {cell.run.model}: {describe_protocol(cell.run)}." for cell in cells.values()
     )
     missing = sum(len(cell.ended) for cell in cells.values()) - sum(map(len, recorded.values()))
     sections = [
@@ -129,13 +132,13 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         amplification_table(summaries),
         "Heat maps of all layers and the amplification of each: [dynamics.md](dynamics.md).",
         "## Accuracy",
-        report.results_table(("model", "method"), rows),
+        results_table(("model", "method"), rows),
     ]
     heading = SIZES[preset].heading("Gradient dynamics on CIFAR-100", preset, SIZES["full"])
     for (name, model), changes in SMALLER.items():
         if name == preset:
             heading += f"; {model}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in changes.items())
-    report.write_report(folder, heading, list(cells.values()), sections)
+    write_report(folder, heading, list(cells.values()), sections)
 
 
 def _describe_unequal(preset: str) -> str:

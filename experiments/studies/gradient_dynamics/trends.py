@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import dynamics, report
 from experiments.records import GradientDynamics
+from experiments.report import dynamics
+from experiments.report.tables import markdown_table
 
 SIGNIFICANCE = 0.05
 
@@ -301,7 +302,7 @@ def trend_table(settings: Settings) -> str:
                     _mean_and_range([run.change for run in tally.runs], ".2f"),
                 ]
             )
-    return report.markdown_table(table, left=3)
+    return markdown_table(table, left=3)
 
 
 def layer_table(settings: Settings) -> str:
@@ -321,7 +322,7 @@ def layer_table(settings: Settings) -> str:
                     (", ".join(names) or "-") if few else f"{len(names)} of {len(tally.runs[0].layers)}"
                 )
             table.append([model, method, f"from {tally.start}", *cells])
-    return report.markdown_table(table, left=5)
+    return markdown_table(table, left=5)
 
 
 def amplification_table(settings: Settings) -> str:
@@ -359,7 +360,7 @@ def amplification_table(settings: Settings) -> str:
                 f"{np.mean([run.vanished for run in runs]):.1%}",
             ]
         )
-    return report.markdown_table(table, left=3)
+    return markdown_table(table, left=3)
 
 
 def _geometric_mean(values: np.ndarray) -> float:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import report
 from experiments.jobs.measure import Measurement
 from experiments.records import MeasurementRecord, RunRecord, read_measurements
+from experiments.report.cells import FEWEST_SEEDS, make_cells, make_rows, t_interval
+from experiments.report.pages import describe_protocol, write_report
+from experiments.report.tables import markdown_table, results_table
 from experiments.run import Run
 from experiments.studies.gradient_overlap import figures as figures
 from experiments.studies.gradient_overlap.measures import (
@@ -169,8 +171,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     size = SIZES[preset]
     measured = read_measurements(folder / "measurements")
     networks = find_networks(preset, measured)
-    cells = report.make_cells(make_runs(preset, records), records)
-    rows = report.make_rows(cells.values(), lambda run: (run.model, run.method))
+    cells = make_cells(make_runs(preset, records), records)
+    rows = make_rows(cells.values(), lambda run: (run.model, run.method))
     folder.mkdir(parents=True, exist_ok=True)
     figures.draw_magnitudes(folder / "figure1")
     figures.draw_directions(folder / "figure2")
@@ -197,11 +199,11 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "![Length of the gradient: original, residual, ZNorm of residual, difference](figure1.svg)",
         "![Direction of the gradient: original, residual, ZNorm of residual, difference](figure2.svg)",
         "## Accuracy of the trained networks",
-        f"{report.describe_protocol(make_runs(preset, [])[0])}; learning rate 0.001.",
-        report.results_table(("model", "method"), rows),
+        f"{describe_protocol(make_runs(preset, [])[0])}; learning rate 0.001.",
+        results_table(("model", "method"), rows),
     ]
     heading = make_heading("Gradient overlap in ResNets and plain networks", preset, size, SIZES["full"])
-    report.write_report(folder, heading, list(cells.values()), sections)
+    write_report(folder, heading, list(cells.values()), sections)
 
 
 def describe(networks: Networks) -> str:
@@ -266,9 +268,9 @@ def _compare_one_growth(model: str, residual: Network, plain: Network) -> str:
     medians = f"{10 ** np.median(residual.growth):.3g} against {10 ** np.median(plain.growth):.3g}"
     ours, twins = residual.growth_by_seed, plain.growth_by_seed
     differences = [ours[seed] - twins[seed] for seed in ours if seed in twins]
-    if len(differences) < report.FEWEST_SEEDS:
+    if len(differences) < FEWEST_SEEDS:
         return f"{model} {medians} in its plain twin (too few seeds for an interval)"
-    mean, half = report.t_interval(differences)
+    mean, half = t_interval(differences)
     verdict = "no difference seen" if abs(mean) <= half else "smaller" if mean < 0 else "larger"
     return (
         f"{model} **{verdict}**, {medians} in its plain twin, difference of log10 {mean:+.2f} "
@@ -303,7 +305,7 @@ def bounds_table(networks: Networks) -> str:
                 f"{int(np.sum(n.growth <= n.bound))} of {n.seeds}",
             ]
         )
-    return report.markdown_table(table, left=2)
+    return markdown_table(table, left=2)
 
 
 def overlap_table(networks: Networks) -> str:
@@ -323,7 +325,7 @@ def overlap_table(networks: Networks) -> str:
                     f"{np.mean(amplification > 1):.0%}",
                 ]
             )
-    return report.markdown_table(table, left=2)
+    return markdown_table(table, left=2)
 
 
 def _median_and_range(values: np.ndarray, spec: str) -> str:

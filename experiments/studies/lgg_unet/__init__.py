@@ -11,10 +11,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import report
 from experiments.jobs.measure import Measurement
 from experiments.records import MeasurementRecord, RunRecord, read_measurements
-from experiments.report import Row
+from experiments.report.cells import Cell, Row, make_cells, make_rows, mean_and_std
+from experiments.report.curves import add_learning_curves
+from experiments.report.pages import describe_images, describe_protocol, write_report
+from experiments.report.tables import format_difference, format_number, format_score, markdown_table, remarks
 from experiments.run import Run
 from experiments.studies import medical
 from experiments.studies.lgg_unet.masks import draw_masks, measure_masks, measure_slices
@@ -186,17 +188,17 @@ def _masks_name(run: Run) -> str:
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md, the learning curves and the figure of the masks."""
     size = SIZES[preset]
-    tuning = report.make_cells(_tuning_runs(preset), records)
-    cells = report.make_cells(_reported_runs(preset, records), records)
-    rows = report.make_rows(cells.values(), _setting)
+    tuning = make_cells(_tuning_runs(preset), records)
+    cells = make_cells(_reported_runs(preset, records), records)
+    rows = make_rows(cells.values(), _setting)
     tuning_run, reported_run = _tuning_runs(preset)[0], _settings(preset)[0]
-    panels: dict[str, list[report.Cell]] = {}
+    panels: dict[str, list[Cell]] = {}
     for cell in cells.values():
         panels.setdefault(cell.run.optimizer, []).append(cell)
     sections = [
-        f"- Data: {report.describe_images(cells.values(), 'slices')}.\n"
-        f"- Protocol: {report.describe_protocol(reported_run)}.\n"
-        f"- Learning rates: of one seed that is not reported, by F1 ({report.describe_protocol(tuning_run)}).",
+        f"- Data: {describe_images(cells.values(), 'slices')}.\n"
+        f"- Protocol: {describe_protocol(reported_run)}.\n"
+        f"- Learning rates: of one seed that is not reported, by F1 ({describe_protocol(tuning_run)}).",
         DATA,
         "## What was found",
         medical.describe(rows, SCORES, CLAIMED),
@@ -213,7 +215,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "## Training",
         _training_table(rows),
         *(
-            [report.add_figure(folder, "curves", size.model, panels, above="test_loss"), LOSSES]
+            [add_learning_curves(folder, "curves", size.model, panels, above="test_loss"), LOSSES]
             if panels
             else []
         ),
@@ -221,41 +223,39 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         tuning_table(("optimizer", "method"), tuning.values(), _setting, score="f1"),
     ]
     heading = make_heading("LGG MRI segmentation with a U-Net", preset, size, SIZES["full"])
-    report.write_report(folder, heading, [*tuning.values(), *cells.values()], sections, score="scores")
+    write_report(folder, heading, [*tuning.values(), *cells.values()], sections, score="scores")
 
 
 def _scores_table(rows: Sequence[Row]) -> str:
     table = [["optimizer", "method", "learning rate", "seeds", *SCORES, "remarks"]]
     for row in rows:
-        values = [report.format_score(row.cell, score) for score, _ in SCORES.values()]
+        values = [format_score(row.cell, score) for score, _ in SCORES.values()]
         rate = f"{row.cell.run.learning_rate:g}"
-        table.append([*row.labels, rate, str(len(row.cell.ended)), *values, report.remarks(row.cell)])
-    return report.markdown_table(table, left=2)
+        table.append([*row.labels, rate, str(len(row.cell.ended)), *values, remarks(row.cell)])
+    return markdown_table(table, left=2)
 
 
 def _differences_table(rows: Sequence[Row]) -> str:
     table = [["optimizer", "method", *SCORES]]
     for row in rows:
         if row.baseline is not None:
-            table.append(
-                [*row.labels, *(report.format_difference(row, score) for score, _ in SCORES.values())]
-            )
-    return report.markdown_table(table, left=2)
+            table.append([*row.labels, *(format_difference(row, score) for score, _ in SCORES.values())])
+    return markdown_table(table, left=2)
 
 
 def _training_table(rows: Sequence[Row]) -> str:
     table = [["optimizer", "method", "training loss", "s/epoch", "non-finite steps"]]
     for row in rows:
-        loss, seconds = report.mean_and_std(row.cell.losses)[0], row.cell.seconds_per_epoch
+        loss, seconds = mean_and_std(row.cell.losses)[0], row.cell.seconds_per_epoch
         table.append(
             [
                 *row.labels,
-                report.format_number(loss, ".4f"),
-                report.format_number(seconds, ".2f"),
+                format_number(loss, ".4f"),
+                format_number(seconds, ".2f"),
                 str(row.cell.nonfinite_steps),
             ]
         )
-    return report.markdown_table(table, left=2)
+    return markdown_table(table, left=2)
 
 
 def _figure(preset: str, rows: Sequence[Row], measured: Mapping[str, MeasurementRecord], folder: Path) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments import data, report, training
+from experiments import data, training
 from experiments.jobs.measure import Context
 from experiments.predict import predict_probabilities
 from experiments.records import RecordError, RunRecord, read_records
 from experiments.report import style
+from experiments.report.cells import make_cells
 from experiments.run import Run
 from experiments.studies.tuning import choose_learning_rates
 from experiments.training.metrics import THRESHOLD, SegmentationScores
@@ -77,9 +78,9 @@ def _find(context: Context, run: Mapping[str, Any], tuning: Sequence[Mapping[str
       RecordError: it or its tuning has not ended; asked again later, the measurement can be made.
     """
     records = read_records(context.records_folder)
-    cells = report.make_cells([Run(**fields) for fields in tuning], records).values()
+    cells = make_cells([Run(**fields) for fields in tuning], records).values()
     for rate in choose_learning_rates(cells, lambda run: (), score="f1").values():
-        (cell,) = report.make_cells([Run(**run, learning_rate=rate)], records).values()
+        (cell,) = make_cells([Run(**run, learning_rate=rate)], records).values()
         for record in cell.ended.values():
             return record
     raise RecordError(f"no tuned run of {run['method']} and {run['optimizer']} has ended")

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import records, report
+from experiments import records
 from experiments.records import GradientDynamics, RunRecord
-from experiments.report import style
+from experiments.report import pages, style
+from experiments.report.cells import without_seed
+from experiments.report.pages import describe_protocol
 from experiments.run import Run
 
 ZNORM_EPS = 1e-10
@@ -51,7 +53,7 @@ def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunReco
     settings: dict[Run, list[GradientDynamics]] = {}
     for record in run_records:
         if record.run.dynamics and record.status in ("finished", "diverged"):
-            settings.setdefault(report.setting(record.run), []).extend(read_all(records_folder, [record]))
+            settings.setdefault(without_seed(record.run), []).extend(read_all(records_folder, [record]))
     settings = {setting: seeds for setting, seeds in settings.items() if seeds}
     if not settings:
         return None
@@ -61,10 +63,10 @@ def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunReco
         title = (
             f"{setting.model}, {setting.method}, {setting.optimizer}, learning rate {setting.learning_rate:g}"
         )
-        sections.append(f"- {title}: {report.describe_protocol(setting)}; {len(seeds)} seeds.")
+        sections.append(f"- {title}: {describe_protocol(setting)}; {len(seeds)} seeds.")
         sections.append(add_figure(folder, f"dynamics_{setting.name}".replace("-s0-", "-"), title, seeds))
     page = folder / "dynamics.md"
-    report.write_page(page, sections)
+    pages.write_page(page, sections)
     return page
 
 
