@@ -116,7 +116,7 @@ def _make_per_step_epoch(run, dataset, graphdef, optimizer, state) -> Callable[[
     import optax
     from flax import nnx
 
-    from experiments.data.pipeline import normalize
+    from experiments.data.augment import normalize
     from experiments.training.state import TrainState
 
     def loss_and_stats(params, batch_stats, images, labels):

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from experiments import models, training
-from experiments.data.pipeline import normalize
+from experiments.data.augment import normalize
 from experiments.files import write_whole
 from experiments.records import RunRecord
 from experiments.report import style

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import optax_gradnorm
 from experiments.data import Dataset
-from experiments.data.pipeline import augment_both, normalize
+from experiments.data.augment import augment_both, normalize
 from experiments.run import Run
 from experiments.training import tasks
 from experiments.training.state import TrainState

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optax_gradnorm
 from experiments import records
 from experiments.data import Dataset
-from experiments.data.pipeline import normalize
+from experiments.data.augment import normalize
 from experiments.records import EpochMetrics, GradientDynamics, RunRecord
 from experiments.run import Run
 from experiments.training import resuming, tasks

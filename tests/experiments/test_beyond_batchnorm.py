@@ -9,7 +9,7 @@ import pytest
 
 from experiments import records
 from experiments.jobs.measure import Context
-from experiments.models.normalized import NormalizedName
+from experiments.models.signal_propagation.names import NormalizedName
 from experiments.records import EpochMetrics, MeasurementRecord, RunRecord
 from experiments.studies import beyond_batchnorm
 from experiments.studies.beyond_batchnorm import claims

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.models._conv import conv_general_dilated
+from experiments.models.conv import conv_general_dilated
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 lax_conv = partial(lax.conv_general_dilated, dimension_numbers=LAYOUT)
@@ -109,7 +109,7 @@ def test_bfloat16(name):
 
 
 def test_bfloat16_adds_many_chunks_in_float32(monkeypatch):
-    monkeypatch.setattr("experiments.models._conv.PATCH_BYTES", 1)  # one image per chunk
+    monkeypatch.setattr("experiments.models.conv.PATCH_BYTES", 1)  # one image per chunk
     images, kernel, weights, options = make_case("3x3", batch=256, dtype=jnp.bfloat16)
     _, by_kernel = jax.jit(gradients(ours, options))(images, kernel, weights)
     exact = jax.jit(gradients(lax_conv, options))(*(a.astype(jnp.float32) for a in (images, kernel, weights)))

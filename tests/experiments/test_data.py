@@ -8,8 +8,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from experiments.data import DataError, load, select
+from experiments.data.augment import augment, crop, flip, normalize
 from experiments.data.dataset import make_dataset
-from experiments.data.pipeline import augment, crop, flip, normalize
 from experiments.run import Run
 
 

@@ -17,7 +17,7 @@ from flax import nnx
 
 from experiments import models, records, training
 from experiments.data.dataset import make_dataset
-from experiments.models._layers import BatchNorm
+from experiments.models.layers import BatchNorm
 from experiments.records import GradientDynamics, RecordError, RunRecord
 from experiments.run import Run
 from experiments.training.methods import make_optimizer

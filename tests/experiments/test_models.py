@@ -8,7 +8,7 @@ from flax import nnx
 
 import optax_gradnorm
 from experiments import models
-from experiments.models._layers import BatchNorm, conv
+from experiments.models.layers import BatchNorm, conv
 from experiments.models.resnet import BasicBlock, BottleneckBlock, ResNet, identity_pad
 from experiments.models.vgg import GROUPS
 

@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 
 from experiments import models
-from experiments.models._conv import conv_general_dilated
-from experiments.models.normalized import NormalizedName
-from experiments.models.normalizers import NORMALIZERS, Normalization
+from experiments.models.conv import conv_general_dilated
+from experiments.models.signal_propagation.names import NormalizedName
+from experiments.models.signal_propagation.normalizers import NORMALIZERS, Normalization
 from experiments.run import Run
 
 FEATURES = 8

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from experiments import models
-from experiments.models.normalizers import Normalization
-from experiments.models.plain import PlainNetwork
 from experiments.models.resnet import BasicBlock, ResNet
+from experiments.models.signal_propagation.normalizers import Normalization
+from experiments.models.signal_propagation.plain import PlainNetwork
 from experiments.studies.beyond_batchnorm import probes
 
 

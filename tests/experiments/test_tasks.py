@@ -11,8 +11,8 @@ from flax import nnx
 
 from experiments import models, records, training
 from experiments.data import DataError, select
+from experiments.data.augment import augment, augment_both, turn
 from experiments.data.dataset import make_dataset
-from experiments.data.pipeline import augment, augment_both, turn
 from experiments.run import AUGMENTATIONS, Run
 from experiments.training import epoch
 from experiments.training.methods import make_optimizer

@@ -21,7 +21,7 @@ from flax import nnx
 from experiments import models, records, training
 from experiments.data.dataset import make_dataset
 from experiments.files import FileError
-from experiments.models._layers import BatchNorm
+from experiments.models.layers import BatchNorm
 from experiments.records import RecordError, RunRecord
 from experiments.run import Run
 from experiments.training.epoch import make_evaluate, make_mesh, make_train_epoch

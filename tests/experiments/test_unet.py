@@ -10,7 +10,7 @@ from flax import nnx
 
 import optax_gradnorm
 from experiments import models
-from experiments.models.normalizers import Normalization
+from experiments.models.signal_propagation.normalizers import Normalization
 from experiments.models.unet import DoubleConv, UpConv
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 import optax_gradnorm
 from experiments import data, models
-from experiments.data.pipeline import normalize
+from experiments.data.augment import normalize
 from experiments.jobs.measure import Context
 from experiments.studies.beyond_batchnorm import probes
 from experiments.training.methods import METHODS

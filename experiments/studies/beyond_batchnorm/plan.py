@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from experiments.jobs.measure import Measurement
-from experiments.models.normalizers import DEFAULT_GROUPS, GROUPED
+from experiments.models.signal_propagation.normalizers import DEFAULT_GROUPS, GROUPED
 from experiments.records import RunRecord
 from experiments.run import Run, file_name
 from experiments.studies.beyond_batchnorm.measures import (
@@ -45,7 +45,7 @@ WEIGHT_DECAY = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How large a preset is. Networks are named as in `experiments.models.normalized`, with their width.
+    """How large a preset is. Networks are named as in `experiments.models.signal_propagation.names`, with their width.
 
     Attributes:
       residual: residual network of claims 1, 2 and 4.

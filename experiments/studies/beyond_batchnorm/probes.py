@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments.models.normalizers import DEFAULT_GROUPS, EPSILON, ConvLayer, KernelConv
-from experiments.models.residual import NormalizedBlock
 from experiments.models.resnet import Block
+from experiments.models.signal_propagation.normalizers import DEFAULT_GROUPS, EPSILON, ConvLayer, KernelConv
+from experiments.models.signal_propagation.residual import NormalizedBlock
 
 CONVOLUTIONS = (KernelConv, nnx.Conv)
 UNITS = (ConvLayer, NormalizedBlock, Block)

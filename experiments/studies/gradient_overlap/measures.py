@@ -23,7 +23,7 @@ from flax import nnx
 
 from experiments import data, records, training
 from experiments.data import Dataset
-from experiments.data.pipeline import normalize
+from experiments.data.augment import normalize
 from experiments.jobs.measure import Context
 from experiments.models.resnet import Block, ResNet
 from experiments.run import Run

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models._conv import conv_general_dilated
+from experiments.models.conv import conv_general_dilated
 
 
 def conv(

@@ -3,12 +3,9 @@
 import dataclasses
 import re
 
-from flax import nnx
-
-from experiments.models.normalizers import Normalization
-from experiments.models.plain import SHAPES, PlainNetwork
-from experiments.models.residual import RESIDUALS, NormalizedResNet
-from experiments.models.unet import UNet
+from experiments.models.signal_propagation.normalizers import Normalization
+from experiments.models.signal_propagation.plain import SHAPES
+from experiments.models.signal_propagation.residual import RESIDUALS
 
 OPTIONS = ":NORMALIZER[:groups=N or :size=N]"
 SYNTAX = f"NETWORKwWIDTH{OPTIONS}[:skip_init][:nonlinearity_on_residual]"
@@ -68,22 +65,3 @@ class NormalizedName:
             Normalization(normalizer, **groups),
             frozenset(residual),
         )
-
-
-def create_normalized(name: str, *, image_size: int, **options) -> nnx.Module:
-    """Builds the network of a name; the options are those of `experiments.models.create`.
-
-    Raises:
-      ValueError: it is no such name, the groups do not divide the features, or the depth is not 6n+2.
-    """
-    del image_size  # Any: the last layer sees the mean over the image, or each pixel.
-    parsed = NormalizedName.parse(name)
-    if parsed.network in SHAPES:
-        shape = SHAPES[parsed.network]
-        return PlainNetwork(shape, parsed.width, normalization=parsed.normalization, **options)
-    if parsed.network == "unet":
-        return UNet(parsed.width, normalization=parsed.normalization, **options)
-    depth = int(parsed.network.removeprefix("resnet"))
-    return NormalizedResNet(
-        depth, parsed.width, residual=parsed.residual, normalization=parsed.normalization, **options
-    )

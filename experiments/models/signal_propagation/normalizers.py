@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import _layers
-from experiments.models._conv import conv_by_patches, conv_general_dilated
+from experiments.models import layers
+from experiments.models.conv import conv_by_patches, conv_general_dilated
 
 EPSILON = 1e-5
 MOMENTUM = 0.9
@@ -66,7 +66,7 @@ class BatchNorm(Normalizer):
     """Over images and pixels, for each channel; running statistics in evaluation."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
-        self.norm = _layers.BatchNorm(features, dtype=jnp.float32, rngs=rngs)
+        self.norm = layers.BatchNorm(features, dtype=jnp.float32, rngs=rngs)
 
     def normalize(self, x: jax.Array, *, train: bool) -> jax.Array:
         return self.norm(x, train=train)

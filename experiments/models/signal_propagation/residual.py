@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models.normalizers import ConvLayer, Normalization
+from experiments.models.signal_propagation.normalizers import ConvLayer, Normalization
 
 RESIDUALS = ("skip_init", "nonlinearity_on_residual")
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models.normalizers import ConvLayer, Normalization
+from experiments.models.signal_propagation.normalizers import ConvLayer, Normalization
 
 # Features, in units of the width, and stride of each layer.
 CNN10 = ((1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2), (8, 1), (8, 1))
