@@ -45,7 +45,7 @@ WEIGHT_DECAY = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How large a preset is. Networks are named as in `experiments.models.signal_propagation.names`, with their width.
+    """How large a preset is. Networks are named as in `models.signal_propagation.names`, with their width.
 
     Attributes:
       residual: residual network of claims 1, 2 and 4.
