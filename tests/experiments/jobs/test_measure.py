@@ -11,7 +11,7 @@ import pytest
 from experiments import records
 from experiments.records import RecordError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SCRIPT = """
 import json, math, os, signal, sys

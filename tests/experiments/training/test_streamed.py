@@ -17,10 +17,10 @@ from experiments.data import DataError, load, select
 from experiments.data.streaming import read_batches
 from experiments.run import Run
 
-from .prepared_folders import write_prepared
+from ..data.prepared_folders import write_prepared
 
 pytestmark = pytest.mark.usefixtures("compile_once")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class Small(nnx.Module):
@@ -195,11 +195,11 @@ def test_what_cannot_be_streamed(name):
 MEMORY_CHILD = """
 import resource, sys
 sys.path[:0] = sys.argv[3:]
-from tests.experiments import test_streaming
+from tests.experiments.training import test_streamed
 from experiments import data, models, training
-models.MODELS["small"] = test_streaming.Small
+models.MODELS["small"] = test_streamed.Small
 dataset = data.load("stream:patch_camelyon", sys.argv[1])
-run = test_streaming.make_run(dataset="stream:patch_camelyon", batch_size=50, epochs=1, augment="none")
+run = test_streamed.make_run(dataset="stream:patch_camelyon", batch_size=50, epochs=1, augment="none")
 record = training.train(run, dataset, out=sys.argv[2])
 assert record.status == "finished" and record.data["train_images"] == len(dataset.train_images)
 print(len(dataset.train_images), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

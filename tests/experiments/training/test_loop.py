@@ -29,7 +29,7 @@ from experiments.training.methods import METHODS, make_optimizer
 from experiments.training.state import init_state
 
 pytestmark = pytest.mark.usefixtures("compile_once")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class Linear(nnx.Module):
@@ -616,12 +616,12 @@ import sys
 sys.path[:0] = sys.argv[2:]
 import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-import test_training
+import test_loop
 from experiments import models, training
-models.MODELS.update(test_training.SMALL_MODELS)
+models.MODELS.update(test_loop.SMALL_MODELS)
 training.train(
-    test_training.KILLED_RUN,
-    test_training._dataset(train=1600),
+    test_loop.KILLED_RUN,
+    test_loop._dataset(train=1600),
     out=sys.argv[1],
     on_epoch=lambda record: print(len(record.epochs), flush=True),
     keep_checkpoint=True,

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from .processes import metrics, run, start, wait_for_epochs
+from ..processes import metrics, run, start, wait_for_epochs
 
 STUDY = "gan_cifar100", "--preset", "smoke"
 

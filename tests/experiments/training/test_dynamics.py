@@ -23,7 +23,7 @@ from experiments.run import Run
 from experiments.training.methods import make_optimizer
 from experiments.training.state import init_state
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STATISTICS = ("std", "smallest_std", "mean", "global_std")
 
 
@@ -321,7 +321,7 @@ import sys
 sys.path[:0] = sys.argv[2:]
 import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-import test_dynamics_records as tests
+import test_dynamics as tests
 from experiments import models, training
 models.MODELS.update(tests.SMALL_MODELS)
 training.train(
