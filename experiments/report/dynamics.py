@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from experiments import records
-from experiments.records import GradientDynamics, RunRecord
+from experiments.records import RunRecord
 from experiments.report import pages, style
 from experiments.report.cells import without_seed
 from experiments.report.pages import describe_protocol
 from experiments.run import Run
+from experiments.statistics import GradientDynamics
 
 ZNORM_EPS = 1e-10
 

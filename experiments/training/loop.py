@@ -16,8 +16,9 @@ import optax_gradnorm
 from experiments import records
 from experiments.data import Dataset
 from experiments.data.augment import normalize
-from experiments.records import EpochMetrics, GradientDynamics, RunRecord
+from experiments.records import EpochMetrics, RunRecord
 from experiments.run import Run
+from experiments.statistics import EPOCH_STATISTICS, GradientDynamics
 from experiments.training import resuming, tasks
 from experiments.training.epoch import make_evaluate, make_mesh, make_train_epoch
 from experiments.training.methods import make_optimizer
@@ -153,7 +154,7 @@ def _compile_epoch(
             nonfinite_steps=int(measured["nonfinite_steps"]),
             seconds=round(time.perf_counter() - started, 4),
         )
-        statistics = {name: measured[name] for name in records.EPOCH_STATISTICS if name in measured}
+        statistics = {name: measured[name] for name in EPOCH_STATISTICS if name in measured}
         # On CPU a ReLU can turn NaN into 0, so that a finite loss alone does not show sound parameters.
         finite = math.isfinite(metrics.train_loss + metrics.test_loss) and bool(measured["finite_params"])
         return state, metrics, statistics, finite

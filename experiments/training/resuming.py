@@ -11,8 +11,9 @@ import numpy as np
 
 from experiments import machine, records
 from experiments.data import Dataset
-from experiments.records import GradientDynamics, RecordError, RunRecord
+from experiments.records import RecordError, RunRecord
 from experiments.run import Run
+from experiments.statistics import GradientDynamics
 
 State = TypeVar("State")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.records import GradientDynamics
 from experiments.report import dynamics
 from experiments.report.tables import markdown_table
+from experiments.statistics import GradientDynamics
 
 SIGNIFICANCE = 0.05
 

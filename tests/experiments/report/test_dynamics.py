@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from experiments import records
-from experiments.records import EpochMetrics, GradientDynamics, RunRecord
+from experiments.records import EpochMetrics, RunRecord
 from experiments.report import dynamics
 from experiments.run import Run
+from experiments.statistics import GradientDynamics
 from experiments.studies import gradient_dynamics
 
 RUN = Run("digits", "resnet8", "znorm", "adam", 0.001, 6, 50, 0, dynamics=True)
