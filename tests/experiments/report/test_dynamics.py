@@ -11,7 +11,7 @@ from experiments.records import EpochMetrics, RunRecord
 from experiments.report import dynamics
 from experiments.run import Run
 from experiments.statistics import GradientDynamics
-from experiments.studies import gradient_dynamics
+from experiments.studies.gradient_dynamics import trends
 
 RUN = Run("digits", "resnet8", "znorm", "adam", 0.001, 6, 50, 0, dynamics=True)
 
@@ -84,14 +84,14 @@ def test_amplification_is_the_inverse_deviation_where_there_is_one():
     ],
 )
 def test_trends_against_pairs_counted_by_hand(series, tau, direction):
-    trend = gradient_dynamics.find_trend(np.asarray(series, np.float32))
+    trend = trends.find_trend(np.asarray(series, np.float32))
     assert trend.tau == pytest.approx(tau, nan_ok=True)
     assert trend.direction == direction
 
 
 def test_summary_finds_the_peak_and_the_change():
     std = [[1.0, 0.1], [0.5, 0.2], [0.25, 0.0]]
-    summary = gradient_dynamics.summarize(make_dynamics(std))
+    summary = trends.summarize(make_dynamics(std))
     assert (summary.peak.layer, summary.peak.epoch) == ("stages/1/kernel", 1)
     assert summary.peak.factor == pytest.approx(1 / 0.05)
     assert summary.trends.change == pytest.approx(0.25 / math.sqrt(1.01))
@@ -102,8 +102,8 @@ def test_summary_finds_the_peak_and_the_change():
 
 def describe(*stds) -> str:
     """What the report says of VGG and the baseline, from one run per array [epochs, layers]."""
-    runs = [gradient_dynamics.summarize(make_dynamics(std)) for std in stds]
-    return gradient_dynamics.describe_observations({("vgg16_bn", "baseline"): runs})
+    runs = [trends.summarize(make_dynamics(std)) for std in stds]
+    return trends.describe_observations({("vgg16_bn", "baseline"): runs})
 
 
 def test_layers_that_rise_in_one_run_and_fall_in_another_are_no_run_with_both():
@@ -121,8 +121,8 @@ def test_a_fall_that_the_first_epoch_alone_makes_is_said_to_rest_on_it():
     # Without the first epoch tau is -18 / 36, of which the test is not sure.
     first = np.array([20.0, 9, 3, 8, 2, 7, 6, 5, 4, 1])[:, None]
     falling = 1 / np.arange(1.0, 11.0)[:, None]
-    assert gradient_dynamics.find_trends(make_dynamics(first)).overall.direction == -1
-    assert gradient_dynamics.find_trends(make_dynamics(first), start=2).overall.direction == 0
+    assert trends.find_trends(make_dynamics(first)).overall.direction == -1
+    assert trends.find_trends(make_dynamics(first), start=2).overall.direction == 0
     line = describe(first, first).splitlines()[5]
     assert (
         "**seen**, resting on the first epoch alone; it falls in 2 of 2 runs and rises in 0, from epoch 2"

@@ -12,7 +12,7 @@ from experiments.jobs.measure import Context
 from experiments.models.signal_propagation.names import NormalizedName
 from experiments.records import EpochMetrics, MeasurementRecord, RunRecord
 from experiments.studies import beyond_batchnorm
-from experiments.studies.beyond_batchnorm import claims
+from experiments.studies.beyond_batchnorm import trainings
 from experiments.studies.beyond_batchnorm.claims import Explosion, fit_growth
 from experiments.studies.beyond_batchnorm.measures import (
     measure_first_steps,
@@ -161,12 +161,12 @@ def test_rescue_is_half_way_to_batch_norm(last, told, trains):
 
     trained = [record("batch_norm", "baseline", 0.11 if told else 0.015)]
     trained += [record("instance_norm", m, a) for m, a in zip(METHODS, last or (0.01,) * 3, strict=True)]
-    found = claims.rescue(Results(size, {}, trained), "cnn10w8", "instance_norm")
+    found = trainings.rescue(Results(size, {}, trained), "cnn10w8", "instance_norm")
     assert found.is_told == told
     if told:
         assert [found.trains(method) for method in METHODS] == trains
     missing = Results(size, {}, trained[:-1])
-    assert claims.rescue(missing, "cnn10w8", "instance_norm") is None
+    assert trainings.rescue(missing, "cnn10w8", "instance_norm") is None
 
 
 def write(folder, name, values):
@@ -181,7 +181,7 @@ def test_the_product_is_that_of_the_layers_ahead(tmp_path):
     norms = np.concatenate([-ahead[..., :2], ahead[..., 2:], np.zeros((2, 20, 1))], -1)
     values = {"unit_log_gradient_norm": norms.tolist(), "log_std": log_std.tolist()}
     write(tmp_path, "first-steps", values)
-    steps = claims.first_steps(Results(SIZES["smoke"], records.read_measurements(tmp_path), []))
+    steps = trainings.first_steps(Results(SIZES["smoke"], records.read_measurements(tmp_path), []))
     np.testing.assert_allclose(steps.products, np.exp(-ahead))
     np.testing.assert_allclose(steps.correlations()[:, :2], 1)
     assert np.all(steps.correlations()[:, 2] < 0)
