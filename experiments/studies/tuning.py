@@ -60,7 +60,7 @@ def extend_grids(
     """
     runs, records = list(tuning), list(records)
     for _ in range(MOST_EXTENSIONS):
-        cells = report.make_cells(runs, records).values()
+        cells = make_cells(runs, records).values()
         chosen = choose_learning_rates(cells, setting, score)
         at_the_edge = _at_the_edge(_by_setting(cells, setting), chosen)
         more = [
