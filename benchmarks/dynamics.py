@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments import models, records
+from experiments import machine, models
 from optax_gradnorm import track_gradient_dynamics, znorm
 
 CHAINS = {
@@ -154,7 +154,7 @@ def main() -> None:
     results = measure(arguments.rounds)
     print(table(results))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"rounds": arguments.rounds, "environment": records.describe_environment(), "results": results}
+    content = {"rounds": arguments.rounds, "environment": machine.describe_environment(), "results": results}
     arguments.out.write_text(json.dumps(content, indent=2) + "\n")
 
 

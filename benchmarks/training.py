@@ -167,9 +167,9 @@ def main() -> None:
     if min(arguments.batch_size, arguments.steps, arguments.rounds) < 1:
         parser.error("--batch-size, --steps and --rounds must be positive")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes share an accelerator
-    from experiments import records
+    from experiments import machine
 
-    environment = records.describe_environment()
+    environment = machine.describe_environment()
     if importlib.util.find_spec("torch"):
         environment["torch"] = importlib.metadata.version("torch")
     on_cpu = environment["backend"] == "cpu"

@@ -71,10 +71,11 @@ def _make_epoch(loop: Loop) -> tuple[Callable[[], float], int]:
 def _make_jax_epoch(loop: Loop, images: np.ndarray, labels: np.ndarray) -> tuple[Callable[[], float], int]:
     import jax
 
-    from experiments import training
-    from experiments.config import Run
     from experiments.data.dataset import make_dataset
-    from experiments.methods import make_optimizer
+    from experiments.run import Run
+    from experiments.training.epoch import make_mesh, make_train_epoch
+    from experiments.training.methods import make_optimizer
+    from experiments.training.state import init_state
 
     run = Run(
         dataset="random",
@@ -89,15 +90,15 @@ def _make_jax_epoch(loop: Loop, images: np.ndarray, labels: np.ndarray) -> tuple
     )
     dataset = make_dataset("random", images, labels, images[:1], labels[:1], NUM_CLASSES)
     optimizer = make_optimizer(run, loop.steps)
-    graphdef, state = training.init_state(run, dataset, optimizer)
+    graphdef, state = init_state(run, dataset, optimizer)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     if loop.kind == "per-step loop":
         return _make_per_step_epoch(run, dataset, graphdef, optimizer, state), parameters
     if loop.kind == "update alone":
         return _make_update_epoch(loop.steps, optimizer, state), parameters
 
-    mesh = training.make_mesh(1)
-    train_epoch = training.make_train_epoch(run, dataset, graphdef, optimizer, mesh)
+    mesh = make_mesh(1)
+    train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, mesh)
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     state, *data = jax.device_put((state, dataset.train_images, dataset.train_labels), replicated)
 
@@ -115,8 +116,8 @@ def _make_per_step_epoch(run, dataset, graphdef, optimizer, state) -> Callable[[
     import optax
     from flax import nnx
 
-    from experiments.data.pipeline import normalize
-    from experiments.training import TrainState
+    from experiments.data.augment import normalize
+    from experiments.training.state import TrainState
 
     def loss_and_stats(params, batch_stats, images, labels):
         model = nnx.merge(graphdef, params, batch_stats)

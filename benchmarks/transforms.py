@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 
 import optax_gradnorm
-from experiments import machine, models, records
+from experiments import machine, models
 
 WARM_UP = 3
 RESULTS = Path(__file__).parent / "results"
@@ -196,7 +196,7 @@ def main() -> None:
         except ValueError as error:
             parser.error(str(error))
 
-    environment = records.describe_environment()
+    environment = machine.describe_environment()
     device = str(environment["device_kind"]).lower().replace(" ", "-")
     cores = "" if arguments.cores is None else f"-{arguments.cores}cores"
     out = arguments.out or RESULTS / f"transforms-{device}{cores}.json"

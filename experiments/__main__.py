@@ -4,19 +4,27 @@ import dataclasses
 import json
 import math
 import sys
-import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
+from experiments.preflight import (
+    UsageError,
+    check_at_least,
+    check_data,
+    check_machine,
+    check_model,
+    check_names,
+    check_out,
+    check_seeds,
+    find_study,
+)
+from experiments.run import METHODS
+
 RESULTS = Path("experiments/results")
-
-
-class UsageError(Exception):
-    """The command line asks for something that cannot be; the message is one line."""
 
 
 def compare(
@@ -61,26 +69,25 @@ def compare(
       devices: devices that share each batch.
       keep_checkpoints: keep the trained networks, for `predict`.
     """
-    from experiments.compare import LEARNING_RATES, Comparison, terminal_table, write
-    from experiments.progress import Progress
+    from experiments.jobs.progress import Progress
+    from experiments.studies.compare import LEARNING_RATES, Comparison, terminal_table, write
 
-    _check_out(out)
-    _check_machine(workers, devices, [batch_size])
-    _check_at_least("--epochs", epochs, 1)
-    _check_at_least("--batch-size", batch_size, 1)
+    check_out(out)
+    check_machine(workers, devices, [batch_size])
+    check_at_least("--epochs", epochs, 1)
+    check_at_least("--batch-size", batch_size, 1)
     if train_examples is not None:
-        _check_at_least("--train-examples", train_examples, 1)
+        check_at_least("--train-examples", train_examples, 1)
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise UsageError(f"--learning-rate must be a number above 0, got {learning_rate:g}")
-    if ":" not in model:  # else `_check_data` parses it
-        _check_names("--model", [model], _models())
-    _check_names("--methods", methods, _methods())
-    _check_names("--optimizers", optimizers, LEARNING_RATES)
-    _check_seeds(seeds)
+    check_model(model)
+    check_names("--methods", methods, METHODS)
+    check_names("--optimizers", optimizers, LEARNING_RATES)
+    check_seeds(seeds)
     comparison = Comparison(
         dataset, model, methods, optimizers, seeds, epochs, batch_size, learning_rate, train_examples
     )
-    _check_data(comparison.runs, data_dir)
+    check_data(comparison.runs, data_dir)
 
     runs = [dataclasses.replace(run, dynamics=dynamics) for run in comparison.runs]
     with Progress("compare") as progress:
@@ -117,15 +124,15 @@ def reproduce(
       devices: devices that share each batch.
       keep_checkpoints: keep the trained networks, for `predict`.
     """
-    from experiments.measure import Context, find_missing, measure
-    from experiments.progress import Progress
+    from experiments.jobs.measure import Context, find_missing, measure
+    from experiments.jobs.progress import Progress
 
-    chosen = _study(study)
+    chosen = find_study(study)
     folder = out / study / preset
-    _check_out(folder)
+    check_out(folder)
     runs = chosen.runs(preset, [])
-    _check_machine(workers, devices, [run.batch_size for run in runs])
-    _check_data(runs, data_dir)
+    check_machine(workers, devices, [run.batch_size for run in runs])
+    check_data(runs, data_dir)
 
     records_folder, measurements_folder = folder / "records", folder / "measurements"
     measurements = chosen.measurements(preset)
@@ -160,9 +167,9 @@ def report(
       out: what `reproduce` was given.
     """
     from experiments.records import read_records
-    from experiments.studies import PRESETS
+    from experiments.studies.study import PRESETS
 
-    chosen = _study(study)
+    chosen = find_study(study)
     folders = {p: out / study / p for p in ([preset] if preset else PRESETS)}
     found = {}
     for p, folder in folders.items():
@@ -176,7 +183,7 @@ def report(
             f"there are no records in {where}; make them with `python -m experiments reproduce {study}`"
         )
     for p, records in found.items():
-        _check_out(folders[p])
+        check_out(folders[p])
         chosen.report(p, records, folders[p])
         _write_dynamics(folders[p], folders[p] / "records", records)
         print(f"Report: {folders[p] / 'report.md'}")
@@ -237,7 +244,7 @@ def _sweep(
     devices: int,
     keep_checkpoints: bool,
 ) -> list:
-    from experiments.sweep import sweep
+    from experiments.jobs.sweep import sweep
 
     progress.add(runs)
     return sweep(
@@ -252,7 +259,7 @@ def _sweep(
 
 
 def _write_dynamics(folder: Path, records_folder: Path, records: Sequence) -> None:
-    from experiments.dynamics import write_page
+    from experiments.report.dynamics import write_page
 
     if page := write_page(folder, records_folder, records):
         print(f"Gradient dynamics: {page}")
@@ -271,134 +278,15 @@ def _exit_if_failed(records: Sequence, measurements: Mapping[str, str] | None = 
         sys.exit(1)
 
 
-def _study(name: str):
-    from experiments.studies import load_studies
-
-    studies = load_studies()
-    _check_names("study", [name], studies)
-    return studies[name]
-
-
-def _models() -> Collection[str]:
-    from experiments.models import MODELS
-
-    return MODELS
-
-
-def _methods() -> Collection[str]:
-    from experiments.methods import METHODS
-
-    return METHODS
-
-
-def _check_names(option: str, names: Sequence[str], choices: Collection[str]) -> None:
-    if not names:
-        raise UsageError(f"{option} needs at least one of {', '.join(choices)}")
-    for name in names:
-        if name not in choices:
-            raise UsageError(f"unknown {option} {name!r}; choose from {', '.join(choices)}")
-    if len(set(names)) < len(names):
-        raise UsageError(f"{option} names {next(n for n in names if names.count(n) > 1)!r} twice")
-
-
-def _check_seeds(seeds: Sequence[int]) -> None:
-    if not seeds:
-        raise UsageError("--seeds needs at least one number")
-    for seed in seeds:
-        if not 0 <= seed < 2**32:
-            raise UsageError(f"--seeds must be from 0 to {2**32 - 1}, got {seed}")
-    if len(set(seeds)) < len(seeds):
-        raise UsageError(f"--seeds has a seed twice: {' '.join(map(str, seeds))}")
-
-
-def _check_at_least(option: str, value: int, least: int) -> None:
-    if value < least:
-        raise UsageError(f"{option} must be at least {least}, got {value}")
-
-
-def _check_machine(workers: int | None, devices: int, batch_sizes: Sequence[int]) -> None:
-    if workers is not None:
-        _check_at_least("--workers", workers, 1)
-    _check_at_least("--devices", devices, 1)
-    if devices > 1:
-        import jax
-
-        if devices > jax.device_count():
-            raise UsageError(f"--devices is {devices}, but there are only {jax.device_count()}")
-        for batch_size in batch_sizes:
-            if batch_size % devices:
-                raise UsageError(
-                    f"a batch of {batch_size} images cannot be shared equally by {devices} devices"
-                )
-
-
-def _check_data(runs: Sequence, data_dir: Path | None) -> None:
-    """Takes every subset of every data set and lays out every model once: no worker starts in vain."""
-    from experiments import data
-
-    try:
-        for name in dict.fromkeys(run.dataset for run in runs):
-            dataset = data.load(name, data_dir)
-            on_it = [run for run in runs if run.dataset == name]
-            for run in _one_of_each(on_it, "model", "loss"):
-                _check_model(run, dataset)
-            sizes = (
-                "train_examples",
-                "test_examples",
-                "validation_examples",
-                "validation_seed",
-                "batch_size",
-            )
-            for run in _one_of_each(on_it, *sizes):
-                count = len(data.select(dataset, run).train_images)
-                if run.batch_size > count:
-                    raise UsageError(
-                        f"the batch size is {run.batch_size}, but there are only {count} training images"
-                    )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def _one_of_each(runs: Sequence, *fields: str) -> list:
-    """One run for every combination of these fields' values."""
-    return list({tuple(getattr(run, field) for field in fields): run for run in runs}.values())
-
-
-def _check_model(run, dataset) -> None:
-    import jax
-    from flax import nnx
-
-    from experiments import models, tasks
-
-    tasks.make_task(run, dataset)
-    height, _, channels = dataset.train_images.shape[1:]
-    options = {"num_classes": dataset.num_classes, "channels": channels, "image_size": height}
-
-    def logits(images):
-        return models.create(run.model, rngs=nnx.Rngs(0), **options)(images, train=False)
-
-    images = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), "float32")
-    tasks.check_logits(nnx.eval_shape(logits, images).shape, dataset, run.model)
-
-
-def _check_out(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UsageError(f"--out: cannot write to {out}: {error.strerror}") from error
-
-
 def main() -> None:
     """Runs the command line. Exit codes: 1 if runs failed, 2 for what cannot be, 130 after Ctrl-C."""
-    from experiments.records import RecordError
+    from experiments.files import FileError
 
     functions = (compare, reproduce, report, predict, prepare)
     commands = {function.__name__: function for function in functions}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m experiments", description=__doc__)
-    except (UsageError, RecordError) as error:
+    except (UsageError, FileError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -1,15 +1,22 @@
-"""What worker processes need of the machine: its cores, a shared compilation cache, an end with their parent."""
+"""The machine: its cores, a shared compilation cache, an end with the parent process, what a record says of it."""
 
 import contextlib
+import functools
 import importlib.metadata
 import multiprocessing
 import os
 import platform
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import jax
+
+import optax_gradnorm
 
 COMPILED = "optax-gradnorm-compiled"
 
@@ -23,8 +30,6 @@ ONEDNN_FLAGS = {
 
 def backend() -> str:
     """'cpu', 'gpu' or 'tpu'."""
-    import jax
-
     return jax.default_backend()
 
 
@@ -144,8 +149,6 @@ def _remove_dead_caches() -> None:
 
 def use_compilation_cache(folder: str) -> None:
     """Makes this process take compiled programs from a folder, and leave them there."""
-    import jax
-
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
@@ -156,3 +159,54 @@ def exit_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def describe_environment(devices: int = 1) -> dict[str, Any]:
+    """What a run's metrics and times may depend on; no path and no host name.
+
+    Args:
+      devices: number of devices that the run uses.
+
+    Returns:
+      Versions of Python and of the packages, operating system, model of the processor, kind (of a GPU its
+      name) and number of devices, number of CPU cores of the machine and of this process, threads of XLA on
+      CPU, flags given to XLA (without paths), and the source's commit.
+    """
+    return {
+        "python": platform.python_version(),
+        **{
+            package: importlib.metadata.version(package)
+            for package in ("jax", "jaxlib", "flax", "optax", "numpy")
+        },
+        "optax_gradnorm": optax_gradnorm.__version__,
+        "platform": platform.platform(),
+        "backend": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": devices,
+        "cpu_count": os.cpu_count(),
+        "cpu_usable": len(usable_cores()),
+        "cpu_model": cpu_model(),
+        "xla_threads": xla_threads(),
+        "xla_flags": xla_flags(),
+        **_commit(),
+    }
+
+
+@functools.cache
+def _commit() -> dict[str, Any]:
+    """Commit of the checkout that this file belongs to, and whether its code was changed since."""
+    here = Path(__file__).resolve()
+    root = here.parent.parent
+
+    def git(*arguments: str) -> str:
+        # Without optional locks: many workers may look at one checkout.
+        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # A copy inside somebody else's checkout is not theirs.
+        git("ls-files", "--error-unmatch", str(here))
+        changes = git("status", "--porcelain", "--", "optax_gradnorm", "experiments", ":!experiments/results")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}

@@ -14,11 +14,13 @@ from jax.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from experiments import figures, models, training
-from experiments.config import CROSS_ENTROPY
-from experiments.data.pipeline import normalize
-from experiments.metrics import THRESHOLD
-from experiments.records import RunRecord, write_whole
+from experiments import models, training
+from experiments.data.augment import normalize
+from experiments.files import write_whole
+from experiments.records import RunRecord
+from experiments.report import style
+from experiments.run import CROSS_ENTROPY
+from experiments.training.metrics import THRESHOLD
 
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by number of channels
 SMALLEST_OVERLAY = 256  # height and width in pixels: small images are magnified
@@ -46,7 +48,7 @@ def predict(
 
     Raises:
       ValueError: the image cannot be read or is of another size, or a file's name has the wrong ending.
-      RecordError: the network cannot be read, or a file cannot be written.
+      FileError: the network cannot be read, or a file cannot be written.
     """
     overlay = out.with_name(f"{out.stem}_overlay.png")
     if image.resolve() in (out.resolve(), overlay.resolve()):
@@ -134,8 +136,8 @@ def draw_mask(pixels: np.ndarray, mask: np.ndarray) -> Image.Image:
     factor = picture.shape[0] // mask.shape[0]
     mask = mask.repeat(factor, axis=0).repeat(factor, axis=1)
     outline = mask & np.logical_not(ndimage.binary_erosion(mask))
-    picture = figures.tint(picture, mask, figures.PREDICTED)
-    picture[outline] = figures.PREDICTED
+    picture = style.tint(picture, mask, style.PREDICTED)
+    picture[outline] = style.PREDICTED
     return Image.fromarray(picture)
 
 

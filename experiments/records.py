@@ -8,32 +8,25 @@ that a process killed at any moment, or a full disk, leaves the last complete fi
 
 import contextlib
 import dataclasses
-import functools
 import glob
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import jax
 import numpy as np
 
-import optax_gradnorm
-from experiments import machine
-from experiments.config import Run
-from experiments.npz import NpzError, read_npz
+from experiments.files import FileError, NpzError, read_npz, write_whole
+from experiments.run import Run
+from experiments.statistics import GradientDynamics
 
 SCHEMA = 1
 STATUSES = ("running", "finished", "diverged", "failed")
 REMEDY = "remove it to start the run again"
 
 
-class RecordError(Exception):
+class RecordError(FileError):
     """A record or a checkpoint cannot be read or written. The message is one line and names the file."""
 
 
@@ -74,11 +67,11 @@ class RunRecord:
       parameters: number of trained parameters.
       data: 'train_images' and 'test_images' (how many), 'image_shape' [height, width, channels],
         'num_classes', and 'mean' and 'std' per channel where 255 counts as 1.
-      environment: as `describe_environment` gives it where the run started.
+      environment: as `machine.describe_environment` gives it where the run started.
       resumed: one entry per restart: 'after_epoch', and what had changed in the environment.
       compile_seconds: time to compile the training epoch and the evaluation, in the last start.
       epochs: one entry per finished epoch.
-      scores: of the finished run's network on the test images, from `experiments.metrics`: with two classes
+      scores: of the finished run's network on the test images, from `experiments.training.metrics`: with two classes
         'accuracy', 'roc_auc' and 'f1'; with masks 'dice', 'iou', 'tversky', 'hausdorff' and more; else none.
     """
 
@@ -98,48 +91,6 @@ class RunRecord:
             raise ValueError(f"unknown status {self.status!r}; choose from {', '.join(STATUSES)}")
 
 
-@dataclasses.dataclass(frozen=True)
-class GradientDynamics:
-    """What the raw gradients of one run did: statistics over the steps of each epoch.
-
-    A NaN or an infinity in a step's gradient shows in its epoch.
-
-    Attributes:
-      layers: names of the layers, in the order of the network.
-      sizes: int64 [layers], number of elements of each.
-      std: float32 [epochs, layers], standard deviation within the layer, mean over the steps.
-      smallest_std: float32 [epochs, layers], the same of the step where it was smallest, and ZNorm amplifies most.
-      mean: float32 [epochs, layers], magnitude of the layer's mean, mean over the steps (signed means cancel).
-      global_std: float32 [epochs], standard deviation of all layers together, each about its own mean; mean
-        over the steps.
-    """
-
-    layers: tuple[str, ...]
-    sizes: np.ndarray
-    std: np.ndarray
-    smallest_std: np.ndarray
-    mean: np.ndarray
-    global_std: np.ndarray
-
-    def __post_init__(self):
-        epochs, layers = len(self.global_std), len(self.layers)
-        shapes = [self.sizes.shape, *(getattr(self, name).shape for name in EPOCH_STATISTICS)]
-        if shapes != [(layers,), *[(epochs, layers)] * 3, (epochs,)]:
-            raise ValueError(f"statistics of {layers} layers and {epochs} epochs have the shapes {shapes}")
-
-    def first(self, epochs: int) -> "GradientDynamics":
-        """The first epochs alone."""
-        return dataclasses.replace(self, **{n: getattr(self, n)[:epochs] for n in EPOCH_STATISTICS})
-
-    def append(self, statistics: Mapping[str, np.ndarray]) -> "GradientDynamics":
-        """With one epoch more: its statistics by name, [layers] each, 'global_std' a scalar."""
-        rows = {n: np.concatenate([getattr(self, n), statistics[n][None]]) for n in EPOCH_STATISTICS}
-        return dataclasses.replace(self, **rows)
-
-
-EPOCH_STATISTICS = ("std", "smallest_std", "mean", "global_std")
-
-
 def write_record(out: str | Path, record: RunRecord) -> Path:
     """Writes a record, in place of an older one.
 
@@ -151,7 +102,7 @@ def write_record(out: str | Path, record: RunRecord) -> Path:
       The record's file.
 
     Raises:
-      RecordError: the file cannot be written; an older record is left as it was.
+      FileError: the file cannot be written; an older record is left as it was.
     """
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     fields = {"schema": SCHEMA, **fields, "run": dataclasses.asdict(record.run)}
@@ -225,7 +176,7 @@ def write_dynamics(out: str | Path, run: Run, dynamics: GradientDynamics) -> Non
       dynamics: of all its epochs so far.
 
     Raises:
-      RecordError: the file cannot be written; an older one is left as it was.
+      FileError: the file cannot be written; an older one is left as it was.
     """
     arrays = {field.name: getattr(dynamics, field.name) for field in dataclasses.fields(dynamics)}
     arrays["layers"] = np.array(dynamics.layers, dtype=np.str_)
@@ -268,7 +219,7 @@ class MeasurementRecord:
       name: unique in its folder.
       arguments: of the measuring function.
       values: what it returned: nested mappings and sequences of numbers and strings.
-      environment: as `describe_environment` gives it.
+      environment: as `machine.describe_environment` gives it.
       seconds: wall time.
     """
 
@@ -287,7 +238,7 @@ def write_measurement(out: str | Path, record: MeasurementRecord) -> None:
       record: what to write.
 
     Raises:
-      RecordError: the file cannot be written; an older one is left as it was.
+      FileError: the file cannot be written; an older one is left as it was.
     """
     fields = {"schema": SCHEMA, **dataclasses.asdict(record)}
     lines = ",\n".join(f'"{name}": {_to_json(value)}' for name, value in fields.items())
@@ -314,7 +265,7 @@ def write_checkpoint(out: str | Path, run: Run, arrays: Mapping[str, np.ndarray]
       arrays: by name; NumPy's own dtypes.
 
     Raises:
-      RecordError: the file cannot be written; an older checkpoint is left as it was.
+      FileError: the file cannot be written; an older checkpoint is left as it was.
     """
     write_whole(_checkpoint_path(out, run), lambda file: np.savez(file, allow_pickle=False, **arrays))
 
@@ -352,57 +303,6 @@ def remove_leftovers(out: str | Path, run: Run) -> None:
     """Removes what a process that was killed while it wrote left half-written."""
     for path in Path(out).glob(f".{glob.escape(run.name)}.*"):
         path.unlink(missing_ok=True)
-
-
-def describe_environment(devices: int = 1) -> dict[str, Any]:
-    """What a run's metrics and times may depend on; no path and no host name.
-
-    Args:
-      devices: number of devices that the run uses.
-
-    Returns:
-      Versions of Python and of the packages, operating system, model of the processor, kind (of a GPU its
-      name) and number of devices, number of CPU cores of the machine and of this process, threads of XLA on
-      CPU, flags given to XLA (without paths), and the source's commit.
-    """
-    return {
-        "python": platform.python_version(),
-        **{
-            package: importlib.metadata.version(package)
-            for package in ("jax", "jaxlib", "flax", "optax", "numpy")
-        },
-        "optax_gradnorm": optax_gradnorm.__version__,
-        "platform": platform.platform(),
-        "backend": jax.default_backend(),
-        "device_kind": jax.devices()[0].device_kind,
-        "device_count": devices,
-        "cpu_count": os.cpu_count(),
-        "cpu_usable": len(machine.usable_cores()),
-        "cpu_model": machine.cpu_model(),
-        "xla_threads": machine.xla_threads(),
-        "xla_flags": machine.xla_flags(),
-        **_commit(),
-    }
-
-
-@functools.cache
-def _commit() -> dict[str, Any]:
-    """Commit of the checkout that this file belongs to, and whether its code was changed since."""
-    here = Path(__file__).resolve()
-    root = here.parent.parent
-
-    def git(*arguments: str) -> str:
-        # Without optional locks: many workers may look at one checkout.
-        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # A copy inside somebody else's checkout is not theirs.
-        git("ls-files", "--error-unmatch", str(here))
-        changes = git("status", "--porcelain", "--", "optax_gradnorm", "experiments", ":!experiments/results")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
 
 
 def _record_path(out: str | Path, run: Run) -> Path:
@@ -488,44 +388,3 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
 def _decode_epoch(*, epoch: int, nonfinite_steps: int, **floats: float | str) -> EpochMetrics:
     metrics = {name: float(value) for name, value in floats.items()}
     return EpochMetrics(epoch=int(epoch), nonfinite_steps=int(nonfinite_steps), **metrics)
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    """Writes a file so that there is always either the old one or the new one, whole.
-
-    Args:
-      path: of the file; its folder is made if missing.
-      write: gets the open file.
-
-    Returns:
-      The path.
-
-    Raises:
-      RecordError: the file cannot be written; an older one is left as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename outlast a power failure, and keeps two renames in order."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -51,7 +51,7 @@ if missing:
 import optax_gradnorm
 
 root = checkouts[0] if checkouts else pathlib.Path(optax_gradnorm.__file__).parents[1]
-if not (root / "experiments/probes.py").exists():
+if not (root / "experiments/studies/beyond_batchnorm/probes.py").exists():
     raise RuntimeError("the experiments are missing: open this notebook from a checkout of the repository")
 sys.path.insert(0, str(root))
 
@@ -64,7 +64,8 @@ import numpy as np
 from flax import nnx
 from sklearn.datasets import load_digits
 
-from experiments import models, probes
+from experiments import models
+from experiments.studies.beyond_batchnorm import probes
 
 print("running on", jax.default_backend())
 

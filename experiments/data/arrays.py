@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.data.dataset import DataError, Dataset, make_dataset
-from experiments.npz import NpzError, read_npz
+from experiments.files import NpzError, read_npz
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 

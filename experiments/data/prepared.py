@@ -20,7 +20,7 @@ import numpy as np
 from experiments import machine
 from experiments.data.dataset import DataError, Dataset, make_dataset, mean_and_std
 from experiments.data.streaming import StreamedImages
-from experiments.npz import NpzError, first_line, read_npz
+from experiments.files import NpzError, first_line, read_npz
 
 CACHED_OF_STREAM = ("train_labels", "test_labels", "mean", "std")
 HALF_WRITTEN = "decoding"

@@ -5,8 +5,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from experiments.config import Run
 from experiments.data.dataset import DataError, Dataset
+from experiments.run import Run
 
 
 def select(dataset: Dataset, run: Run) -> Dataset:

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models.normalized import create_normalized
 from experiments.models.resnet import bottleneck_resnet, cifar_resnet
+from experiments.models.signal_propagation.names import NormalizedName
+from experiments.models.signal_propagation.plain import SHAPES, PlainNetwork
+from experiments.models.signal_propagation.residual import NormalizedResNet
+from experiments.models.unet import UNet
 from experiments.models.vgg import VGG
 
 CIFAR_DEPTHS = (8, 20, 32, 44, 56, 110, 152)
@@ -44,7 +47,7 @@ def create(
       name: one of `MODELS`. 'resnet20' and its like are the CIFAR family (so 'resnet152' is not the
         ImageNet network of that depth); 'resnet50' and 'resnet101' are the bottleneck networks, with
         '_small' with a 3x3 stem for small images; 'plain56' is 'resnet56' without skip connections.
-        Or a network with any normalizer, named as `experiments.models.normalized` says, such as
+        Or a network with any normalizer, named as `experiments.models.signal_propagation.names` says: such as
         'cnn10w64:group_norm:size=8' or 'resnet56w32:weight_norm:skip_init'. Or a U-Net by its width and, if
         it is not BatchNorm, its normalizer: 'unet16', 'unet16:group_norm:size=8'.
       num_classes: number of logits.
@@ -67,10 +70,29 @@ def create(
     dtype = jnp.dtype(dtype)
     if dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}")
-    build = partial(create_normalized, name) if is_normalized else MODELS[name]
+    build = partial(_create_normalized, name) if is_normalized else MODELS[name]
     return build(num_classes=num_classes, channels=channels, image_size=image_size, rngs=rngs, dtype=dtype)
 
 
 def takes_any_size(name: str) -> bool:
     """Whether a model takes images of other sizes than the one it was built for."""
     return not name.startswith("vgg")  # Its last layer sees every pixel on its own.
+
+
+def _create_normalized(name: str, *, image_size: int, **options) -> nnx.Module:
+    """Builds the network that a name says; the options are those of `create`.
+
+    Raises:
+      ValueError: it is no such name, the groups do not divide the features, or the depth is not 6n+2.
+    """
+    del image_size  # Any: the last layer sees the mean over the image, or each pixel.
+    parsed = NormalizedName.parse(name)
+    if parsed.network in SHAPES:
+        shape = SHAPES[parsed.network]
+        return PlainNetwork(shape, parsed.width, normalization=parsed.normalization, **options)
+    if parsed.network == "unet":
+        return UNet(parsed.width, normalization=parsed.normalization, **options)
+    depth = int(parsed.network.removeprefix("resnet"))
+    return NormalizedResNet(
+        depth, parsed.width, residual=parsed.residual, normalization=parsed.normalization, **options
+    )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models._layers import BatchNorm, conv
+from experiments.models.layers import BatchNorm, conv
 
 Shortcut = Literal["projection", "identity_pad", "none"]
 

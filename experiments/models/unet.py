@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models._layers import conv
-from experiments.models.normalizers import ConvLayer, Normalization
+from experiments.models.layers import conv
+from experiments.models.signal_propagation.normalizers import ConvLayer, Normalization
 
 LEVELS = 4
 

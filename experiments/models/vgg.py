@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models._layers import BatchNorm, conv
+from experiments.models.layers import BatchNorm, conv
 
 # Features of the convolutions between two max-poolings.
 GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

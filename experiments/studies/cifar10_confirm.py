@@ -20,11 +20,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import report
-from experiments.config import Run
 from experiments.records import RunRecord
-from experiments.studies import Size, Study, _tuning, make_heading
+from experiments.report.cells import Cell, make_cells, make_rows
+from experiments.report.curves import add_learning_curves
+from experiments.report.pages import describe_protocol, write_report
+from experiments.report.tables import describe_chance, results_table
+from experiments.run import Run
 from experiments.studies.overlap_table1 import PAPER, SHARED_LEARNING_RATES
+from experiments.studies.study import Size, Study, make_heading
+from experiments.studies.tuning import extend_grids, make_tuning_runs, tune, tuning_table
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 IN_THE_PAPER = ("baseline", "centralization", "clipping", "znorm")
@@ -111,7 +115,7 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     tuning, tuned = _tuning_runs(preset, records), _tuned_runs(preset, records)
     if len(tuned) < len(_settings(preset)) * len(size.seeds):
         return tuning
-    if any(cell.missing for cell in report.make_cells(tuned, records).values()):
+    if any(cell.missing for cell in make_cells(tuned, records).values()):
         return [*tuning, *tuned]
     return [*tuning, *tuned, *_regime_runs(preset)]
 
@@ -143,7 +147,7 @@ def _settings(preset: str) -> list[Run]:
 
 def _tuning_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     size = SIZES[preset]
-    runs = _tuning.make_tuning_runs(
+    runs = make_tuning_runs(
         _settings(preset),
         GRIDS[preset],
         TUNING_SEEDS,
@@ -153,11 +157,11 @@ def _tuning_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
         validation_examples=size.validation_examples,
         test_examples=None,
     )
-    return _tuning.extend_grids(runs, records, _setting)
+    return extend_grids(runs, records, _setting)
 
 
 def _tuned_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    tuned = _tuning.tune(_settings(preset), _tuning_runs(preset, records), records, _setting)
+    tuned = tune(_settings(preset), _tuning_runs(preset, records), records, _setting)
     return [dataclasses.replace(run, seed=seed) for run in tuned for seed in SIZES[preset].seeds]
 
 
@@ -191,10 +195,10 @@ def _setting(run: Run) -> tuple[str, str, str, str]:
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and the learning curves of both parts."""
     named = set(make_runs(preset, records))
-    tuning = report.make_cells(_tuning_runs(preset, records), records)
+    tuning = make_cells(_tuning_runs(preset, records), records)
     parts = {
-        "Tuned": report.make_cells(filter(named.__contains__, _tuned_runs(preset, records)), records),
-        "The paper's regime": report.make_cells(filter(named.__contains__, _regime_runs(preset)), records),
+        "Tuned": make_cells(filter(named.__contains__, _tuned_runs(preset, records)), records),
+        "The paper's regime": make_cells(filter(named.__contains__, _regime_runs(preset)), records),
     }
     headings = ("schedule", "model", "optimizer", "method")
     sections = [
@@ -209,26 +213,26 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
                 "These runs have not begun: the tuning comes first, then the tuned runs, then the others."
             )
             continue
-        protocols = dict.fromkeys(report.describe_protocol(cell.run) for cell in cells.values())
+        protocols = dict.fromkeys(describe_protocol(cell.run) for cell in cells.values())
         sections.append("\n".join(f"- Protocol: {protocol}." for protocol in protocols))
-        rows = report.make_rows(cells.values(), _setting, _paper)
-        sections += [report.results_table(headings, rows), report.describe_chance(rows)]
+        rows = make_rows(cells.values(), _setting, _paper)
+        sections += [results_table(headings, rows), describe_chance(rows)]
         for (schedule, model), panels in _figures(cells.values()).items():
             name = f"curves_{'tuned' if part == 'Tuned' else 'regime'}_{schedule}_{model}"
-            sections.append(report.add_figure(folder, name, f"{part}: {model}, {schedule} rate", panels))
+            sections.append(add_learning_curves(folder, name, f"{part}: {model}, {schedule} rate", panels))
     sections += [
         "## Tuning: validation accuracy of every learning rate",
-        f"Protocol: {report.describe_protocol(next(iter(tuning)))}; seeds {', '.join(map(str, TUNING_SEEDS))}.",
-        _tuning.tuning_table(headings, tuning.values(), _setting),
+        f"Protocol: {describe_protocol(next(iter(tuning)))}; seeds {', '.join(map(str, TUNING_SEEDS))}.",
+        tuning_table(headings, tuning.values(), _setting),
     ]
     heading = make_heading("Confirmatory CIFAR-10", preset, SIZES[preset], SIZES["full"])
     everything = [*tuning.values(), *(cell for cells in parts.values() for cell in cells.values())]
-    report.write_report(folder, heading, everything, sections)
+    write_report(folder, heading, everything, sections)
 
 
-def _figures(cells) -> dict[tuple[str, str], dict[str, list[report.Cell]]]:
+def _figures(cells) -> dict[tuple[str, str], dict[str, list[Cell]]]:
     """Cells by optimizer for every schedule and model."""
-    figures: dict[tuple[str, str], dict[str, list[report.Cell]]] = {}
+    figures: dict[tuple[str, str], dict[str, list[Cell]]] = {}
     for cell in cells:
         panels = figures.setdefault((cell.run.schedule, cell.run.model), {})
         panels.setdefault(cell.run.optimizer, []).append(cell)

@@ -10,10 +10,10 @@ reach us, so there is no column of its numbers.
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.config import Run
 from experiments.records import RunRecord
-from experiments.studies import Size, Study
-from experiments.studies._grid import write_grid_report
+from experiments.run import Run
+from experiments.studies.grid import write_grid_report
+from experiments.studies.study import Size, Study
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 

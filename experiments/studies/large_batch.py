@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.config import Run
 from experiments.records import RunRecord
-from experiments.studies import Size, Study
-from experiments.studies._grid import write_grid_report
+from experiments.run import Run
+from experiments.studies.grid import write_grid_report
+from experiments.studies.study import Size, Study
 
 METHODS = ("baseline", "znorm", "gan")
 # At batch 256. LARS multiplies by its trust coefficient of 0.001 too, so its learning rate is of another order.

@@ -18,10 +18,14 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import report
-from experiments.config import Run
 from experiments.records import RunRecord
-from experiments.studies import Size, Study, _tuning
+from experiments.report.cells import Cell, make_cells, make_rows
+from experiments.report.curves import add_learning_curves
+from experiments.report.pages import describe_protocol, write_report
+from experiments.report.tables import describe_chance, results_table
+from experiments.run import Run
+from experiments.studies.study import Size, Study
+from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
 
 METHODS = ("baseline", "centralization", "clipping", "clipping_value", "znorm", "gan")
 SHARED_LEARNING_RATES = {"sgdm": 0.01, "adam": 0.001}
@@ -125,11 +129,11 @@ def _tuning_runs(preset: str) -> list[Run]:
     size = SIZES[preset]
     # Validation images take the place of the test images.
     changes = {"epochs": size.tuning_epochs, "validation_examples": size.validation_examples}
-    return _tuning.make_tuning_runs(_settings(preset), GRIDS[preset], **changes)
+    return make_tuning_runs(_settings(preset), GRIDS[preset], **changes)
 
 
 def _tuned_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    return _with_seeds(preset, _tuning.tune(_settings(preset), _tuning_runs(preset), records, _setting))
+    return _with_seeds(preset, tune(_settings(preset), _tuning_runs(preset), records, _setting))
 
 
 def _setting(run: Run) -> tuple[str, str, str]:
@@ -139,10 +143,10 @@ def _setting(run: Run) -> tuple[str, str, str]:
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and the learning curves of both protocols."""
     size = SIZES[preset]
-    tuning = report.make_cells(_tuning_runs(preset), records)
+    tuning = make_cells(_tuning_runs(preset), records)
     protocols = {
-        "shared": report.make_cells(_shared_runs(preset), records),
-        "tuned": report.make_cells(_tuned_runs(preset, records), records),
+        "shared": make_cells(_shared_runs(preset), records),
+        "tuned": make_cells(_tuned_runs(preset, records), records),
     }
     sections = [_describe_protocols(preset)]
     for protocol, cells in protocols.items():
@@ -150,35 +154,35 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         if not cells:
             sections.append("No tuning has ended yet.")
             continue
-        rows = report.make_rows(cells.values(), lambda run, p=protocol: (p, *_setting(run)), _paper)
-        sections.append(report.results_table(("protocol", "model", "optimizer", "method"), rows))
-        sections.append(report.describe_chance(rows))
+        rows = make_rows(cells.values(), lambda run, p=protocol: (p, *_setting(run)), _paper)
+        sections.append(results_table(("protocol", "model", "optimizer", "method"), rows))
+        sections.append(describe_chance(rows))
         for model in size.models:
-            panels: dict[str, list[report.Cell]] = {}
+            panels: dict[str, list[Cell]] = {}
             for cell in cells.values():
                 if cell.run.model == model:
                     panels.setdefault(cell.run.optimizer, []).append(cell)
             sections.append(
-                report.add_figure(
+                add_learning_curves(
                     folder, f"curves_{protocol}_{model}", f"{model}, protocol {protocol}", panels
                 )
             )
     sections += [
         "## Tuning: validation accuracy of every learning rate",
-        _tuning.tuning_table(("model", "optimizer", "method"), tuning.values(), _setting),
+        tuning_table(("model", "optimizer", "method"), tuning.values(), _setting),
     ]
     everything = [*protocols["shared"].values(), *tuning.values(), *protocols["tuned"].values()]
     heading = size.heading("Table 1 of the gradient overlap paper", preset, SIZES["full"])
-    report.write_report(folder, heading, everything, sections)
+    write_report(folder, heading, everything, sections)
 
 
 def _describe_protocols(preset: str) -> str:
     shared, tuning = _shared_runs(preset)[0], _tuning_runs(preset)[0]
     rates = " and ".join(f"{optimizer} {rate:g}" for optimizer, rate in SHARED_LEARNING_RATES.items())
     text = f"""\
-- Protocol **shared**: {report.describe_protocol(shared)}; {rates} for every method.
+- Protocol **shared**: {describe_protocol(shared)}; {rates} for every method.
 - Protocol **tuned**: the same, but with the learning rate that one seed of its own (not among the reported ones)
-  found best on held-out training images ({report.describe_protocol(tuning)}). Every method got the same grid.
+  found best on held-out training images ({describe_protocol(tuning)}). Every method got the same grid.
 - **Paper** columns: Yun 2024, arXiv 2410.21564, Table 1: un-augmented CIFAR-10, 100 epochs, batch 256; learning
   rate, schedule, weight decay, initialisation and number of seeds are not stated. It has no row for GAN and none
   for clipping by value; whether its clipping is by norm or by value is not stated."""

@@ -11,13 +11,14 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import report
-from experiments.config import Run
 from experiments.records import RunRecord
-from experiments.studies import Size, Study, make_heading
-from experiments.studies._grid import write_grid_report
-from experiments.studies._medical import METHODS, PAPER, SEEDS_ALONE, describe
-from experiments.studies._tuning import make_tuning_runs, tune, tuning_table
+from experiments.report.cells import make_cells
+from experiments.report.pages import describe_images
+from experiments.run import Run
+from experiments.studies.grid import write_grid_report
+from experiments.studies.medical import METHODS, PAPER, SEEDS_ALONE, describe
+from experiments.studies.study import Size, Study, make_heading
+from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
 
 SCORES = {"ROC-AUC": "roc_auc", "F1": "f1"}
 PAPER_ACCURACY = 0.917
@@ -155,9 +156,9 @@ def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and one figure of learning curves."""
     headings = ("model", "optimizer", "method")
-    tuning = list(report.make_cells(_tuning_runs(preset), records).values())
+    tuning = list(make_cells(_tuning_runs(preset), records).values())
     reported = _reported_runs(preset, records)
-    images = report.describe_images(report.make_cells(reported, records).values(), "patches")
+    images = describe_images(make_cells(reported, records).values(), "patches")
     compared = {"accuracy": "accuracy", **SCORES}
     write_grid_report(
         folder,

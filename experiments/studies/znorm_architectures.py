@@ -8,10 +8,10 @@ Un-augmented CIFAR-10 in the protocol of Yun 2024, arXiv 2410.21564: 100 epochs,
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.config import Run
 from experiments.records import RunRecord
-from experiments.studies import Size, Study
-from experiments.studies._grid import write_grid_report
+from experiments.run import Run
+from experiments.studies.grid import write_grid_report
+from experiments.studies.study import Size, Study
 
 METHODS = ("baseline", "znorm")
 LEARNING_RATES = {"sgdm": 0.01, "adam": 0.001, "rmsprop": 0.001}

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from experiments import data
-from experiments.__main__ import UsageError, _check_data
-from experiments.config import Run
+from experiments.preflight import UsageError, check_data
+from experiments.run import Run
 
 from .processes import metrics, run, start, wait_for_epochs
 
@@ -225,10 +225,10 @@ def test_bad_input_is_one_clear_line(arguments, words, tmp_path):
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_every_run_is_checked_before_the_first_begins(changes, words, place):
     runs = [Run("digits", "resnet8", "znorm", "adam", 0.001, 1, 64, seed) for seed in range(2)]
-    _check_data(runs, None)
+    check_data(runs, None)
     runs.insert(place, dataclasses.replace(runs[0], **changes))
     with pytest.raises(UsageError, match=words):
-        _check_data(runs, None)
+        check_data(runs, None)
 
 
 def test_help_explains_every_option():

@@ -18,9 +18,9 @@ from PIL import Image
 import optax_gradnorm
 from experiments import data, models, training
 from experiments.__main__ import main
-from experiments.config import Run
 from experiments.predict import draw_mask, fit_image, read_image
 from experiments.records import RunRecord, find_record, read_record, write_checkpoint, write_record
+from experiments.run import Run
 
 from . import processes
 

@@ -18,12 +18,12 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from experiments import records
-from experiments.config import Run
-from experiments.npz import NpzError, read_npz
+from experiments import machine, records
+from experiments.files import FileError, NpzError, read_npz
 from experiments.records import EpochMetrics, RecordError, RunRecord
+from experiments.run import Run
 
-ROOT = Path(records.__file__).resolve().parent.parent
+ROOT = Path(__file__).parents[2]
 RUN = Run("digits", "resnet8", "znorm", "adam", 0.001, 10, 64, 0)
 
 
@@ -152,9 +152,9 @@ def test_a_full_disk_damages_nothing(tmp_path, full_disk, size):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     full_disk(size)
     try:
-        with pytest.raises(RecordError, match=rf"cannot write .*{RUN.name}.json: File too large"):
+        with pytest.raises(FileError, match=rf"cannot write .*{RUN.name}.json: File too large"):
             records.write_record(tmp_path, _record(epochs=9))
-        with pytest.raises(RecordError, match=rf"cannot write .*{RUN.name}.npz: File too large"):
+        with pytest.raises(FileError, match=rf"cannot write .*{RUN.name}.npz: File too large"):
             records.write_checkpoint(tmp_path, RUN, {"weights": np.arange(2000.0)})
     finally:
         full_disk(resource.RLIM_INFINITY)
@@ -163,7 +163,7 @@ def test_a_full_disk_damages_nothing(tmp_path, full_disk, size):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecordError, match="cannot write"):
+    with pytest.raises(FileError, match="cannot write"):
         records.write_record(tmp_path / "file" / "out", _record())
 
 
@@ -257,7 +257,7 @@ def test_a_flipped_bit_anywhere_in_an_archive_changes_no_array(tmp_path, save):
 
 def test_environment_says_what_is_installed_and_not_where(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={tmp_path} --xla_a=1")
-    environment = records.describe_environment(devices=2)
+    environment = machine.describe_environment(devices=2)
     assert environment["xla_flags"][-2:] == ["--xla_dump_to", "--xla_a=1"]
     assert environment["cpu_model"]
     assert environment["xla_threads"] == environment["cpu_usable"] >= 1
@@ -274,9 +274,9 @@ def test_environment_says_what_is_installed_and_not_where(tmp_path, monkeypatch)
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_commit_is_that_of_the_code(tmp_path):
     """A copy of the code in a checkout of its own: unknown to git, committed, changed."""
-    code = tmp_path / "experiments" / "records.py"
+    code = tmp_path / "experiments" / "machine.py"
     code.parent.mkdir()
-    shutil.copy(records.__file__, code)
+    shutil.copy(machine.__file__, code)
 
     def git(*arguments):
         identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
@@ -285,7 +285,7 @@ def test_commit_is_that_of_the_code(tmp_path):
         ).stdout.strip()
 
     def commit():
-        spec = importlib.util.spec_from_file_location("copied_records", code)
+        spec = importlib.util.spec_from_file_location("copied_machine", code)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         environment = module.describe_environment()

@@ -1,0 +1,160 @@
+"""Many runs: those that have ended are skipped, the others are trained by the pool and go on where they were."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from experiments.files import FileError
+from experiments.jobs import pool
+from experiments.records import RunRecord, has_ended, read_record, write_record
+from experiments.run import Run
+
+if TYPE_CHECKING:
+    from experiments.data import Dataset
+
+Kind = Literal["skipped", "started", "epoch", "retried", "finished", "diverged", "failed"]
+_ENDINGS: dict[str, Kind] = {"finished": "finished", "diverged": "diverged", "failed": "failed"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Something that happened to one run of a sweep.
+
+    Attributes:
+      kind: 'skipped' (it had ended before this sweep), 'started', 'epoch', 'retried' (its worker died, it
+        starts again), or how it ended: 'finished', 'diverged', 'failed'.
+      run: the run it happened to.
+      record: the run's record so far, where there is one.
+      message: why it was retried or failed.
+      worker: process id of the worker that has the run.
+    """
+
+    kind: Kind
+    run: Run
+    record: RunRecord | None = None
+    message: str = ""
+    worker: int | None = None
+
+
+OnEvent = Callable[[Event], None]
+
+
+def sweep(
+    runs: Sequence[Run],
+    *,
+    out: Path,
+    data_dir: Path | None = None,
+    workers: int | None = None,
+    devices: int = 1,
+    keep_checkpoints: bool = False,
+    on_event: OnEvent | None = None,
+) -> list[RunRecord]:
+    """Makes all runs that have not ended yet, the first seed of every setting before the second.
+
+    `pool.run_all` says where they are made, and what becomes of a run whose worker dies or raises: at last it
+    is marked failed. Called again after an interruption, ended runs are skipped, failed ones tried again, and
+    the others go on after their last epoch.
+
+    Args:
+      runs: what to train; runs of the same name are made once.
+      out: folder of the records.
+      data_dir: folder of prepared data sets.
+      workers: worker processes on CPU; by default one per core that this process may use.
+      devices: devices that share each batch; more than one trains in this process.
+      keep_checkpoints: leaves the checkpoints of finished runs, for `training.load_model`. Finished runs
+        without one are made again.
+      on_event: called in this process with every `Event`.
+
+    Returns:
+      One record per run, in the order of `runs`.
+    """
+    setup = _Setup(Path(out), data_dir, devices, keep_checkpoints)
+    progress = _Progress(setup, on_event or (lambda event: None))
+    waiting = [run for run in sorted(dict.fromkeys(runs), key=lambda run: run.seed) if progress.add(run)]
+    pool.run_all(waiting, _Trainer(setup), progress, workers=workers, devices=devices)
+    return [progress.records[run.name] for run in runs]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setup:
+    """What every process that trains needs to know."""
+
+    out: Path
+    data_dir: Path | None
+    devices: int
+    keep_checkpoints: bool
+
+
+class _Progress:
+    """The records of the runs that ended; makes an `Event` of whatever the pool tells."""
+
+    def __init__(self, setup: _Setup, on_event: OnEvent):
+        self.out = setup.out
+        self.keep_checkpoints = setup.keep_checkpoints
+        self.notify = on_event
+        self.records: dict[str, RunRecord] = {}
+
+    def add(self, run: Run) -> bool:
+        """Whether the run is still to be made."""
+        try:
+            record = read_record(self.out, run)
+        except FileError as error:
+            self.failed(run, str(error), None, is_file_error=True)
+            return False
+        if record is None or not has_ended(self.out, record, self.keep_checkpoints):
+            return True
+        self.records[run.name] = record
+        self.notify(Event("skipped", run, record))
+        return False
+
+    def started(self, job: Run, worker: int) -> None:
+        self.notify(Event("started", job, worker=worker))
+
+    def told(self, job: Run, news: RunRecord, worker: int) -> None:
+        self.notify(Event("epoch", job, news, worker=worker))
+
+    def ended(self, job: Run, result: RunRecord, worker: int) -> None:
+        self.records[job.name] = result
+        self.notify(Event(_ENDINGS[result.status], job, result, worker=worker))
+
+    def retried(self, job: Run, message: str, worker: int) -> None:
+        self.notify(Event("retried", job, message=message, worker=worker))
+
+    def failed(self, job: Run, message: str, worker: int | None, is_file_error: bool) -> None:
+        record = RunRecord(run=job, status="failed", message=message)
+        if not is_file_error:  # what cannot be read is left for the user to judge
+            try:
+                record = dataclasses.replace(
+                    read_record(self.out, job) or record, status="failed", message=message
+                )
+                write_record(self.out, record)
+            except (FileError, OSError) as error:
+                message = f"{message}; its record could not be written: {error}"
+        self.records[job.name] = record
+        self.notify(Event("failed", job, record, message, worker))
+
+
+class _Trainer:
+    """Trains runs one by one and keeps the last data set, so that it is loaded once."""
+
+    def __init__(self, setup: _Setup):
+        self.setup = setup
+        self.loaded: tuple[str, Dataset] | None = None
+
+    def __call__(self, run: Run, on_epoch: Callable[[Any], None]) -> RunRecord:
+        # Imported by the process that trains, after it was pinned to its core.
+        from experiments import data, training
+
+        if self.loaded is None or self.loaded[0] != run.dataset:
+            self.loaded = None  # frees the old one before the new one comes
+            self.loaded = run.dataset, data.load(run.dataset, self.setup.data_dir)
+        dataset = data.select(self.loaded[1], run)
+        return training.train(
+            run,
+            dataset,
+            out=self.setup.out,
+            on_epoch=on_epoch,
+            devices=self.setup.devices,
+            keep_checkpoint=self.setup.keep_checkpoints,
+        )

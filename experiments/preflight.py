@@ -1,0 +1,140 @@
+"""What was asked is possible: checked before anything is trained, so that no worker starts in vain."""
+
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.run import Run
+
+# Imported where they are used: most of the checks need neither JAX nor data, and end at once.
+if TYPE_CHECKING:
+    from experiments.data import Dataset
+    from experiments.studies.study import Study
+
+
+class UsageError(Exception):
+    """The command line asks for something that cannot be; the message is one line."""
+
+
+def find_study(name: str) -> "Study":
+    """The study of a name."""
+    from experiments.studies import load_studies
+
+    studies = load_studies()
+    check_names("study", [name], studies)
+    return studies[name]
+
+
+def check_names(option: str, names: Sequence[str], choices: Collection[str]) -> None:
+    """Every name is one of the choices, and none is there twice."""
+    if not names:
+        raise UsageError(f"{option} needs at least one of {', '.join(choices)}")
+    for name in names:
+        if name not in choices:
+            raise UsageError(f"unknown {option} {name!r}; choose from {', '.join(choices)}")
+    if len(set(names)) < len(names):
+        raise UsageError(f"{option} names {next(n for n in names if names.count(n) > 1)!r} twice")
+
+
+def check_model(name: str) -> None:
+    """The model is known, unless its name has a normalizer, which `check_data` reads."""
+    from experiments.models import MODELS
+
+    if ":" not in name:
+        check_names("--model", [name], MODELS)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """There are seeds, each a number for JAX's generators, and none is there twice."""
+    if not seeds:
+        raise UsageError("--seeds needs at least one number")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"--seeds must be from 0 to {2**32 - 1}, got {seed}")
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds has a seed twice: {' '.join(map(str, seeds))}")
+
+
+def check_at_least(option: str, value: int, least: int) -> None:
+    """A number is not too small."""
+    if value < least:
+        raise UsageError(f"{option} must be at least {least}, got {value}")
+
+
+def check_machine(workers: int | None, devices: int, batch_sizes: Sequence[int]) -> None:
+    """There are so many workers and devices, and the devices can share a batch."""
+    if workers is not None:
+        check_at_least("--workers", workers, 1)
+    check_at_least("--devices", devices, 1)
+    if devices > 1:
+        import jax
+
+        if devices > jax.device_count():
+            raise UsageError(f"--devices is {devices}, but there are only {jax.device_count()}")
+        for batch_size in batch_sizes:
+            if batch_size % devices:
+                raise UsageError(
+                    f"a batch of {batch_size} images cannot be shared equally by {devices} devices"
+                )
+
+
+def check_data(runs: Sequence[Run], data_dir: Path | None) -> None:
+    """Takes every subset of every data set and lays out every model once."""
+    from experiments import data
+
+    try:
+        for name in dict.fromkeys(run.dataset for run in runs):
+            dataset = data.load(name, data_dir)
+            on_it = [run for run in runs if run.dataset == name]
+            for run in _one_of_each(on_it, "model", "loss"):
+                _check_fit(run, dataset)
+            sizes = (
+                "train_examples",
+                "test_examples",
+                "validation_examples",
+                "validation_seed",
+                "batch_size",
+            )
+            for run in _one_of_each(on_it, *sizes):
+                count = len(data.select(dataset, run).train_images)
+                if run.batch_size > count:
+                    raise UsageError(
+                        f"the batch size is {run.batch_size}, but there are only {count} training images"
+                    )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _one_of_each(runs: Sequence[Run], *fields: str) -> list[Run]:
+    """One run for every combination of these fields' values."""
+    return list({tuple(getattr(run, field) for field in fields): run for run in runs}.values())
+
+
+def _check_fit(run: Run, dataset: "Dataset") -> None:
+    """Model, loss and data set go together."""
+    import jax
+    from flax import nnx
+
+    from experiments import models
+    from experiments.training import tasks
+
+    tasks.make_task(run, dataset)
+    height, _, channels = dataset.train_images.shape[1:]
+    options = {"num_classes": dataset.num_classes, "channels": channels, "image_size": height}
+
+    def logits(images):
+        return models.create(run.model, rngs=nnx.Rngs(0), **options)(images, train=False)
+
+    images = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), "float32")
+    tasks.check_logits(nnx.eval_shape(logits, images).shape, dataset, run.model)
+
+
+def check_out(out: Path) -> None:
+    """The folder can be written to; it is made if missing."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out: cannot write to {out}: {error.strerror}") from error

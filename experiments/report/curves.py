@@ -1,0 +1,95 @@
+"""Learning curves, with a band over seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from experiments.report import style
+from experiments.report.cells import Cell
+
+Curve = Literal["test_accuracy", "test_loss"]
+
+
+def add_learning_curves(
+    folder: Path,
+    name: str,
+    title: str,
+    panels: Mapping[str, Sequence[Cell]],
+    above: Curve = "test_accuracy",
+) -> str:
+    """Draws learning curves as NAME.png and NAME.svg; returns the Markdown that shows them."""
+    draw_learning_curves(folder / name, title, panels, above)
+    return (
+        f"![{title}: {above.replace('_', ' ')} and training loss over epochs]({name}.svg)\n\n"
+        "Line: mean over seeds; band: lowest to highest seed; cross: a run diverged."
+    )
+
+
+def draw_learning_curves(
+    path: Path, title: str, panels: Mapping[str, Sequence[Cell]], above: Curve = "test_accuracy"
+) -> None:
+    """Draws a metric of the test images (above) and training loss (below) over epochs, one column per panel.
+
+    A line is the mean over seeds, its band goes from the lowest to the highest seed, a cross marks the
+    epoch in which a run diverged.
+
+    Args:
+      path: of the figure without suffix; writes .png and .svg.
+      title: above the figure.
+      panels: the cells of each column, by the column's title.
+      above: the metric, a field of `EpochMetrics`.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(style.STYLE):
+        figure = Figure(figsize=(max(3.6 * len(panels), 5.4), 5.4), dpi=150, layout="constrained")
+        axes = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
+        lines = {}
+        for column, (name, cells) in enumerate(panels.items()):
+            upper, lower = axes[:, column]
+            upper.set_title(name)
+            lower.set_yscale("log")
+            lower.set_xlabel("epoch")
+            lower.xaxis.get_major_locator().set_params(integer=True)
+            for cell in cells:
+                if cell.ended:
+                    lines[cell.run.method] = _draw_cell(upper, cell, above)
+                    _draw_cell(lower, cell, "train_loss")
+        style.label_narrow_log_axis(axes[1, 0].yaxis)
+        axes[0, 0].set_ylabel(above.replace("_", " "))
+        axes[1, 0].set_ylabel("training loss")
+        figure.suptitle(title)
+        methods = [method for method in style.METHOD_STYLES if method in lines]
+        if methods:
+            figure.legend(
+                [lines[method] for method in methods],
+                methods,
+                loc="outside lower center",
+                ncols=min(len(methods), 6),
+            )
+        style.save(figure, path)
+
+
+def _draw_cell(axes, cell: Cell, metric: str):
+    color, dashes = style.METHOD_STYLES[cell.run.method]
+    records = list(cell.ended.values())
+    values = np.full((len(records), max(len(record.epochs) for record in records)), np.nan)
+    for row, record in zip(values, records, strict=True):
+        row[: len(record.epochs)] = [getattr(epoch, metric) for epoch in record.epochs]
+    values = np.ma.masked_invalid(values)
+    epochs = np.arange(1, values.shape[1] + 1)
+    if len(records) > 1:
+        axes.fill_between(
+            epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0
+        )
+    (line,) = axes.plot(epochs, values.mean(axis=0), dashes, color=color, linewidth=1.4)
+    for record in records:
+        if record.status == "diverged":
+            last = next((e for e in reversed(record.epochs) if math.isfinite(getattr(e, metric))), None)
+            if last is not None:
+                axes.plot(last.epoch, getattr(last, metric), "x", color=color, markersize=7)
+    return line

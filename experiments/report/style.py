@@ -1,0 +1,89 @@
+"""What all figures share: one palette, one look, and files that are the same whenever the numbers are."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.files import write_whole
+
+if TYPE_CHECKING:  # imported where something is drawn: most commands draw nothing
+    from matplotlib.figure import Figure
+
+# The salt makes the names inside an SVG the same every time.
+STYLE: dict[Any, Any] = {"svg.hashsalt": "experiments", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+
+# The colour-blind-safe palette of Okabe and Ito (2008).
+BLACK = "#000000"
+ORANGE = "#E69F00"
+SKY_BLUE = "#56B4E9"
+GREEN = "#009E73"
+BLUE = "#0072B2"
+VERMILION = "#D55E00"
+PURPLE = "#CC79A7"
+GRAY = "#555555"  # what has no colour of its own
+
+# Every method keeps its colour and line in all figures.
+METHOD_STYLES = {
+    "baseline": (BLACK, "--"),
+    "centralization": (SKY_BLUE, "-"),
+    "clipping": (ORANGE, "-"),
+    "clipping_value": (PURPLE, "-"),
+    "znorm": (BLUE, "-"),
+    "gan": (VERMILION, "-"),
+}
+NORMALIZER_COLORS = {
+    "instance_norm": VERMILION,
+    "batch_norm": BLUE,
+    "group_norm": GREEN,
+    "layer_norm": PURPLE,
+    "weight_norm": ORANGE,
+    "scaled_ws": SKY_BLUE,
+}
+# Masks in photographs: vermilion and green as red, green and blue.
+PREDICTED, TRUE = (213, 94, 0), (0, 158, 115)
+TINT = 0.4
+
+
+def tint(rgb: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """The picture, uint8 [height, width, 3], with a share of the colour where the mask is."""
+    tinted = rgb.copy()
+    tinted[mask] = np.rint((1 - TINT) * rgb[mask] + TINT * np.array(color)).astype(np.uint8)
+    return tinted
+
+
+def label_narrow_log_axis(axis: Any) -> None:
+    """Marks an axis of less than two powers of ten, where these alone are too few marks, by plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        even = MaxNLocator(5, steps=[1, 2, 5, 10])
+        axis.set_major_locator(even if high < 10 * low else LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Writes a figure as PATH.png and PATH.svg, and makes their folder.
+
+    Args:
+      figure: drawn, as it is saved, within `matplotlib.rc_context(STYLE)`.
+      path: without suffix; a dot in its name is part of the name.
+
+    Raises:
+      FileError: a file cannot be written; an older one is left as it was.
+    """
+    import matplotlib as mpl
+
+    def write(suffix: str, metadata: dict[str, None]) -> None:
+        write_whole(
+            path.with_name(path.name + suffix),
+            lambda file: figure.savefig(file, format=suffix[1:], metadata=metadata),
+        )
+
+    # Of the style, the salt alone is read when saving, and drawings without the style need it too.
+    with mpl.rc_context({"svg.hashsalt": STYLE["svg.hashsalt"]}):
+        # Neither a date nor a version in the files.
+        write(".png", {"Software": None})
+        write(".svg", {"Date": None})

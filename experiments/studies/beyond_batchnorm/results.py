@@ -1,0 +1,85 @@
+"""Everything that was measured and trained, as arrays."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.records import MeasurementRecord, RunRecord
+from experiments.studies.beyond_batchnorm.plan import DATASET, Size, initialization_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Initialization:
+    """A network at initialisation.
+
+    Attributes:
+      units: names of layers or blocks.
+      convolutions: names of convolutions.
+      statistics: by name, [seeds, units or convolutions].
+    """
+
+    units: Sequence[str]
+    convolutions: Sequence[str]
+    statistics: Mapping[str, np.ndarray]
+
+    def stages(self) -> list[np.ndarray]:
+        """Logarithm of the variance in the blocks of each stage of a residual network, [seeds, blocks]."""
+        stage = np.array(
+            [int(unit.split("/")[1]) if unit.startswith("stages/") else -1 for unit in self.units]
+        )
+        return [self.statistics["log_variance"][:, stage == s] for s in range(stage.max() + 1)]
+
+    @property
+    def similarity(self) -> np.ndarray:
+        """Cosine similarity of the activations before the linear layer, by seed."""
+        return self.statistics["cosine_similarity"][:, -1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Everything that was measured and trained.
+
+    Attributes:
+      size: of the preset.
+      measurements: by name.
+      records: of the trainings.
+    """
+
+    size: Size
+    measurements: Mapping[str, MeasurementRecord]
+    records: Sequence[RunRecord]
+
+    def initialization(
+        self, model: str, *, small: bool = False, dataset: str = DATASET
+    ) -> Initialization | None:
+        """What was measured of a model at initialisation, if it was."""
+        name = initialization_name(model, 16 if small else self.size.batch_size, dataset)
+        if name not in self.measurements:
+            return None
+        values = dict(self.measurements[name].values)
+        units, convolutions = values.pop("units"), values.pop("convolutions")
+        return Initialization(units, convolutions, {key: to_array(rows) for key, rows in values.items()})
+
+    def values(self, name: str) -> Mapping[str, Any] | None:
+        """What another measurement gave, if it was made."""
+        return self.measurements[name].values if name in self.measurements else None
+
+
+def to_array(rows: Any) -> np.ndarray:
+    """Numbers as they are in a file, where those that are not finite are strings."""
+    return np.asarray(rows, dtype=object).astype(float)
+
+
+def verdict(holds: bool | None) -> str:
+    """In words; `None` where too little was measured."""
+    return {True: "**holds**", False: "**does not hold**", None: "not measured"}[holds]
+
+
+def describe_network(network: str) -> str:
+    """A network in words."""
+    width = network.split("w")[1]
+    base = network.split("w")[0]
+    kind = {"cnn10": "10 plain layers", "cnn20": "20 plain layers", "uniform30": "30 plain layers"}
+    return f"{kind.get(base, base.replace('resnet', 'ResNet-'))}, width {width}"

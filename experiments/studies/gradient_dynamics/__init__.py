@@ -1,0 +1,159 @@
+"""What the gradients do while networks train: trends per layer and globally, and ZNorm's amplification.
+
+After Yun, "Insights from Gradient Dynamics: Gradient Autoscaled Normalization", 2025, arXiv 2509.03677, which
+observes that the standard deviation of some layers' gradients rises and that of others falls, that the global
+one falls consistently, and that dividing by the small ones amplifies, especially in VGG.
+
+CIFAR-100 with crop and flip, AdamW with learning rate 1e-3 and weight decay 5e-5, 5 of 300 epochs warm-up and then
+x 0.75 every 30 epochs: the settings of the author's public code of the same month. The raw gradients are recorded,
+in front of the method.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.records import RunRecord
+from experiments.report import dynamics
+from experiments.report.cells import make_cells, make_rows
+from experiments.report.pages import describe_protocol, write_report
+from experiments.report.tables import results_table
+from experiments.run import Run
+from experiments.studies.gradient_dynamics.trends import (
+    AMPLIFICATION_NOTES,
+    NOTES,
+    amplification_table,
+    describe_observations,
+    layer_table,
+    summarize,
+    trend_table,
+)
+from experiments.studies.study import Size, Study
+
+METHODS = ("baseline", "znorm", "gan")
+
+SIZES = {
+    "smoke": Size(
+        models=("resnet8",),
+        methods=METHODS,
+        epochs=6,
+        batch_sizes=(50,),
+        seeds=(0, 1),
+        train_examples=100,
+        test_examples=100,
+    ),
+    "cpu": Size(
+        models=("resnet20", "resnet56", "vgg16_bn"),
+        methods=METHODS,
+        epochs=10,
+        batch_sizes=(50,),
+        seeds=(0, 1, 2, 3, 4),
+        train_examples=1_000,
+        test_examples=500,
+    ),
+    "full": Size(
+        models=("resnet20", "resnet56", "vgg16_bn"),
+        methods=METHODS,
+        epochs=300,
+        batch_sizes=(256,),
+        seeds=(0, 1, 2),
+    ),
+}
+# On a CPU, VGG-16 costs about eight times as much per image as ResNet-20.
+SMALLER: dict[tuple[str, str], dict[str, Any]] = {("cpu", "vgg16_bn"): {"train_examples": 500}}
+FULL_EPOCHS = SIZES["full"].epochs
+
+
+def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    """Every model, method and seed; warm-up and steps shrink with the number of epochs."""
+    del records
+    size = SIZES[preset]
+    runs = [
+        Run(
+            dataset="cifar100",
+            model=model,
+            method=method,
+            optimizer="adamw",
+            learning_rate=1e-3,
+            epochs=size.epochs,
+            batch_size=size.batch_sizes[0],
+            seed=seed,
+            schedule="step",
+            warmup_epochs=5 * size.epochs / FULL_EPOCHS,
+            step_epochs=max(1, 30 * size.epochs // FULL_EPOCHS),
+            step_factor=0.75,
+            weight_decay=5e-5,
+            augment="crop_flip",
+            train_examples=size.train_examples,
+            test_examples=size.test_examples,
+            dynamics=True,
+        )
+        for seed in size.seeds
+        for model in size.models
+        for method in size.methods
+    ]
+    return [dataclasses.replace(run, **SMALLER.get((preset, run.model), {})) for run in runs]
+
+
+def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
+    """Writes report.md and a figure of the global standard deviation; dynamics.md has the layers."""
+    cells = make_cells(make_runs(preset, records), records)
+    recorded = {
+        (cell.run.model, cell.run.method): dynamics.read_all(folder / "records", cell.ended.values())
+        for cell in cells.values()
+    }
+    warmup = max(cell.run.warmup_epochs for cell in cells.values())
+    summaries = {setting: [summarize(seed, warmup) for seed in seeds] for setting, seeds in recorded.items()}
+
+    models = dict.fromkeys(model for model, _ in recorded)
+    panels = {name: {method: recorded[name, method] for method in METHODS} for name in models}
+    dynamics.draw_global(folder / "global_std", "Standard deviation of all layers together", panels)
+    rows = make_rows(cells.values(), lambda run: (run.model, run.method))
+    protocols = dict.fromkeys(
+        f"- Protocol of {cell.run.model}: {describe_protocol(cell.run)}." for cell in cells.values()
+    )
+    missing = sum(len(cell.ended) for cell in cells.values()) - sum(map(len, recorded.values()))
+    sections = [
+        "\n".join(protocols),
+        *([f"**{missing} runs have a record but no gradient statistics.**"] if missing else []),
+        "## The paper's observations",
+        describe_observations(summaries),
+        _describe_unequal(preset),
+        "## Trends",
+        NOTES,
+        trend_table(summaries),
+        "![Global standard deviation over epochs, per method](global_std.svg)\n\n"
+        "Thin lines: one seed each; thick: their geometric mean.",
+        "## Which layers rise and which fall",
+        layer_table(summaries),
+        "## ZNorm's amplification",
+        AMPLIFICATION_NOTES,
+        amplification_table(summaries),
+        "Heat maps of all layers and the amplification of each: [dynamics.md](dynamics.md).",
+        "## Accuracy",
+        results_table(("model", "method"), rows),
+    ]
+    heading = SIZES[preset].heading("Gradient dynamics on CIFAR-100", preset, SIZES["full"])
+    for (name, model), changes in SMALLER.items():
+        if name == preset:
+            heading += f"; {model}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in changes.items())
+    write_report(folder, heading, list(cells.values()), sections)
+
+
+def _describe_unequal(preset: str) -> str:
+    """Says which network trained on fewer images than the others."""
+    return "\n".join(
+        f"Between networks these numbers do not compare like with like: {model} trained on "
+        f"{changes['train_examples']:,} images, the others on {SIZES[preset].train_examples:,}."
+        for (name, model), changes in SMALLER.items()
+        if name == preset
+    )
+
+
+STUDY = Study(
+    name="gradient_dynamics",
+    title="Standard deviations of gradients per layer and epoch (Yun 2025, arXiv 2509.03677)",
+    runs=make_runs,
+    report=make_report,
+)

@@ -1,0 +1,377 @@
+"""Trends of one run's gradient statistics, ZNorm's amplification, and the tables of both."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.report import dynamics
+from experiments.report.tables import markdown_table
+from experiments.statistics import GradientDynamics
+
+SIGNIFICANCE = 0.05
+
+
+# Without any trend 2.5 % of the layers would rise and 2.5 % fall; a share above twice that is called seen.
+SEEN_SHARE = SIGNIFICANCE
+
+
+MOST_NAMES = 6  # Of layers in a cell of a table; of more it says how many.
+
+
+NOTES = f"""\
+Trend: Kendall's tau between the epochs and the standard deviation (the Mann-Kendall test), two-sided,
+p < {SIGNIFICANCE}. Without a trend, {SIGNIFICANCE / 2:.1%} of the layers would be called rising and as many falling;
+and since epochs depend on the epochs before them, trends show more easily than the level says. "Both": runs in
+which more than {SEEN_SHARE:.0%} of the layers rise while more than {SEEN_SHARE:.0%} fall. A curve that falls and then
+rises shows no trend. The first row of a setting takes all epochs, the second leaves out those that hold the warm-up,
+in which gradients change most; with fewer epochs the test is a little weaker too. Epochs with a vanished or
+non-finite gradient do not count, and fewer than five epochs can show no trend. Means [ranges] over seeds."""
+
+
+AMPLIFICATION_NOTES = """\
+Factor 1/(sigma + eps) by which ZNorm multiplies a layer's gradient, or would under another method. Largest: of any
+step of any seed, and where. Typical: median over layers and epochs, and over seeds. Vanished: share of layers and
+epochs with a step whose gradient was constant, which ZNorm turns into 0; these count nowhere else. Last / first:
+amplification of the last epoch over that of the first, geometric mean over layers; mean [range] over seeds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trend:
+    """Kendall's rank correlation of a series with time.
+
+    Attributes:
+      tau: from -1 (falls in every epoch) to 1 (rises in every epoch); NaN if the series is constant or short.
+      p: of the two-sided test.
+    """
+
+    tau: float
+    p: float
+
+    @property
+    def direction(self) -> int:
+        """1 if it rises significantly, -1 if it falls, 0 otherwise."""
+        return int(np.sign(self.tau)) if self.p < SIGNIFICANCE else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """Where ZNorm's amplification is largest in one run: its factor, the layer and the epoch (from 1)."""
+
+    factor: float
+    layer: str
+    epoch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Trends:
+    """Where one run's standard deviations go from some epoch on.
+
+    Attributes:
+      start: the first epoch that counts, from 1.
+      layers: trend of each layer's standard deviation, by name.
+      overall: trend of the global standard deviation.
+      change: global standard deviation of the last epoch over that of the first one that counts.
+    """
+
+    start: int
+    layers: Mapping[str, Trend]
+    overall: Trend
+    change: float
+
+    def share(self, direction: int) -> float:
+        """Share of the layers that rise (1) or fall (-1) significantly."""
+        return float(np.mean([trend.direction == direction for trend in self.layers.values()]))
+
+    @property
+    def parts(self) -> bool:
+        """Whether some layers rise while others fall, more of each than without any trend."""
+        return self.share(1) > SEEN_SHARE and self.share(-1) > SEEN_SHARE
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One run's gradients in a few numbers.
+
+    Attributes:
+      trends: over all epochs.
+      later: over those behind the warm-up.
+      peak: largest amplification of any step; `None` if no gradient was positive and finite.
+      typical: median amplification over layers and epochs.
+      growth: amplification in the last epoch over that in the first, geometric mean over the layers.
+      vanished: share of layers and epochs with a step whose gradient was zero or constant.
+    """
+
+    trends: Trends
+    later: Trends
+    peak: Peak | None
+    typical: float
+    growth: float
+    vanished: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """The runs of one setting, which differ in the seed alone, from some epoch on.
+
+    Attributes:
+      runs: the trends of each.
+    """
+
+    runs: Sequence[Trends]
+
+    @property
+    def start(self) -> int:
+        """The first epoch that counts, from 1."""
+        return self.runs[0].start
+
+    @property
+    def parted(self) -> list[bool]:
+        """Of every run, whether some layers rise while others fall."""
+        return [run.parts for run in self.runs]
+
+    def shares(self, direction: int) -> list[float]:
+        """Share of the layers that rise (1) or fall (-1), of every run."""
+        return [run.share(direction) for run in self.runs]
+
+    def overall(self, direction: int) -> list[bool]:
+        """Of every run, whether the global standard deviation rises (1) or falls (-1)."""
+        return [run.overall.direction == direction for run in self.runs]
+
+
+def find_trend(series: np.ndarray) -> Trend:
+    """Mann-Kendall test of a series of positive numbers; others are left out."""
+    from scipy import stats
+
+    epochs = np.flatnonzero(np.isfinite(series) & (series > 0))
+    if len(epochs) < 2 or np.ptp(series[epochs]) == 0:
+        return Trend(math.nan, math.nan)
+    result: Any = stats.kendalltau(epochs, series[epochs])
+    return Trend(float(result.statistic), float(result.pvalue))
+
+
+def find_trends(recorded: GradientDynamics, start: int = 1) -> Trends:
+    """Trends of one run.
+
+    Args:
+      recorded: statistics of at least one epoch.
+      start: the first epoch that counts, from 1.
+    """
+    layers = zip(recorded.layers, recorded.std[start - 1 :].T, strict=True)
+    total = recorded.global_std[start - 1 :].astype(np.float64)
+    return Trends(
+        start=start,
+        layers={layer: find_trend(series) for layer, series in layers},
+        overall=find_trend(total),
+        change=float(total[-1] / total[0]) if len(total) and total[0] > 0 else math.nan,
+    )
+
+
+def summarize(recorded: GradientDynamics, warmup_epochs: float = 1) -> Summary:
+    """Reduces one run's statistics to trends and amplification.
+
+    Args:
+      recorded: statistics of at least one epoch.
+      warmup_epochs: how long the learning rate rises; epochs that hold some of it do not count as later.
+    """
+    factors = dynamics.amplification(recorded.smallest_std)
+    peak = None
+    if np.isfinite(factors).any():
+        epoch, layer = np.unravel_index(np.nanargmax(factors), factors.shape)
+        peak = Peak(float(factors[epoch, layer]), recorded.layers[layer], int(epoch) + 1)
+    typical = dynamics.amplification(recorded.std)
+    return Summary(
+        trends=find_trends(recorded),
+        later=find_trends(recorded, start=math.ceil(warmup_epochs) + 1),
+        peak=peak,
+        typical=float(np.nanmedian(typical)) if np.isfinite(typical).any() else math.nan,
+        growth=_geometric_mean(typical[-1] / typical[0]),
+        vanished=float(np.mean(recorded.smallest_std == 0)),
+    )
+
+
+Settings = Mapping[tuple[str, str], Sequence[Summary]]
+
+
+def count_trends(runs: Sequence[Summary]) -> tuple[Tally, Tally]:
+    """Trends of the runs of one setting: over all epochs, and over those behind the warm-up."""
+    return Tally([run.trends for run in runs]), Tally([run.later for run in runs])
+
+
+def describe_observations(settings: Settings) -> str:
+    """Says of each of the paper's observations where it was seen and where not, from the summaries alone."""
+    lines = ["Yun 2025, arXiv 2509.03677, observes three things. In these runs:", ""]
+    measured = {setting: runs for setting, runs in settings.items() if runs}
+    if not measured:
+        return "No run has ended with gradient statistics, so nothing can be said yet."
+
+    lines.append(
+        "1. The standard deviation of some layers' gradients rises, that of others falls, in one run "
+        f"(more than {SEEN_SHARE:.0%} of the layers each way):"
+    )
+    for (model, method), runs in measured.items():
+        everything, later = count_trends(runs)
+        seen, seen_later = everything.parted, later.parted
+        verdict = _verdict(seen, seen_later, later.start)
+        lines.append(
+            f"   - {model}, {method}: {verdict}; in {sum(seen)} of {len(runs)} runs (rise / fall in each: "
+            f"{_each_run(everything)}), from epoch {later.start} in {sum(seen_later)} of {len(runs)} runs "
+            f"({_each_run(later)})."
+        )
+
+    lines.append("2. The global standard deviation falls consistently:")
+    for (model, method), runs in measured.items():
+        everything, later = count_trends(runs)
+        falls, rises = [[sum(tally.overall(d)) for tally in (everything, later)] for d in (-1, 1)]
+        verdict = _verdict(everything.overall(-1), later.overall(-1), later.start)
+        lines.append(
+            f"   - {model}, {method}: {verdict}; it falls in {falls[0]} of {len(runs)} runs and rises in {rises[0]}, "
+            f"from epoch {later.start} it falls in {falls[1]} of {len(runs)} runs and rises in {rises[1]}."
+        )
+
+    lines.append("3. ZNorm amplifies layers with a small standard deviation, especially in VGG:")
+    for method in dict.fromkeys(method for _, method in measured):
+        largest = {
+            model: peak_factor(runs)
+            for (model, m), runs in measured.items()
+            if m == method and not math.isnan(peak_factor(runs))
+        }
+        vgg = {model: factor for model, factor in largest.items() if model.startswith("vgg")}
+        others = {model: factor for model, factor in largest.items() if model not in vgg}
+        numbers = ", ".join(f"{model} {factor:.2g}" for model, factor in largest.items())
+        if not vgg or not others:
+            verdict = "**not tested**, which needs VGG and a ResNet"
+        else:
+            verdict = "**seen**" if min(vgg.values()) > max(others.values()) else "**not seen**"
+        lines.append(
+            f"   - {method}: {verdict} (largest factor, geometric mean over seeds: {numbers or 'none'})."
+        )
+    return "\n".join(lines)
+
+
+def _verdict(seen: Sequence[bool], later: Sequence[bool], start: int) -> str:
+    """Of an observation that was made in these of the runs, and in those if only epochs from `start` on count."""
+    words = "**seen**" if all(seen) else "**partly seen**" if any(seen) else "**not seen**"
+    early = "the first epoch" if start == 2 else f"the first {start - 1} epochs"
+    resting = sum(now and not then for now, then in zip(seen, later, strict=True))
+    hidden = sum(then and not now for now, then in zip(seen, later, strict=True))
+    if resting:
+        words += f", resting on {early} alone" + (
+            "" if resting == sum(seen) else f" in {resting} of these runs"
+        )
+    if hidden:
+        words += f", hidden by {early} in {hidden}"
+    return words
+
+
+def _each_run(tally: Tally) -> str:
+    shares = zip(tally.shares(1), tally.shares(-1), strict=True)
+    return ", ".join(f"{rising:.0%} / {falling:.0%}" for rising, falling in shares)
+
+
+def peak_factor(runs: Sequence[Summary]) -> float:
+    """Largest amplification, geometric mean over the runs; NaN if there is none."""
+    return _geometric_mean(np.array([run.peak.factor for run in runs if run.peak is not None]))
+
+
+def trend_table(settings: Settings) -> str:
+    """Share of the layers that rise and fall, and the trend of the global standard deviation."""
+    headings = ["model", "method", "epochs", "runs", "layers", "rise", "fall", "both"]
+    headings += ["global falls", "global rises", "global tau", "global last / first"]
+    table = [headings]
+    for (model, method), runs in settings.items():
+        if not runs:
+            table.append([model, method, "-", "0", *["-"] * 8])
+            continue
+        for tally in count_trends(runs):
+            table.append(
+                [
+                    model,
+                    method,
+                    f"from {tally.start}",
+                    str(len(runs)),
+                    str(len(tally.runs[0].layers)),
+                    *(_mean_and_range(tally.shares(direction), ".0%") for direction in (1, -1)),
+                    *(
+                        f"{sum(seen)} of {len(runs)}"
+                        for seen in (tally.parted, tally.overall(-1), tally.overall(1))
+                    ),
+                    _mean_and_range([run.overall.tau for run in tally.runs], "+.2f"),
+                    _mean_and_range([run.change for run in tally.runs], ".2f"),
+                ]
+            )
+    return markdown_table(table, left=3)
+
+
+def layer_table(settings: Settings) -> str:
+    """Names of the layers that rise or fall significantly in every run, or how many they are."""
+    table = [["model", "method", "epochs", "rise in every run", "fall in every run"]]
+    for (model, method), runs in settings.items():
+        for tally in count_trends(runs) if runs else ():
+            cells = []
+            for direction in (1, -1):
+                names = [
+                    dynamics.short_name(layer)
+                    for layer in tally.runs[0].layers
+                    if all(run.layers[layer].direction == direction for run in tally.runs)
+                ]
+                few = len(names) <= MOST_NAMES
+                cells.append(
+                    (", ".join(names) or "-") if few else f"{len(names)} of {len(tally.runs[0].layers)}"
+                )
+            table.append([model, method, f"from {tally.start}", *cells])
+    return markdown_table(table, left=5)
+
+
+def amplification_table(settings: Settings) -> str:
+    """Where ZNorm amplifies most, and by how much."""
+    table = [
+        [
+            "model",
+            "method",
+            "layer",
+            "epoch",
+            "largest",
+            "typical",
+            "largest / typical",
+            "last / first",
+            "vanished",
+        ]
+    ]
+    for (model, method), runs in settings.items():
+        peaks = [run.peak for run in runs if run.peak is not None]
+        if not peaks:
+            table.append([model, method, *["-"] * 7])
+            continue
+        peak = max(peaks, key=lambda peak: peak.factor)
+        typical = float(np.median([run.typical for run in runs if math.isfinite(run.typical)]))
+        table.append(
+            [
+                model,
+                method,
+                dynamics.short_name(peak.layer),
+                str(peak.epoch),
+                f"{peak.factor:.3g}",
+                f"{typical:.3g}",
+                f"{peak.factor / typical:.2g}",
+                _mean_and_range([run.growth for run in runs], ".2f"),
+                f"{np.mean([run.vanished for run in runs]):.1%}",
+            ]
+        )
+    return markdown_table(table, left=3)
+
+
+def _geometric_mean(values: np.ndarray) -> float:
+    """Of those that are finite; NaN if none is."""
+    finite = values[np.isfinite(values)]
+    return float(np.exp(np.mean(np.log(finite)))) if finite.size else math.nan
+
+
+def _mean_and_range(values: Sequence[float], spec: str) -> str:
+    """Of those that are finite."""
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return "-"
+    return f"{np.mean(values):{spec}} [{min(values):{spec}}, {max(values):{spec}}]"

@@ -1,0 +1,342 @@
+"""Gradient overlap in ResNets and their plain twins: the bounds, how tight they are, and whether gradients add up.
+
+Yun, "Mitigating Gradient Overlap in Deep Residual Networks with Gradient Normalization for Improved
+Non-Convex Optimization", 2024, arXiv 2410.21564, section 3. CIFAR-10 batches, at initialisation and after training
+with Adam (learning rate 0.001, at which plain networks train too) with and without ZNorm in front.
+
+`measures` measures a network, `figures` draws, this module plans and reports.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.jobs.measure import Measurement
+from experiments.records import MeasurementRecord, RunRecord, read_measurements
+from experiments.report.cells import FEWEST_SEEDS, make_cells, make_rows, t_interval
+from experiments.report.pages import describe_protocol, write_report
+from experiments.report.tables import markdown_table, results_table
+from experiments.run import Run
+from experiments.studies.gradient_overlap import figures as figures
+from experiments.studies.gradient_overlap.measures import (
+    Network,
+    Networks,
+    measure_initialization,
+    measure_trained,
+)
+from experiments.studies.study import Study, make_heading
+
+STATES = {
+    "initialisation": "initialisation",
+    "baseline": "trained, Adam",
+    "znorm": "trained, ZNorm and Adam",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How large a preset is.
+
+    Attributes:
+      models: measured at initialisation; a residual network is followed by its plain twin.
+      trained_models: also measured after training.
+      seeds: of initialisation, training and batch.
+      batch_size: images of the measured batch.
+      iterations: of the power iteration for each operator norm.
+      epochs: of training.
+      training_batch_size: images per training step.
+      train_examples: class-balanced subset of the training images; None takes all.
+      test_examples: class-balanced subset of the test images; None takes all.
+    """
+
+    models: tuple[str, ...] = ("resnet20", "plain20", "resnet56", "plain56", "resnet110", "plain110")
+    trained_models: tuple[str, ...] = models
+    seeds: tuple[int, ...] = (0, 1, 2)
+    batch_size: int = 128
+    iterations: int = 100
+    epochs: int = 100
+    training_batch_size: int = 256
+    train_examples: int | None = None
+    test_examples: int | None = None
+
+
+SIZES = {
+    "smoke": Size(
+        models=("resnet8", "plain8"),
+        trained_models=("resnet8", "plain8"),
+        seeds=(0, 1),
+        batch_size=8,
+        iterations=20,
+        epochs=1,
+        training_batch_size=50,
+        train_examples=500,
+        test_examples=200,
+    ),
+    "cpu": Size(
+        trained_models=("resnet20", "plain20", "resnet56", "plain56"),
+        batch_size=32,
+        iterations=50,
+        epochs=10,
+        training_batch_size=50,
+        train_examples=1_000,
+        test_examples=500,
+    ),
+    "full": Size(),
+}
+
+NOTES = """\
+For every block: alpha, the operator norm of its branch's Jacobian (power iteration on products with the Jacobian
+and its transpose, for the whole batch at once, since BatchNorm ties its images together); the shortcut's own
+operator norm where it is a projection, 1 where it is the identity. "Growth" is ||dL/dx_0|| / ||dL/dy_N||, the
+gradient at the input of the first block over that at the output of the last; its bound is the product over the
+blocks of (shortcut + alpha) (Lemma 2.1), or of alpha in a plain network (Lemma 2.2, where the paper prints an
+equality, but for operator norms only <= holds). The ReLU behind an addition only shrinks. Slack is the factor per
+block by which the bound is larger than what was measured; 1 would be tight. Medians and [ranges] over blocks and
+seeds for alpha, over seeds for the others."""
+
+ORTHOGONAL = 0.1
+
+OVERLAP_NOTES = """\
+Cosine: of the angle between the gradients that reach a block's input through shortcut and branch; near 1 where
+they add up in length, the overlap that the paper describes; near 0 where the sum is no longer than that of any two
+independent gradients. Amplification: length of the sum over that of the shortcut's gradient alone; the paper's
+simulation takes 1.5 with both in one direction. Medians and [ranges] over blocks and seeds."""
+
+
+def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    """The trained networks, with and without ZNorm."""
+    del records
+    size = SIZES[preset]
+    return [
+        Run(
+            dataset="cifar10",
+            model=model,
+            method=method,
+            optimizer="adam",
+            learning_rate=0.001,
+            epochs=size.epochs,
+            batch_size=size.training_batch_size,
+            seed=seed,
+            train_examples=size.train_examples,
+            test_examples=size.test_examples,
+        )
+        for seed in size.seeds
+        for model in size.trained_models
+        for method in ("baseline", "znorm")
+    ]
+
+
+def make_measurements(preset: str) -> list[Measurement]:
+    """One for every network: at initialisation, and after each of the study's runs."""
+    size = SIZES[preset]
+    options = {"batch_size": size.batch_size, "iterations": size.iterations}
+    untrained = [
+        Measurement(
+            f"initialisation-{model}-s{seed}",
+            measure_initialization,
+            {"model": model, "seed": seed, **options},
+        )
+        for seed in size.seeds
+        for model in size.models
+    ]
+    trained = [
+        Measurement(
+            f"{run.method}-{run.model}-s{run.seed}",
+            measure_trained,
+            {"run": dataclasses.asdict(run), **options},
+        )
+        for run in make_runs(preset, [])
+    ]
+    return [*untrained, *trained]
+
+
+def find_networks(preset: str, measured: Mapping[str, MeasurementRecord]) -> Networks:
+    """What was measured, by model and state; diverged networks are left out."""
+    size = SIZES[preset]
+    networks = {}
+    for model in size.models:
+        for state in STATES:
+            names = [f"{state}-{model}-s{seed}" for seed in size.seeds]
+            found = [measured[name] for name in names if name in measured]
+            found = [record for record in found if "blocks" in record.values]
+            if found:
+                networks[model, state] = Network(found)
+    return networks
+
+
+def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
+    """Writes report.md and the figures."""
+    size = SIZES[preset]
+    measured = read_measurements(folder / "measurements")
+    networks = find_networks(preset, measured)
+    cells = make_cells(make_runs(preset, records), records)
+    rows = make_rows(cells.values(), lambda run: (run.model, run.method))
+    folder.mkdir(parents=True, exist_ok=True)
+    figures.draw_magnitudes(folder / "figure1")
+    figures.draw_directions(folder / "figure2")
+    expected = len(make_measurements(preset))
+    sections = [
+        f"{len(measured)} of {expected} networks were measured, on batches of {size.batch_size} training images.",
+        "## What was found",
+        describe(networks),
+        "## Bounds",
+        NOTES,
+        bounds_table(networks),
+    ]
+    if networks:
+        sections.append(describe_errors(networks))
+        figures.draw_bounds(folder / "bounds", networks, STATES)
+        figures.draw_blocks(folder / "blocks", networks, STATES)
+        sections.append("![Growth of the gradient and its bound, network by network](bounds.svg)")
+    sections += ["## Do the gradients of the two paths add up?", OVERLAP_NOTES, overlap_table(networks)]
+    if networks:
+        sections.append("![Alpha, cosine and amplification, block by block](blocks.svg)")
+    sections += [
+        "## Figures 1 and 2 of the paper",
+        figures.describe_fields(),
+        "![Length of the gradient: original, residual, ZNorm of residual, difference](figure1.svg)",
+        "![Direction of the gradient: original, residual, ZNorm of residual, difference](figure2.svg)",
+        "## Accuracy of the trained networks",
+        f"{describe_protocol(make_runs(preset, [])[0])}; learning rate 0.001.",
+        results_table(("model", "method"), rows),
+    ]
+    heading = make_heading("Gradient overlap in ResNets and plain networks", preset, size, SIZES["full"])
+    write_report(folder, heading, list(cells.values()), sections)
+
+
+def describe(networks: Networks) -> str:
+    """The findings in sentences, from the measurements alone."""
+    if not networks:
+        return "Nothing was measured yet."
+    everything = list(networks.values())
+    held = sum(int(np.sum(n.growth <= n.bound)) for n in everything)
+    total = sum(n.seeds for n in everything)
+    lines = [
+        f"- The bound holds in {held} of {total} networks (Lemma 2.1, or 2.2 where there is no shortcut)."
+    ]
+    residual = {key: n for key, n in networks.items() if not n.is_plain}
+    plain = {key: n for key, n in networks.items() if n.is_plain}
+    for kind, some in (("residual", residual), ("plain", plain)):
+        if some:
+            slack = np.concatenate([n.slack for n in some.values()])
+            lines.append(
+                f"- How tight: in {kind} networks the bound is too large by a factor of {np.median(slack):.2f} per "
+                f"block, from {slack.min():.2f} to {slack.max():.2f}."
+            )
+    if residual:
+        beyond = sum(int(np.sum(n.growth > n.plain_bound)) for n in residual.values())
+        seeds = sum(n.seeds for n in residual.values())
+        lines.append(
+            f"- In {beyond} of {seeds} residual networks the gradient grows beyond prod(alpha), the bound without "
+            "shortcuts."
+        )
+    for state, words in STATES.items():
+        some = [n for (_, s), n in residual.items() if s == state]
+        if some:
+            cosine = np.concatenate([n.blocks["cosine"].ravel() for n in some])
+            amplification = np.concatenate([n.blocks["amplification"].ravel() for n in some])
+            lines.append(
+                f"- Overlap, {words}: the gradients of branch and shortcut are nearly orthogonal (absolute cosine "
+                f"below {ORTHOGONAL}) in {np.mean(np.abs(cosine) < ORTHOGONAL):.0%} of the blocks; median cosine "
+                f"{np.median(cosine):+.3f}, above 0 in {np.mean(cosine > 0):.0%}. Their sum is longer than the "
+                f"shortcut's gradient in {np.mean(amplification > 1):.0%}, by a median factor of "
+                f"{np.median(amplification):.2f}."
+            )
+    lines += _compare_growth(networks)
+    return "\n".join(lines)
+
+
+def _compare_growth(networks: Networks) -> list[str]:
+    """How a residual network's gradient grows beside its plain twin's, state by state, paired by seed."""
+    lines = []
+    for state, words in STATES.items():
+        pairs = [
+            (model, networks[model, state], networks[twin, state])
+            for model, twin in ((m, m.replace("resnet", "plain")) for m, s in networks if s == state)
+            if model != twin and (twin, state) in networks
+        ]
+        if pairs:
+            told = [_compare_one_growth(model, r, p) for model, r, p in pairs]
+            lines.append(f"- Growth of the gradient, {words}: {'; '.join(told)}.")
+    return lines
+
+
+def _compare_one_growth(model: str, residual: Network, plain: Network) -> str:
+    """Medians with and without skip connections, and the interval of the paired difference of their logarithms."""
+    medians = f"{10 ** np.median(residual.growth):.3g} against {10 ** np.median(plain.growth):.3g}"
+    ours, twins = residual.growth_by_seed, plain.growth_by_seed
+    differences = [ours[seed] - twins[seed] for seed in ours if seed in twins]
+    if len(differences) < FEWEST_SEEDS:
+        return f"{model} {medians} in its plain twin (too few seeds for an interval)"
+    mean, half = t_interval(differences)
+    verdict = "no difference seen" if abs(mean) <= half else "smaller" if mean < 0 else "larger"
+    return (
+        f"{model} **{verdict}**, {medians} in its plain twin, difference of log10 {mean:+.2f} "
+        f"[{mean - half:+.2f}, {mean + half:+.2f}]"
+    )
+
+
+def describe_errors(networks: Networks) -> str:
+    """How far the operator norms of the branches may be from their true values."""
+    errors = np.concatenate([n.blocks["alpha_error"].ravel() for n in networks.values()])
+    return (
+        f"Power iteration approaches an operator norm from below: every alpha is a lower estimate, and so bound and "
+        f"slack are slightly too low. The estimated relative error of alpha is {np.median(errors):.2%} in the median "
+        f"and at most {errors.max():.2%}, over all blocks of all networks."
+    )
+
+
+def bounds_table(networks: Networks) -> str:
+    """Growth and bound of every network, decimal logarithms."""
+    table = [["model", "state", "seeds", "blocks", "alpha", "log10 growth", "log10 bound", "slack", "held"]]
+    for (model, state), n in networks.items():
+        table.append(
+            [
+                model,
+                STATES[state],
+                str(n.seeds),
+                str(n.num_blocks),
+                _median_and_range(n.blocks["alpha"], ".2f"),
+                _median_and_range(n.growth, "+.2f"),
+                _median_and_range(n.bound, "+.2f"),
+                _median_and_range(n.slack, ".2f"),
+                f"{int(np.sum(n.growth <= n.bound))} of {n.seeds}",
+            ]
+        )
+    return markdown_table(table, left=2)
+
+
+def overlap_table(networks: Networks) -> str:
+    """Cosine and amplification of every residual network's blocks."""
+    table = [["model", "state", "seeds", "cosine", "cosine > 0", "amplification", "amplification > 1"]]
+    for (model, state), n in networks.items():
+        if not n.is_plain:
+            cosine, amplification = n.blocks["cosine"], n.blocks["amplification"]
+            table.append(
+                [
+                    model,
+                    STATES[state],
+                    str(n.seeds),
+                    _median_and_range(cosine, "+.3f"),
+                    f"{np.mean(cosine > 0):.0%}",
+                    _median_and_range(amplification, ".2f"),
+                    f"{np.mean(amplification > 1):.0%}",
+                ]
+            )
+    return markdown_table(table, left=2)
+
+
+def _median_and_range(values: np.ndarray, spec: str) -> str:
+    return f"{np.median(values):{spec}} [{values.min():{spec}}, {values.max():{spec}}]"
+
+
+STUDY = Study(
+    name="gradient_overlap",
+    title="Bounds and overlap of gradients in residual blocks (Yun 2024, section 3, Figures 1 and 2)",
+    runs=make_runs,
+    report=make_report,
+    measurements=make_measurements,
+    keep_checkpoints=True,
+)

@@ -1,0 +1,298 @@
+"""Segmentation of brain tumours (lower-grade glioma) with a U-Net: every method, learning rates tuned.
+
+After Yun, "ZNorm: Z-Score Gradient Normalization", 2024, arXiv 2408.01215, which reports that ZNorm improves F1,
+Tversky index and Hausdorff distance on these slices. Its numbers, and its learning rate, batch size, epochs, loss,
+width, initialisation and seeds did not reach us: this protocol is our own. Cross-entropy + Dice, flips and quarter
+turns, constant learning rate. Every method gets the same grid of learning rates; one seed that is not reported
+chooses by the F1 of held-out training patients, and the test patients are used for the reported seeds alone.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.jobs.measure import Measurement
+from experiments.records import MeasurementRecord, RunRecord, read_measurements
+from experiments.report.cells import Cell, Row, make_cells, make_rows, mean_and_std
+from experiments.report.curves import add_learning_curves
+from experiments.report.pages import describe_images, describe_protocol, write_report
+from experiments.report.tables import format_difference, format_number, format_score, markdown_table, remarks
+from experiments.run import Run
+from experiments.studies import medical
+from experiments.studies.lgg_unet.masks import draw_masks, measure_masks, measure_slices
+from experiments.studies.medical import METHODS, SEEDS_ALONE
+from experiments.studies.study import Study, make_heading
+from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How large a preset is.
+
+    Attributes:
+      dataset: slices as they are stored, or resized.
+      model: U-Net by its width.
+      methods: what is done to the gradients.
+      optimizers: behind each method.
+      epochs: passes over the training slices.
+      batch_size: slices per step.
+      seeds: of the reported runs.
+      train_examples: slices of the first patients in a random order; None takes all.
+      test_examples: the same of the test patients.
+      tuning_epochs: of the runs that choose a learning rate.
+      validation_examples: about how many training slices these runs hold out, of whole patients.
+    """
+
+    dataset: str = "lgg"
+    model: str = "unet32"
+    methods: tuple[str, ...] = METHODS
+    optimizers: tuple[str, ...] = ("adam", "sgdm")
+    epochs: int = 100
+    batch_size: int = 16
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    train_examples: int | None = None
+    test_examples: int | None = None
+    tuning_epochs: int = 50
+    validation_examples: int = 120
+
+
+SIZES = {
+    "smoke": Size(
+        dataset="lgg:32",
+        model="unet8",
+        methods=("baseline", "znorm"),
+        optimizers=("adam",),
+        epochs=30,
+        batch_size=8,
+        seeds=(0, 1),
+        train_examples=160,
+        test_examples=40,
+        tuning_epochs=10,
+        validation_examples=30,
+    ),
+    "cpu": Size(
+        dataset="lgg:64",
+        model="unet8",
+        optimizers=("adam",),
+        epochs=24,
+        seeds=(0, 1, 2, 3, 4),
+        tuning_epochs=12,
+    ),
+    "full": Size(),
+}
+GRID = {
+    "adam": (0.0003, 0.001, 0.003, 0.01),
+    "sgdm": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+}
+GRIDS = {"smoke": {"adam": (0.003, 0.01)}, "cpu": GRID, "full": GRID}
+
+# Columns of the tables, and whether more is better.
+SCORES = {
+    "F1": ("f1", True),
+    "Dice": ("dice", True),
+    "IoU": ("iou", True),
+    "Tversky": ("tversky", True),
+    "Hausdorff": ("hausdorff", False),
+    "Hausdorff 95 %": ("hausdorff95", False),
+    "one empty": ("one_empty", False),
+}
+CLAIMED = ("F1", "Tversky", "Hausdorff")
+
+NOTES = """\
+All scores are of the test patients' slices after the last epoch; a pixel is tumour where its probability is above
+0.5. F1 is that of all pixels of all slices together; the others are means over slices. Dice is a slice's F1, IoU its
+intersection over union, Tversky TP / (TP + 0.3 FP + 0.7 FN): 1 where both masks are empty. Hausdorff is the distance
+of the masks' outlines in pixels of the resized slice, and its 95th percentile: 0 where both masks are empty and the
+slice's diagonal where one is, which happens in the share "one empty" of the slices. A diverged run has no scores."""
+
+PAPER = f"""\
+{medical.PAPER}
+
+Of the U-Net on LGG MRI it says that ZNorm improves F1, Tversky index and Hausdorff distance over the baseline,
+without numbers and without a protocol. The two numbers are accuracies of other tasks, beside which no score of this
+page can stand: for 0.917 see the study `pcam`, for 0.812 `znorm_architectures` and `overlap_table1`."""
+
+LOSSES = """\
+The overlap in the training loss is that of a batch, in the test loss that of every slice alone, so the two curves are
+not of one scale."""
+
+DATA = """\
+The published set has 3,929 slices of 256 x 256 pixels of 110 patients; `lgg:64` stands for slices resized to 64 x 64.
+Whole patients are for training, for choosing the learning rate or for testing. The records that come with this
+project are of 765 of these slices, stored at 128 x 128 pixels: 611 of 88 patients to train on and 154 of 22 other
+patients to test on, of which smoke takes fewer."""
+
+
+def _run(size: Size, optimizer: str, method: str) -> Run:
+    """With a learning rate that is to be tuned."""
+    return Run(
+        dataset=size.dataset,
+        model=size.model,
+        method=method,
+        optimizer=optimizer,
+        learning_rate=1.0,
+        epochs=size.epochs,
+        batch_size=size.batch_size,
+        seed=size.seeds[0],
+        augment="flip_rotate",
+        train_examples=size.train_examples,
+        test_examples=size.test_examples,
+        loss="bce_dice",
+    )
+
+
+def _setting(run: Run) -> tuple[str, str]:
+    return run.optimizer, run.method
+
+
+def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    """The tuning runs, and the reported runs whose tuning has ended."""
+    return [*_tuning_runs(preset), *_reported_runs(preset, records)]
+
+
+def _settings(preset: str) -> list[Run]:
+    size = SIZES[preset]
+    return [_run(size, optimizer, method) for optimizer in size.optimizers for method in size.methods]
+
+
+def _tuning_runs(preset: str) -> list[Run]:
+    size = SIZES[preset]
+    # Validation patients take the place of the test patients.
+    changes = {"epochs": size.tuning_epochs, "validation_examples": size.validation_examples}
+    return make_tuning_runs(_settings(preset), GRIDS[preset], **changes)
+
+
+def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    tuned = tune(_settings(preset), _tuning_runs(preset), records, _setting, score="f1")
+    return [dataclasses.replace(run, seed=seed) for seed in SIZES[preset].seeds for run in tuned]
+
+
+def make_measurements(preset: str) -> list[Measurement]:
+    """The slices of the figure, and what the networks of the first seed predict for them."""
+    settings, tuning = _settings(preset), _tuning_runs(preset)
+    measurements = [Measurement("slices", measure_slices, {"run": dataclasses.asdict(settings[0])})]
+    for setting in settings:
+        run = dataclasses.asdict(setting)
+        # The learning rate is known only when the tuning has ended; dynamics change no network.
+        del run["learning_rate"], run["dynamics"]
+        own_tuning = [dataclasses.asdict(t) for t in tuning if _setting(t) == _setting(setting)]
+        arguments = {"run": run, "tuning": own_tuning}
+        measurements.append(Measurement(_masks_name(setting), measure_masks, arguments))
+    return measurements
+
+
+def _masks_name(run: Run) -> str:
+    return f"masks-{run.optimizer}-{run.method}"
+
+
+def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
+    """Writes report.md, the learning curves and the figure of the masks."""
+    size = SIZES[preset]
+    tuning = make_cells(_tuning_runs(preset), records)
+    cells = make_cells(_reported_runs(preset, records), records)
+    rows = make_rows(cells.values(), _setting)
+    tuning_run, reported_run = _tuning_runs(preset)[0], _settings(preset)[0]
+    panels: dict[str, list[Cell]] = {}
+    for cell in cells.values():
+        panels.setdefault(cell.run.optimizer, []).append(cell)
+    sections = [
+        f"- Data: {describe_images(cells.values(), 'slices')}.\n"
+        f"- Protocol: {describe_protocol(reported_run)}.\n"
+        f"- Learning rates: of one seed that is not reported, by F1 ({describe_protocol(tuning_run)}).",
+        DATA,
+        "## What was found",
+        medical.describe(rows, SCORES, CLAIMED),
+        SEEDS_ALONE,
+        "## Scores",
+        NOTES,
+        _scores_table(rows),
+        "Difference to the baseline, paired by seed, with its 95 % Student t-interval:",
+        _differences_table(rows),
+        "## Beside the paper",
+        PAPER,
+        "## Masks",
+        _figure(preset, rows, read_measurements(folder / "measurements"), folder),
+        "## Training",
+        _training_table(rows),
+        *(
+            [add_learning_curves(folder, "curves", size.model, panels, above="test_loss"), LOSSES]
+            if panels
+            else []
+        ),
+        "## Tuning: F1 of the held-out patients for every learning rate",
+        tuning_table(("optimizer", "method"), tuning.values(), _setting, score="f1"),
+    ]
+    heading = make_heading("LGG MRI segmentation with a U-Net", preset, size, SIZES["full"])
+    write_report(folder, heading, [*tuning.values(), *cells.values()], sections, score="scores")
+
+
+def _scores_table(rows: Sequence[Row]) -> str:
+    table = [["optimizer", "method", "learning rate", "seeds", *SCORES, "remarks"]]
+    for row in rows:
+        values = [format_score(row.cell, score) for score, _ in SCORES.values()]
+        rate = f"{row.cell.run.learning_rate:g}"
+        table.append([*row.labels, rate, str(len(row.cell.ended)), *values, remarks(row.cell)])
+    return markdown_table(table, left=2)
+
+
+def _differences_table(rows: Sequence[Row]) -> str:
+    table = [["optimizer", "method", *SCORES]]
+    for row in rows:
+        if row.baseline is not None:
+            table.append([*row.labels, *(format_difference(row, score) for score, _ in SCORES.values())])
+    return markdown_table(table, left=2)
+
+
+def _training_table(rows: Sequence[Row]) -> str:
+    table = [["optimizer", "method", "training loss", "s/epoch", "non-finite steps"]]
+    for row in rows:
+        loss, seconds = mean_and_std(row.cell.losses)[0], row.cell.seconds_per_epoch
+        table.append(
+            [
+                *row.labels,
+                format_number(loss, ".4f"),
+                format_number(seconds, ".2f"),
+                str(row.cell.nonfinite_steps),
+            ]
+        )
+    return markdown_table(table, left=2)
+
+
+def _figure(preset: str, rows: Sequence[Row], measured: Mapping[str, MeasurementRecord], folder: Path) -> str:
+    size = SIZES[preset]
+    predictions, missing = {}, []
+    for row in rows:
+        run, name = row.cell.run, _masks_name(row.cell.run)
+        if name not in measured:
+            missing.append(f"{run.method} behind {run.optimizer}, not measured yet")
+            continue
+        values = measured[name].values
+        if (rate := values.get("learning_rate", run.learning_rate)) != run.learning_rate:
+            missing.append(
+                f"{run.method} behind {run.optimizer}, measured at learning rate {rate:g} and not at the chosen "
+                f"{run.learning_rate:g} (remove measurements/{name}.json to measure it again)"
+            )
+            continue
+        title = f"{run.method}\n{run.optimizer}" if len(size.optimizers) > 1 else run.method
+        predictions[title] = values
+    absent = f"\n\nMissing: {'; '.join(missing)}." if missing else ""
+    if "slices" not in measured or not predictions:
+        return f"No masks were measured yet.{absent}"
+    draw_masks(folder / "masks", measured["slices"].values, predictions)
+    return (
+        "![Slices, true masks, and what every method's network predicts](masks.svg)\n\n"
+        "FLAIR channel of test slices, chosen by their true masks alone: small to large tumours, and one slice\n"
+        "without. Green: the true mask, and its outline; vermilion: predicted by the network of seed "
+        f"{size.seeds[0]}.\nThe darkest and the brightest pixels of each slice are shown as black and white.\n"
+        f"Slices of Buda, Saha and Mazurowski 2019, from The Cancer Imaging Archive (TCGA-LGG).{absent}"
+    )
+
+
+STUDY = Study(
+    name="lgg_unet",
+    title="Brain tumour segmentation with a U-Net and every method (Yun 2024, arXiv 2408.01215)",
+    runs=make_runs,
+    report=make_report,
+    measurements=make_measurements,
+    keep_checkpoints=True,
+)

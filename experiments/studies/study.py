@@ -1,0 +1,84 @@
+"""What a study is: what to train for one table, how large each preset is, and how to report it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.jobs.measure import Measurement
+from experiments.records import RunRecord
+from experiments.run import Run
+
+PRESETS = ("smoke", "cpu", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How large a preset is; what the other settings are is the study's own.
+
+    Attributes:
+      models: trained networks.
+      methods: what is done to the gradients.
+      epochs: passes over the training images.
+      batch_sizes: images per step.
+      seeds: of the reported runs.
+      train_examples: class-balanced subset of the training images; None takes all.
+      test_examples: class-balanced subset of the test images; None takes all.
+      tuning_epochs: of the runs that choose a learning rate.
+      validation_examples: training images that these runs hold out and choose by.
+    """
+
+    models: tuple[str, ...]
+    methods: tuple[str, ...]
+    epochs: int
+    batch_sizes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    train_examples: int | None = None
+    test_examples: int | None = None
+    tuning_epochs: int = 0
+    validation_examples: int = 0
+
+    def heading(self, title: str, preset: str, full: "Size") -> str:
+        """First line of a report: says where this size falls short of the full one."""
+        return make_heading(title, preset, self, full)
+
+
+def make_heading(title: str, preset: str, size: Any, full: Any) -> str:
+    """First line of a report: says where a preset's size, a dataclass, differs from the full one."""
+    changes = []
+    for field in dataclasses.fields(size):
+        mine, theirs = getattr(size, field.name), getattr(full, field.name)
+        more = field.name == "seeds" and len(mine) > len(theirs)
+        if mine != theirs and not more:
+            changes.append(f"{field.name.replace('_', ' ')} {_words(mine)} (full: {_words(theirs)})")
+    return f"{title}, preset {preset}" + (f", reduced: {'; '.join(changes)}" if changes else "")
+
+
+def _words(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_words, value)) or "none"
+    return "all" if value is None else value if isinstance(value, str) else f"{value:,}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What to train for one table, and how to report it.
+
+    Attributes:
+      name: on the command line.
+      title: one line for people.
+      runs: from a preset's name and the records so far to all runs that can be named already. Later runs
+        may depend on earlier ones' records, as tuned runs do on the tuning; asked again when the named
+        ones have ended, it names more, until there are no more.
+      report: writes report.md and figures into a folder, from the records and the preset's name; what was
+        measured lies in the folder's `measurements`.
+      measurements: from a preset's name to what is measured beside the runs, after they have ended.
+      keep_checkpoints: whether the measurements need the trained models.
+    """
+
+    name: str
+    title: str
+    runs: Callable[[str, Sequence[RunRecord]], list[Run]]
+    report: Callable[[str, Sequence[RunRecord], Path], None]
+    measurements: Callable[[str], Sequence[Measurement]] = lambda preset: ()
+    keep_checkpoints: bool = False

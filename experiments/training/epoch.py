@@ -1,0 +1,206 @@
+"""One step, one epoch and one evaluation, with the data set on the device.
+
+A whole epoch is one compiled `lax.scan`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import optax_gradnorm
+from experiments.data import Dataset
+from experiments.data.augment import augment_both, normalize
+from experiments.run import Run
+from experiments.training import tasks
+from experiments.training.state import TrainState
+
+EVALUATION_BATCH = 500
+
+
+# In a batch: the activations of a U-Net have the size of its images.
+EVALUATION_PIXELS = 500 * 96 * 96
+
+
+def make_mesh(devices: int) -> Mesh:
+    """Mesh of the first devices, with the single axis 'batch'.
+
+    Raises:
+      ValueError: there are not so many.
+    """
+    if not 1 <= devices <= jax.device_count():
+        raise ValueError(f"devices must be from 1 to the {jax.device_count()} there are, got {devices}")
+    return jax.make_mesh((devices,), ("batch",), (AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def make_train_epoch(
+    run: Run,
+    dataset: Dataset,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+):
+    """Makes the jitted function that trains for one epoch.
+
+    Args:
+      run: the run.
+      dataset: gives mean and standard deviation, and the number of classes and of training images.
+      graphdef: the model's, from `init_state`.
+      optimizer: the run's.
+      mesh: of the devices that share each batch; see `make_mesh`.
+
+    Returns:
+      A function `(state, images, labels, seed, epoch) -> (state, measurements)`: it takes the training
+      images, uint8 [n, height, width, channels], their labels, the seed, uint32, and the number of epochs
+      done, int32, and donates the state. The measurements are scalars: 'train_loss' (float32),
+      'train_correct' (a sum of `Task.correct`), 'nonfinite_steps' (int32), 'finite_params' (bool); with
+      `run.dynamics` also the float32 statistics of `GradientDynamics` for this epoch, [layers] each and
+      'global_std' a scalar.
+    """
+    step = make_step(run, dataset, graphdef, optimizer, mesh)
+
+    def train_epoch(state, images, labels, seed, epoch):
+        def step_at(state, batch):
+            indices, augment_key = batch
+            return step(state, (images[indices], labels[indices], augment_key))
+
+        state, measured = lax.scan(step_at, state, draw_batches(run, len(images), seed, epoch))
+        return state, over_epoch(state, measured)
+
+    return jax.jit(train_epoch, donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def draw_batches(run: Run, count: int, seed: jax.Array, epoch: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which images the epoch's batches hold, [steps, batch], and a key for the augmentation of each."""
+    steps = count // run.batch_size
+    order_key, augment_keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), epoch))
+    order = jax.random.permutation(order_key, count)[: steps * run.batch_size]
+    return order.reshape(steps, run.batch_size), jax.random.split(augment_keys, steps)
+
+
+def make_step(
+    run: Run,
+    dataset: Dataset,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+):
+    """One step, as `lax.scan` wants it: from state and batch to state and measurements of the step."""
+    task = tasks.make_task(run, dataset)
+    by_batch = NamedSharding(mesh, PartitionSpec("batch"))
+
+    def loss_and_outputs(params, batch_stats, images, labels):
+        model = nnx.merge(graphdef, params, batch_stats)
+        logits = model(images, train=True)
+        tasks.check_logits(logits.shape, dataset, run.model)
+        return task.train_loss(logits, labels), (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    def step(state, batch):
+        images, labels, augment_key = batch
+        images = lax.with_sharding_constraint(images, by_batch)
+        labels = lax.with_sharding_constraint(labels, by_batch)
+        images, labels = augment_both(images, labels, augment_key, run.augment)
+        images = normalize(images, dataset.mean, dataset.std)
+        (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(
+            state.params, state.batch_stats, images, labels
+        )
+        # Optax mixes Python floats with integer counters, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        correct = jnp.sum(task.correct(logits, labels))
+        measured = loss, correct, _all_finite((loss, gradients)), _gradient_statistics(run, opt_state)
+        return TrainState(params, batch_stats, opt_state), measured
+
+    return step
+
+
+def over_epoch(state: TrainState, measured) -> dict[str, jax.Array]:
+    """Measurements of an epoch from the state at its end and what its steps measured, [steps] each."""
+    losses, correct, finite, statistics = measured
+    return {
+        "train_loss": jnp.mean(losses),
+        "train_correct": jnp.sum(correct),
+        "nonfinite_steps": jnp.sum(~finite),
+        "finite_params": _all_finite(state.params),
+        **_over_steps(statistics),
+    }
+
+
+def make_evaluate(run: Run, dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh):
+    """Makes the jitted function that evaluates a model on all test images, each exactly once.
+
+    Args:
+      run: the run.
+      dataset: gives mean, standard deviation and the number of test images.
+      graphdef: the model's, from `init_state`.
+      mesh: of the devices that share each batch; see `make_mesh`.
+
+    Returns:
+      A function `(state, images, labels) -> measurements` that takes the test images, uint8 [n, height,
+      width, channels], and their labels. The measurements are scalars: 'test_loss' (float32, mean of
+      `Task.test_losses`) and 'test_correct' (sum of `Task.correct`).
+    """
+    measure = make_measure(run, dataset, graphdef)
+    count = len(dataset.test_images)
+    batches, batch_size = evaluation_batches(dataset, mesh)
+    padding = batches * batch_size - count
+    by_batch = NamedSharding(mesh, PartitionSpec(None, "batch"))
+
+    def in_batches(array):
+        padded = jnp.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
+        return lax.with_sharding_constraint(padded.reshape(batches, batch_size, *array.shape[1:]), by_batch)
+
+    def evaluate(state, images, labels):
+        batched = jax.tree.map(in_batches, (images, labels, jnp.ones(count, bool)))
+        losses, correct = lax.map(lambda batch: measure(state, *batch), batched)
+        return {"test_loss": jnp.sum(losses) / count, "test_correct": jnp.sum(correct)}
+
+    return jax.jit(evaluate, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def make_measure(run: Run, dataset: Dataset, graphdef: nnx.GraphDef):
+    """Sums of the loss and of what is right over those of a batch that are images and not padding."""
+    task = tasks.make_task(run, dataset)
+
+    def measure(state, images, labels, is_image):
+        model = nnx.merge(graphdef, state.params, state.batch_stats)
+        logits = model(normalize(images, dataset.mean, dataset.std), train=False)
+        losses, correct = task.test_losses(logits, labels), task.correct(logits, labels)
+        return jnp.sum(losses, where=is_image), jnp.sum(correct, where=is_image)
+
+    return measure
+
+
+def evaluation_batches(dataset: Dataset, mesh: Mesh) -> tuple[int, int]:
+    """How many batches the test images take, and their size: nearly equal, so that little is padded."""
+    count, height, width, _ = dataset.test_images.shape
+    batches = math.ceil(count / min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // (height * width))))
+    return batches, math.ceil(count / batches / mesh.size) * mesh.size
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _gradient_statistics(run: Run, opt_state: optax.OptState) -> dict[str, jax.Array]:
+    """One step's statistics, [layers] each and the global one a scalar; nothing without `run.dynamics`."""
+    if not run.dynamics:
+        return {}
+    step = optax_gradnorm.gradient_dynamics(opt_state)
+    std, mean = (jnp.stack(jax.tree.leaves(statistic)) for statistic in (step.std, step.mean))
+    return {"std": std, "mean": jnp.abs(mean), "global_std": step.global_std}
+
+
+def _over_steps(statistics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """One epoch's statistics from those of its steps."""
+    if not statistics:
+        return {}
+    over_steps = {name: jnp.mean(steps, axis=0) for name, steps in statistics.items()}
+    return over_steps | {"smallest_std": jnp.min(statistics["std"], axis=0)}

@@ -1,0 +1,231 @@
+"""Training of one run: epochs, records and checkpoints; a run that was killed goes on after its last checkpoint."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import optax_gradnorm
+from experiments import records
+from experiments.data import Dataset
+from experiments.data.augment import normalize
+from experiments.records import EpochMetrics, RunRecord
+from experiments.run import Run
+from experiments.statistics import EPOCH_STATISTICS, GradientDynamics
+from experiments.training import resuming, tasks
+from experiments.training.epoch import make_evaluate, make_mesh, make_train_epoch
+from experiments.training.methods import make_optimizer
+from experiments.training.state import TrainState, init_state
+from experiments.training.streamed import make_streamed_epoch, make_streamed_evaluate, test_batches
+
+
+def train(
+    run: Run,
+    dataset: Dataset,
+    *,
+    out: str | Path,
+    on_epoch: Callable[[RunRecord], None] | None = None,
+    devices: int = 1,
+    keep_checkpoint: bool = False,
+) -> RunRecord:
+    """Makes a run, or what is left of it.
+
+    After every epoch the record and then a checkpoint are written, and with `run.dynamics`, before them,
+    the statistics of the gradients. A run that was killed goes on after its last checkpoint; a run that has
+    ended is not made again. Equal runs give equal metrics, on CPU bit for bit, however often they were
+    interrupted.
+
+    Args:
+      run: what to train.
+      dataset: the images to train on and to evaluate on, as `experiments.data.select` gives them.
+      out: folder of the records.
+      on_epoch: called after each epoch with the record so far.
+      devices: number of devices that share each batch.
+      keep_checkpoint: leaves the finished run's checkpoint, for `load_model`.
+
+    Returns:
+      The run's record, with status 'finished', or 'diverged' if a loss or a parameter became NaN or infinite.
+
+    Raises:
+      ValueError: the run does not fit the data or the devices.
+      FileError: a record or a checkpoint cannot be read or written, or is of a run on other data.
+    """
+    record = records.read_record(out, run)
+    if record is not None:
+        resuming.check_same_data(record, dataset, out)
+        if records.has_ended(out, record, keep_checkpoint):
+            return record
+    records.remove_leftovers(out, run)
+
+    mesh = make_mesh(devices)
+    tasks.make_task(run, dataset)
+    _check_batch_size(run, dataset, devices)
+    optimizer = make_optimizer(run, steps_per_epoch=len(dataset.train_images) // run.batch_size)
+    graphdef, state = init_state(run, dataset, optimizer)
+    record, state, dynamics = resuming.from_checkpoint(record, state, out) or _start(run, dataset, state)
+    record = resuming.note_environment(record, devices)
+
+    if len(record.epochs) < run.epochs:
+        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        started = time.perf_counter()
+        run_epoch = _compile_epoch(run, dataset, graphdef, optimizer, mesh, state)
+        record = dataclasses.replace(record, compile_seconds=round(time.perf_counter() - started, 3))
+        records.write_record(out, record)
+
+        for epoch in range(len(record.epochs), run.epochs):
+            state, metrics, statistics, finite = run_epoch(state, epoch)
+            record = dataclasses.replace(record, epochs=(*record.epochs, metrics))
+            if not finite:
+                record = dataclasses.replace(record, status="diverged")
+            # In this order, each file may know one epoch more than the next, but never one less.
+            if dynamics is not None:
+                dynamics = dynamics.append(statistics)
+                records.write_dynamics(out, run, dynamics)
+            records.write_record(out, record)
+            if record.status == "running":
+                records.write_checkpoint(out, run, resuming.to_arrays(state, epoch + 1))
+            if on_epoch is not None:
+                on_epoch(record)
+            if record.status == "diverged":
+                break
+
+    if record.status == "running":
+        # Before the checkpoint goes: a run killed here finds it again, and scores its network then.
+        scores = _score(run, dataset, graphdef, mesh, state)
+        record = dataclasses.replace(record, status="finished", scores=scores)
+        records.write_record(out, record)
+    if record.status == "diverged" or not keep_checkpoint:
+        records.remove_checkpoint(out, run)
+    return record
+
+
+def _score(
+    run: Run, dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh, state: TrainState
+) -> dict[str, float]:
+    """Scores of the network on the test images, batch by batch."""
+    task = tasks.make_task(run, dataset)
+    if task.new_scores is None:
+        return {}
+
+    def predict(state, images):
+        model = nnx.merge(graphdef, state.params, state.batch_stats)
+        return task.outputs(model(normalize(images, dataset.mean, dataset.std), train=False))
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    predict = jax.jit(predict, out_shardings=replicated)
+    state = jax.device_put(state, replicated)
+    scores = task.new_scores()
+    for images, labels, is_image in test_batches(dataset, mesh):
+        outputs, labels, is_image = jax.device_get((predict(state, images), labels, is_image))
+        scores.update(outputs[is_image], labels[is_image])
+    return scores.compute()
+
+
+def _compile_epoch(
+    run: Run,
+    dataset: Dataset,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state: TrainState,
+) -> Callable[[TrainState, int], tuple[TrainState, EpochMetrics, Mapping[str, np.ndarray], bool]]:
+    """Compiles training and evaluation, once for all epochs."""
+    compile_both = _compile_streamed if dataset.is_streamed else _compile_in_memory
+    train_epoch, evaluate = compile_both(run, dataset, graphdef, optimizer, mesh, state)
+    trained = len(dataset.train_images) // run.batch_size * run.batch_size
+
+    def run_epoch(state, epoch):
+        started = time.perf_counter()
+        state, train_measurements = train_epoch(state, epoch)
+        measured = jax.device_get(train_measurements | evaluate(state))
+        metrics = EpochMetrics(
+            epoch=epoch + 1,
+            train_loss=_shortest(measured["train_loss"]),
+            train_accuracy=float(measured["train_correct"]) / trained,
+            test_loss=_shortest(measured["test_loss"]),
+            test_accuracy=float(measured["test_correct"]) / len(dataset.test_images),
+            nonfinite_steps=int(measured["nonfinite_steps"]),
+            seconds=round(time.perf_counter() - started, 4),
+        )
+        statistics = {name: measured[name] for name in EPOCH_STATISTICS if name in measured}
+        # On CPU a ReLU can turn NaN into 0, so that a finite loss alone does not show sound parameters.
+        finite = math.isfinite(metrics.train_loss + metrics.test_loss) and bool(measured["finite_params"])
+        return state, metrics, statistics, finite
+
+    return run_epoch
+
+
+def _compile_in_memory(run, dataset, graphdef, optimizer, mesh, state):
+    """Puts the data on the devices; an epoch is one program, and evaluation another."""
+    arrays = dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels
+    *train_data, test_images, test_labels = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+    # The seed is an argument, so that a run with another seed finds its program in the compilation cache.
+    seed = np.uint32(run.seed)
+    train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, mesh)
+    train_epoch = train_epoch.lower(state, *train_data, seed, np.int32(0)).compile()
+    evaluate = make_evaluate(run, dataset, graphdef, mesh)
+    evaluate = evaluate.lower(state, test_images, test_labels).compile()
+    return (
+        lambda state, epoch: train_epoch(state, *train_data, seed, np.int32(epoch)),
+        lambda state: evaluate(state, test_images, test_labels),
+    )
+
+
+def _compile_streamed(run, dataset, graphdef, optimizer, mesh, state):
+    """Leaves the data where they are; a program trains on a few batches, another evaluates on one."""
+    return (
+        make_streamed_epoch(run, dataset, graphdef, optimizer, mesh, state),
+        make_streamed_evaluate(run, dataset, graphdef, mesh, state),
+    )
+
+
+def _shortest(value: np.ndarray) -> float:
+    """The number with the fewest digits that is this float32: short in a record, and nothing is lost."""
+    return float(str(np.float32(value)))
+
+
+def _check_batch_size(run: Run, dataset: Dataset, devices: int) -> None:
+    if run.batch_size > len(dataset.train_images):
+        count = len(dataset.train_images)
+        raise ValueError(f"batch_size is {run.batch_size}, but there are only {count} training images")
+    if run.batch_size % devices:
+        raise ValueError(f"batch_size is {run.batch_size}, which {devices} devices cannot share equally")
+    if len(dataset.test_images) == 0:
+        raise ValueError(f"dataset {dataset.name} has no test images")
+
+
+def _start(
+    run: Run, dataset: Dataset, state: TrainState
+) -> tuple[RunRecord, TrainState, GradientDynamics | None]:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    dynamics = _no_dynamics(state) if run.dynamics else None
+    return RunRecord(run, parameters=parameters, data=resuming.describe_data(dataset)), state, dynamics
+
+
+def _no_dynamics(state: TrainState) -> GradientDynamics:
+    """The layers, and statistics of no epoch."""
+    std = optax_gradnorm.gradient_dynamics(state.opt_state).std
+    layers = tuple(optax_gradnorm.layer_names(std))
+    sizes = dict(
+        zip(
+            optax_gradnorm.layer_names(state.params),
+            (leaf.size for leaf in jax.tree.leaves(state.params)),
+            strict=True,
+        )
+    )
+    per_layer = np.zeros((0, len(layers)), np.float32)
+    return GradientDynamics(
+        layers,
+        np.array([sizes[layer] for layer in layers], np.int64),
+        std=per_layer,
+        smallest_std=per_layer,
+        mean=per_layer,
+        global_std=np.zeros(0, np.float32),
+    )

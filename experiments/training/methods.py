@@ -1,0 +1,137 @@
+"""What happens to the gradients: a method's name and an optimizer's name make an optax transformation."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optax_gradnorm
+from experiments.run import Run
+
+CLIPPING_THRESHOLD = 0.1
+
+METHODS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "baseline": optax.identity,
+    "centralization": optax_gradnorm.centralize,
+    "clipping": partial(optax.clip_by_global_norm, CLIPPING_THRESHOLD),
+    "clipping_value": partial(optax.clip, CLIPPING_THRESHOLD),
+    "znorm": optax_gradnorm.znorm,
+    "gan": optax_gradnorm.gan,
+}
+
+
+def make_optimizer(run: Run, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Chains the run's method and optimizer: the method sees the raw gradients.
+
+    With `run.dynamics` the state also holds the statistics of the raw gradients.
+
+    Args:
+      run: names the method and the optimizer, and says their options.
+      steps_per_epoch: updates per epoch, at least 1; schedules count updates.
+
+    Returns:
+      A transformation of gradients into parameter updates. Its `update` needs the parameters.
+    """
+    parts = [
+        METHODS[run.method](),
+        OPTIMIZERS[run.optimizer](make_schedule(run, steps_per_epoch), run.weight_decay),
+    ]
+    if run.dynamics:
+        parts.insert(0, optax_gradnorm.track_gradient_dynamics())
+    return optax.chain(*parts)
+
+
+def make_schedule(run: Run, steps_per_epoch: int) -> optax.Schedule:
+    """Linear warm-up from zero, then the run's schedule, which starts to count after the warm-up.
+
+    Args:
+      run: names the schedule and says its options.
+      steps_per_epoch: updates per epoch, at least 1.
+
+    Returns:
+      A function from the number of updates done, int32, to the learning rate, a scalar.
+    """
+    warmup_steps = round(run.warmup_epochs * steps_per_epoch)
+    schedule = SCHEDULES[run.schedule](run, steps_per_epoch)
+    if warmup_steps == 0:
+        return schedule
+    warmup = optax.linear_schedule(0.0, run.learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, schedule], [warmup_steps])
+
+
+def _constant(run: Run, steps_per_epoch: int) -> optax.Schedule:
+    del steps_per_epoch
+    return optax.constant_schedule(run.learning_rate)
+
+
+def _cosine(run: Run, steps_per_epoch: int) -> optax.Schedule:
+    steps = round((run.epochs - run.warmup_epochs) * steps_per_epoch)
+    return optax.cosine_decay_schedule(run.learning_rate, max(steps, 1))
+
+
+def _step(run: Run, steps_per_epoch: int) -> optax.Schedule:
+    interval = run.step_epochs * steps_per_epoch
+
+    def schedule(count):
+        # Whole numbers: Optax's staircase divides floats, and under jit some steps come out one too low.
+        drops = jnp.asarray(count) // interval
+        return run.learning_rate * run.step_factor ** drops.astype(jnp.float32)
+
+    return schedule
+
+
+SCHEDULES: dict[str, Callable[[Run, int], optax.Schedule]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "step": _step,
+}
+
+
+def _is_matrix(params: Any) -> Any:
+    """Mask of the leaves with more than one dimension: no biases, no norm parameters."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _decoupled(
+    preconditioner: optax.GradientTransformation, schedule: optax.Schedule, weight_decay: float
+) -> optax.GradientTransformation:
+    """Update `-learning_rate * (preconditioned gradient + weight_decay * parameter)`."""
+    parts = [preconditioner]
+    if weight_decay > 0:
+        parts.append(optax.add_decayed_weights(weight_decay, _is_matrix))
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+
+
+def _sgdm(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    return _decoupled(optax.trace(decay=0.9), schedule, weight_decay)
+
+
+def _adam(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    return _decoupled(optax.scale_by_adam(), schedule, weight_decay)
+
+
+def _rmsprop(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    return _decoupled(optax.scale_by_rms(decay=0.9), schedule, weight_decay)
+
+
+def _lars(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    # Its own definition: weight decay comes before the trust ratio, so that the ratio sees it.
+    return optax.lars(schedule, weight_decay, weight_decay_mask=_is_matrix, trust_ratio_mask=_is_matrix)
+
+
+def _lamb(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    # As in LARS, weight decay comes before the trust ratio.
+    return optax.lamb(schedule, weight_decay=weight_decay, mask=_is_matrix)
+
+
+OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], optax.GradientTransformation]] = {
+    "sgdm": _sgdm,
+    "adam": _adam,
+    "adamw": _adam,  # weight decay is decoupled in Adam too, so the two names agree
+    "rmsprop": _rmsprop,
+    "lars": _lars,
+    "lamb": _lamb,
+}

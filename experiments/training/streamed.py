@@ -1,0 +1,136 @@
+"""The same epoch and evaluation on a streamed set, which does not fit on the device: a few batches at a time."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.data import Dataset
+from experiments.data.streaming import read_batches
+from experiments.run import Run
+from experiments.training.epoch import draw_batches, evaluation_batches, make_measure, make_step, over_epoch
+from experiments.training.state import TrainState
+
+# At most this many batches are put on the devices at once.
+CHUNK_STEPS = 8
+
+
+def make_streamed_epoch(
+    run: Run,
+    dataset: Dataset,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state: TrainState,
+):
+    """Compiles the training for one epoch on images that are read meanwhile, a few batches at a time.
+
+    The batches, their order and their augmentation are those of `make_train_epoch`, as are the steps.
+
+    Args:
+      run: the run.
+      dataset: the images; its labels are in memory.
+      graphdef: the model's, from `init_state`.
+      optimizer: the run's.
+      mesh: of the devices that share each batch; see `make_mesh`.
+      state: gives the shapes.
+
+    Returns:
+      A function `(state, epoch) -> (state, measurements)` that gives what that of `make_train_epoch` does.
+    """
+    step = make_step(run, dataset, graphdef, optimizer, mesh)
+    count = len(dataset.train_images)
+    # The largest divisor of the epoch, so that all chunks share one program.
+    steps = count // run.batch_size
+    chunk = max(divisor for divisor in range(1, CHUNK_STEPS + 1) if steps % divisor == 0)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    by_batch = NamedSharding(mesh, PartitionSpec(None, "batch"))
+
+    @jax.jit
+    def draw_order(seed, epoch):
+        indices, keys = draw_batches(run, count, seed, epoch)
+        return indices.ravel(), jax.random.key_data(keys)
+
+    def train_chunk(state, images, labels, keys):
+        return lax.scan(step, state, (images, labels, jax.random.wrap_key_data(keys)))
+
+    train_chunk = jax.jit(train_chunk, donate_argnums=0, out_shardings=replicated)
+    measure_epoch = jax.jit(over_epoch, out_shardings=replicated)
+
+    def read_chunks(epoch):
+        order, keys = jax.device_get(draw_order(np.uint32(run.seed), np.int32(epoch)))
+        chunk_size = chunk * run.batch_size
+        chunks = read_batches(dataset.train_images, order, chunk_size)
+        for i, images in enumerate(chunks):
+            labels = dataset.train_labels[order[i * chunk_size : (i + 1) * chunk_size]]
+            batches = [array.reshape(chunk, run.batch_size, *array.shape[1:]) for array in (images, labels)]
+            yield *jax.device_put(batches, by_batch), keys[i * chunk : (i + 1) * chunk]
+
+    def train_epoch(state, epoch):
+        measured = []
+        for images, labels, keys in read_chunks(epoch):
+            state, of_chunk = compiled(state, images, labels, keys)
+            measured.append(of_chunk)
+            _keep_pace(measured)
+        of_steps = jax.tree.map(lambda *chunks: np.concatenate(chunks), *jax.device_get(measured))
+        return state, measure_epoch(state, of_steps)
+
+    shape = (chunk, run.batch_size)
+    images = jax.ShapeDtypeStruct((*shape, *dataset.train_images.shape[1:]), np.uint8, sharding=by_batch)
+    labels = dataset.train_labels
+    labels = jax.ShapeDtypeStruct((*shape, *labels.shape[1:]), labels.dtype, sharding=by_batch)
+    keys = jax.eval_shape(lambda: jax.random.key_data(jax.random.split(jax.random.key(0), chunk)))
+    compiled = train_chunk.lower(state, images, labels, keys).compile()
+    return train_epoch
+
+
+def _keep_pace(results: Sequence[Any]) -> None:
+    """Keeps at most two results in flight: else ever more batches would wait in the device's memory."""
+    if len(results) > 1:
+        jax.block_until_ready(results[-2])
+
+
+def make_streamed_evaluate(run: Run, dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh, state: TrainState):
+    """Compiles the evaluation on test images that are read meanwhile, a batch at a time.
+
+    Args:
+      run: the run.
+      dataset: the images; its labels are in memory.
+      graphdef: the model's, from `init_state`.
+      mesh: of the devices that share each batch; see `make_mesh`.
+      state: gives the shapes.
+
+    Returns:
+      A function `(state) -> measurements` that gives what that of `make_evaluate` does.
+    """
+    measure = make_measure(run, dataset, graphdef)
+    measure = jax.jit(measure, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    measure = measure.lower(state, *next(test_batches(dataset, mesh))).compile()
+
+    def evaluate(state):
+        measured = []
+        for batch in test_batches(dataset, mesh):
+            measured.append(measure(state, *batch))
+            _keep_pace(measured)
+        losses, correct = zip(*jax.device_get(measured), strict=True)
+        return {"test_loss": np.float32(sum(losses) / len(dataset.test_images)), "test_correct": sum(correct)}
+
+    return evaluate
+
+
+def test_batches(dataset: Dataset, mesh: Mesh) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
+    """Test images and labels in batches of one size, on the devices, and which of them are not padding."""
+    count = len(dataset.test_images)
+    batch_size = evaluation_batches(dataset, mesh)[1]
+    by_batch = NamedSharding(mesh, PartitionSpec("batch"))
+    for i, images in enumerate(read_batches(dataset.test_images, np.arange(count), batch_size)):
+        labels = dataset.test_labels[i * batch_size : (i + 1) * batch_size]
+        batch = images, labels, np.ones(len(images), bool)
+        padding = batch_size - len(images)
+        padded = [np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1)) for array in batch]
+        yield tuple(jax.device_put(padded, by_batch))

@@ -1,0 +1,305 @@
+"""Tables against independently computed numbers, from records made by hand."""
+
+import dataclasses
+import math
+import resource
+
+import numpy as np
+import pytest
+
+from experiments.files import FileError
+from experiments.records import EpochMetrics, RunRecord
+from experiments.report import style
+from experiments.report.cells import Row, make_cells, make_rows, paired_difference
+from experiments.report.curves import draw_learning_curves
+from experiments.report.pages import describe_completeness, describe_protocol, write_page
+from experiments.report.tables import describe_chance, format_difference, remarks, results_table, scores_table
+from experiments.run import Run
+from experiments.studies import load_studies, tuning
+
+
+def make_record(run, accuracy, loss=0.5, status="finished", nonfinite_steps=0):
+    epochs = tuple(
+        EpochMetrics(e + 1, loss, accuracy, loss, accuracy - 0.1 * (run.epochs - 1 - e), nonfinite_steps, 1.0)
+        for e in range(run.epochs)
+    )
+    return RunRecord(run=run, status=status, epochs=epochs)
+
+
+def make_run(method, seed, **changes):
+    fields = {"dataset": "digits", "model": "resnet8", "optimizer": "sgdm", "learning_rate": 0.01}
+    return Run(**{**fields, "epochs": 2, "batch_size": 50, "method": method, "seed": seed, **changes})
+
+
+BASELINE = [0.5, 0.6, 0.55]
+ZNORM = [0.7, 0.65, 0.8]
+
+
+@pytest.fixture
+def cells():
+    records = [make_record(make_run("baseline", s), a) for s, a in enumerate(BASELINE)]
+    # In another order than the baseline's: pairs are found by seed.
+    records += [make_record(make_run("znorm", s), ZNORM[s]) for s in (2, 0, 1)]
+    runs = [record.run for record in records]
+    return {cell.run.method: cell for cell in make_cells(runs, records).values()}
+
+
+def test_mean_deviation_and_paired_interval(cells):
+    differences = np.subtract(ZNORM, BASELINE)
+    # 4.302653 is the 97.5 % quantile of Student's t with 2 degrees of freedom.
+    half = 4.302653 * differences.std(ddof=1) / math.sqrt(3)
+    mean, got_half, n = paired_difference(cells["znorm"], cells["baseline"])
+    np.testing.assert_allclose([mean, got_half, n], [differences.mean(), half, 3], rtol=1e-6)
+
+    table = results_table(["method"], [Row(("znorm",), cells["znorm"], cells["baseline"])])
+    assert f"{np.mean(ZNORM):.4f} ± {np.std(ZNORM, ddof=1):.4f}" in table
+    low, high = differences.mean() - half, differences.mean() + half
+    assert f"{differences.mean():+.4f} [{low:+.4f}, {high:+.4f}]" in table
+
+
+def test_chance_is_told_where_there_are_seeds_enough(cells):
+    def chance(*scores):
+        runs = [make_run(method, s) for method in ("baseline", "znorm", "gan") for s in range(len(scores[0]))]
+        made = [
+            make_record(run, scores[0][run.seed] if run.method == "baseline" else a)
+            for run, a in zip(runs, [a for some in scores for a in some], strict=True)
+        ]
+        rows = make_rows(make_cells(runs, made).values(), lambda run: (run.method,))
+        return describe_chance(rows), [format_difference(row) for row in rows]
+
+    text, differences = chance([0.1, 0.2, 0.3], [0.5, 0.61, 0.7], [0.1, 0.5, 0.2])
+    assert "leave out 0: 1 of 2." in text
+    assert "about 0.1 would" in text
+    # 0.3 - 0.1 and 0.4 - 0.2 differ in their last digits.
+    text, differences = chance([0.1, 0.2, 0.3], [0.3, 0.4, 0.5], [0.1, 0.2, 0.3])
+    assert "leave out 0: 0 of 2." in text
+    assert differences[1:] == ["+0.2000 [seeds agree]", "+0.0000 [seeds agree]"]
+    assert chance([0.1, 0.2], [0.5, 0.6], [0.1, 0.7])[0] == ""
+
+
+def test_a_method_without_its_baseline_does_not_look_like_a_baseline(cells):
+    def difference(*methods):
+        rows = make_rows([cells[m] for m in methods], lambda run: (run.optimizer, run.method))
+        return format_difference(rows[-1])
+
+    assert difference("znorm", "baseline") == ""
+    assert difference("znorm") == "-"
+    assert difference("baseline", "znorm").startswith("+0.1667 [")
+
+
+def test_a_run_in_two_tables_is_counted_once(cells):
+    twice = [cells["baseline"], cells["znorm"], cells["baseline"]]
+    assert describe_completeness(twice) == "All 6 runs have ended."
+
+
+def test_a_diverged_run_is_never_chosen():
+    """Its network may happen to be right more often than that of a run with sound parameters."""
+    runs = {rate: make_run("baseline", 0, learning_rate=rate) for rate in (0.1, 1.0)}
+    records = [make_record(runs[0.1], 0.4), make_record(runs[1.0], 0.45, math.inf, "diverged")]
+    cells = make_cells(runs.values(), records).values()
+    assert tuning.choose_learning_rates(cells, lambda run: (run.method,)) == {("baseline",): 0.1}
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    page = tmp_path / "report.md"
+    write_page(page, ["old"])
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3, limit[1]))  # as on a full disk
+    try:
+        with pytest.raises(FileError, match=r"cannot write .*report.md"):
+            write_page(page, ["much longer"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert page.read_text() == "old\n"
+
+
+def test_the_last_epoch_counts_and_not_the_best():
+    run = make_run("baseline", 0)
+    record = make_record(run, 0.4)
+    best_first = RunRecord(
+        run=run,
+        status="finished",
+        epochs=(record.epochs[0].__class__(1, 1, 1, 1, 0.9, 0, 1), record.epochs[1]),
+    )
+    (cell,) = make_cells([run], [best_first]).values()
+    assert cell.accuracies == {0: 0.4}
+
+
+def test_unfinished_and_failed_runs_do_not_count_and_are_told(cells):
+    runs = [make_run("gan", seed) for seed in range(4)]
+    records = [
+        make_record(runs[0], 0.5),
+        make_record(runs[1], 0.9, status="running"),
+        RunRecord(run=runs[2], status="failed", message="no memory left"),
+    ]
+    (cell,) = make_cells(runs, records).values()
+    assert cell.accuracies == {0: 0.5}
+    assert "no memory left" in remarks(cell)
+    assert "3" in describe_completeness([cell])
+
+
+def test_diverged_runs_show():
+    runs = [make_run("znorm", seed) for seed in (0, 1)]
+    records = [make_record(runs[0], 0.5), make_record(runs[1], 0.1, math.nan, "diverged", nonfinite_steps=7)]
+    (cell,) = make_cells(runs, records).values()
+    table = results_table(["method"], [Row(("znorm",), cell)])
+    assert "diverged" in table
+    assert "14" in [column.strip() for column in table.splitlines()[-1].split("|")]
+    assert f"{0.3:.4f}" in table
+
+
+def test_tuning_takes_the_best_validation_accuracy_and_names_tuned_runs():
+    runs = load_studies()["overlap_table1"].runs("smoke", [])
+    tuning = [run for run in runs if run.validation_examples]
+    records = [make_record(run, 0.9 if run.learning_rate == 0.03 else 0.2) for run in tuning]
+    later = load_studies()["overlap_table1"].runs("smoke", records)
+    tuned = set(later) - set(runs)
+    assert {run.learning_rate for run in tuned if run.optimizer == "sgdm"} == {0.03}
+    assert {run.seed for run in tuned} == {0, 1}
+    assert {run.validation_examples for run in tuned} == {0}
+    assert not {run.seed for run in tuned} & {run.seed for run in tuning}
+
+
+def test_other_scores_are_paired_by_seed_and_a_diverged_run_has_none():
+    auc = {"baseline": {0: 0.7, 1: 0.8, 2: 0.6}, "znorm": {2: 0.9, 0: 0.75}}
+    records = [
+        dataclasses.replace(make_record(make_run(method, seed), 0.5), scores={"roc_auc": score})
+        for method, by_seed in auc.items()
+        for seed, score in by_seed.items()
+    ]
+    records.append(make_record(make_run("znorm", 1), 0.1, math.nan, "diverged"))
+    cells = make_cells([record.run for record in records], records)
+    baseline, znorm = cells.values()
+    differences = np.array([0.75 - 0.7, 0.9 - 0.6])
+    # 12.706205 is the 97.5 % quantile of Student's t with 1 degree of freedom.
+    half = 12.706205 * differences.std(ddof=1) / math.sqrt(2)
+    assert paired_difference(znorm, baseline, "roc_auc") == pytest.approx((0.175, half, 2), rel=1e-6)
+    rows = [Row(("baseline",), baseline), Row(("znorm",), znorm, baseline)]
+    table = scores_table(["method"], rows, {"ROC-AUC": "roc_auc", "F1": "f1"}).splitlines()
+    fields = [[field.strip() for field in line.strip("|").split("|")] for line in table]
+    assert fields[0] == [
+        "method",
+        *["ROC-AUC", "vs baseline [95 % interval]"],
+        *["F1", "vs baseline [95 % interval]"],
+    ]
+    assert fields[2] == ["baseline", "0.7000 ± 0.1000", "", "-", ""]
+    low, high = 0.175 - half, 0.175 + half
+    assert fields[3] == [
+        "znorm",
+        f"{0.825:.4f} ± {np.std([0.75, 0.9], ddof=1):.4f}",
+        f"+0.1750 [{low:+.4f}, {high:+.4f}]",
+        "-",
+        "-",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "all training images, all test images"),
+        ({"train_examples": 2000, "test_examples": 500}, "2,000 training images, 500 test images"),
+        ({"validation_examples": 5000}, "all training images, 5,000 of them held out for validation"),
+        # The subset is taken from what is left: see `experiments.data.select`.
+        (
+            {"validation_examples": 500, "train_examples": 2000},
+            "2,000 training images, 500 others held out for validation",
+        ),
+        ({"dataset": "pcam:validation", "test_examples": 9}, "all training images, 9 validation images"),
+        ({"validation_examples": 120, "loss": "tversky"}, "all training images, at most 120 of them held"),
+    ],
+)
+def test_the_protocol_says_which_images_are_held_out(changes, words):
+    assert words in describe_protocol(make_run("baseline", 0, **changes))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.48, 0.66, {"0.5", "0.6"}),
+        (0.26, 1.8, {"0.5", "1"}),
+        (0.5, 20, {"0.5", "1", "2", "5", "10", "20"}),
+    ],
+)
+def test_a_narrow_loss_axis_has_plain_numbers(tmp_path, low, high, expected):
+    losses = np.geomspace(low, high, 5)
+    epochs = tuple(EpochMetrics(e, loss, 0.5, 0.5, 0.5, 0, 1.0) for e, loss in enumerate(losses, 1))
+    run = make_run("baseline", 0, epochs=5)
+    cells = make_cells([run], [RunRecord(run, "finished", epochs=epochs)])
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "save", lambda figure, path: drawn.append(figure))
+        draw_learning_curves(tmp_path / "curves", "", {"sgdm": list(cells.values())})
+    (figure,) = drawn
+    figure.canvas.draw()
+    axis = figure.axes[1].yaxis
+    labels = (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True))
+    shown = {label.get_text() for label in labels} - {""}
+    assert expected <= shown
+    assert len(shown) >= 3
+    assert not any("$" in text for text in shown)
+
+
+def test_pcam_counts_the_intervals_that_leave_out_0(tmp_path):
+    study = load_studies()["pcam"]
+    tuning = study.runs("cpu", [])
+    records = [make_record(run, 0.5 + run.learning_rate) for run in tuning]
+    reported = study.runs("cpu", records)[len(tuning) :]
+    for run in reported:
+        better = 0.2 if (run.method, run.optimizer) == ("gan", "adam") else 0.0
+        noise = 0.01 * ((run.seed + len(run.method)) % 3 - 1)
+        scores = {"roc_auc": 0.7 + noise, "f1": 0.7 - better + noise}
+        data = {"train_images": 2000, "test_images": 1500, "image_shape": [32, 32, 3]}
+        made = make_record(run, 0.6 + better + noise)
+        records.append(dataclasses.replace(made, scores=scores, data=data))
+    study.report("cpu", records, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "- gan behind adam: better in accuracy; worse in F1; no difference seen in ROC-AUC." in text
+    assert "- znorm behind sgdm: no difference seen in accuracy, ROC-AUC, F1." in text
+    assert "Intervals of 95 % that leave out 0: 2 of 24." in text
+    assert "about 1.2 would by chance alone" in text
+    assert "- Data: 2,000 training and 1,500 test patches of 32 x 32 pixels." in text
+    assert "0.812" in text
+
+
+def test_the_papers_accuracy_stands_beside_znorm_behind_adam(tmp_path):
+    study = load_studies()["pcam"]
+    tuning = study.runs("full", [])
+    records = [make_record(run, 0.8 if run.learning_rate == 0.001 else 0.7) for run in tuning]
+    reported = study.runs("full", records)[len(tuning) :]
+    # Chosen on the published validation split, reported on the test split.
+    assert {run.dataset for run in tuning} == {"stream:patch_camelyon:validation"}
+    assert {run.dataset for run in reported} == {"stream:patch_camelyon"}
+    assert {(run.learning_rate, run.validation_examples) for run in reported} == {(0.001, 0)}
+    assert {run.seed for run in reported}.isdisjoint(run.seed for run in tuning)
+    records += [
+        dataclasses.replace(make_record(run, 0.25), scores={"roc_auc": 0.375, "f1": 0.625})
+        for run in reported
+    ]
+    study.report("full", records, tmp_path)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert lines[0] == "# Tumour detection in PatchCamelyon, preset full"
+    with_paper = [line for line in lines if line.startswith("|") and "0.9170" in line]
+    assert [line.split("|")[2:4] for line in with_paper] == [[" adam      ", " znorm          "]]
+    assert sum("0.3750 ± 0.0000" in line and "0.6250 ± 0.0000" in line for line in lines) == 10
+
+
+@pytest.mark.parametrize("name", list(load_studies()))
+def test_a_partial_report_says_what_is_missing(name, tmp_path):
+    study = load_studies()[name]
+    runs = study.runs("smoke", [])
+    records = [dataclasses.replace(make_record(run, 0.25), scores={"f1": 0.25}) for run in runs[:2]]
+    study.report("smoke", records, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "0.2500" in text
+    known = study.runs("smoke", records)  # with those of a setting whose tuning these two ended
+    assert f"{len(known) - 2} of {len(known)} runs" in text
+    assert "educed" in text.splitlines()[0] + text.splitlines()[2]
+
+
+def test_full_preset_of_table_1_is_the_papers_protocol():
+    runs = [run for run in load_studies()["overlap_table1"].runs("full", []) if not run.validation_examples]
+    assert {run.model for run in runs} == {"resnet56", "resnet110", "resnet152"}
+    assert {(run.epochs, run.batch_size, run.augment, run.dataset) for run in runs} == {
+        (100, 256, "none", "cifar10")
+    }
+    assert {(run.optimizer, run.learning_rate) for run in runs} == {("sgdm", 0.01), ("adam", 0.001)}
