@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.records import RunRecord
 from experiments.report.cells import Cell, Row, make_cells, make_rows, mean_and_std
 from experiments.report.curves import add_learning_curves
 from experiments.report.pages import describe_protocol, write_report
-from experiments.report.tables import format_number, format_score, results_table
+from experiments.report.tables import format_difference, format_number, format_score, remarks, results_table
 from experiments.run import Run
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
@@ -64,23 +65,24 @@ def make_table_rows(comparison: Comparison, records: Sequence[RunRecord]) -> lis
 def terminal_table(rows: Sequence[Row]) -> Table:
     """The table for the terminal: 80 columns."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("optimizer")
-    table.add_column("method")
-    for heading in ("test accuracy", "train loss", "s/epoch", "non-finite\nsteps", "runs"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("optimizer", overflow="fold")
+    table.add_column("method", overflow="fold")
+    for heading in ("test accuracy", "train loss", "vs baseline [95 %]"):
+        table.add_column(heading, justify="right", overflow="fold")
     for i, row in enumerate(rows):
-        cell = row.cell
-        runs = f"{len(cell.ended)}" + (f", {cell.diverged} diverged" if cell.diverged else "")
         table.add_row(
             *row.labels,
-            format_score(cell),
-            format_number(mean_and_std(cell.losses)[0], ".2e"),
-            format_number(cell.seconds_per_epoch, ".2f"),
-            str(cell.nonfinite_steps),
-            runs,
+            format_score(row.cell),
+            format_number(mean_and_std(row.cell.losses)[0], ".2e"),
+            escape(format_difference(row)),
             end_section=i + 1 < len(rows) and rows[i + 1].labels[0] != row.labels[0],
         )
     return table
+
+
+def terminal_remarks(rows: Sequence[Row]) -> list[str]:
+    """What the table does not show: runs that diverged, are missing or failed."""
+    return [f"{' '.join(row.labels)}: {text}" for row in rows if (text := remarks(row.cell))]
 
 
 def write(comparison: Comparison, records: Sequence[RunRecord], folder: Path) -> list[Row]:
