@@ -3,13 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench notebooks docs clean
+# The newest Python that is supported; one that pyenv holds, if there is no other.
+PYTHON_NEWEST ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13) python3.13)
+
+.PHONY: demo test test-lowest test-newest lint bench notebooks docs clean
 
 demo: .venv/experiments.stamp  ## Compare the gradient normalizers on real digits
 	$(BIN)/python -m experiments compare
 
 test: .venv/test.stamp  ## Run the tests
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+test-lowest: .venv-lowest/stamp  ## Run the library's tests on the lowest versions that are declared
+	.venv-lowest/bin/python -m pytest -q -n auto optax_gradnorm tests/optax_gradnorm
+
+test-newest: .venv-newest/stamp  ## Run the library's tests on the newest Python and JAX
+	.venv-newest/bin/python -m pytest -q -n auto optax_gradnorm tests/optax_gradnorm
 
 lint: .venv/test.stamp  ## Check format, style and types
 	$(BIN)/ruff format --check .
@@ -26,13 +35,25 @@ docs: .venv/docs.stamp  ## Build the pages and the API reference
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
 
 clean:  ## Remove the environment and everything generated
-	rm -rf .venv build dist docs/_build *.egg-info .pytest_cache .ruff_cache .hypothesis runs
+	rm -rf .venv .venv-lowest .venv-newest build dist docs/_build *.egg-info .pytest_cache .ruff_cache .hypothesis runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/venv.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python >= 3.11 is needed, $(PYTHON) is older: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv-lowest/stamp: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints-lowest.txt --editable '.[test-library]'
+	@touch $@
+
+.venv-newest/stamp: pyproject.toml constraints-newest.txt
+	$(PYTHON_NEWEST) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints-newest.txt --editable '.[test-library]'
 	@touch $@
 
 # One stamp per extra: a second call has nothing to install and starts at once.

@@ -32,6 +32,16 @@ def naive_lines() -> optax.GradientTransformation:
     )
 
 
+def state_only() -> optax.GradientTransformation:
+    """The state of `track_gradient_dynamics`, new in every update, without the statistics."""
+
+    def update(updates, state, params=None):
+        del params
+        return updates, jax.tree.map(lambda x: x + 1, state)
+
+    return optax.GradientTransformation(optax_gradnorm.track_gradient_dynamics().init, update)
+
+
 TRANSFORMS = {
     "adam alone": optax.identity,
     "clip_by_global_norm": lambda: optax.clip_by_global_norm(0.1),
@@ -40,6 +50,8 @@ TRANSFORMS = {
     "naive lines": naive_lines,
     "znorm": optax_gradnorm.znorm,
     "gan": optax_gradnorm.gan,
+    "tracking": optax_gradnorm.track_gradient_dynamics,
+    "tracking's state alone": state_only,
 }
 
 
@@ -168,19 +180,32 @@ def main() -> None:
     parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES), help="default: all")
     parser.add_argument("--rounds", type=int, default=30, help="timed rounds (default 30)")
     parser.add_argument("--compilations", type=int, default=3, help="of each chain (default 3)")
-    parser.add_argument("--out", type=Path, help="default benchmarks/results/transforms-DEVICE.json")
+    parser.add_argument("--cores", type=int, help="keep to so many CPU cores (default: all)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="default benchmarks/results/transforms-DEVICE.json, with --cores ...-Ncores.json",
+    )
     arguments = parser.parse_args()
     if min(arguments.rounds, arguments.compilations) < 1:
         parser.error("--rounds and --compilations must be positive")
 
+    if arguments.cores is not None:
+        try:
+            machine.use_cores(arguments.cores)
+        except ValueError as error:
+            parser.error(str(error))
+
     environment = machine.describe_environment()
     device = str(environment["device_kind"]).lower().replace(" ", "-")
-    out = arguments.out or RESULTS / f"transforms-{device}.json"
+    cores = "" if arguments.cores is None else f"-{arguments.cores}cores"
+    out = arguments.out or RESULTS / f"transforms-{device}{cores}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{environment['device_kind']}, {environment['cpu_usable']} cores, jax {environment['jax']};")
     print(
-        f"{environment['device_kind']}, jax {environment['jax']}; memory: temporaries beyond adam's own, in % of the"
+        "memory: temporaries beyond adam's own, in % of the parameters' bytes; ratios: medians over rounds\n",
+        flush=True,
     )
-    print("parameters' bytes; ratios: medians over the rounds of ratios within a round\n", flush=True)
     results = {}
     for tree in arguments.trees:
         shapes = TREES[tree]()

@@ -1,18 +1,21 @@
 """Gradient centralization."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._layers import AxisName, Layer, Mask, StackedAxes, check_integer, layer_resolver
-from optax_gradnorm._moments import center
+from optax_gradnorm._arguments import AxisName, FeatureAxis, Mask, StackedAxes
+from optax_gradnorm._layers import Layer, layer_resolver, map_layers, resolve_at_init
+from optax_gradnorm._moments import measure, subtract
 
 
 def centralize(
     *,
-    feature_axis: int = -1,
+    feature_axis: FeatureAxis = -1,
     mask: Mask = None,
     stacked_axes: StackedAxes = None,
     axis_name: AxisName = None,
+    stacked_axis_name: AxisName = None,
 ) -> optax.GradientTransformation:
     r"""Subtracts from the gradient of each output unit's weights their mean.
 
@@ -25,20 +28,28 @@ def centralize(
     paper's operation.
 
     Args:
-      feature_axis: axis of a layer (not counting its stacked axes) that indexes output units.
+      feature_axis: axes of a layer (not counting its stacked axes) that index output units: an integer or a
+        tuple of integers for all layers, a pytree of these (or a prefix of one), or a function from the
+        gradients to one. The query, key and value kernels of Flax's attention, (inputs, heads, dim), have
+        two: (-2, -1).
       mask: which leaves are layers, as in `znorm`.
       stacked_axes: how many leading axes of a leaf index separate layers, as in `znorm`.
       axis_name: mesh axes that shard the averaged axes of a leaf, in the forms that `znorm` takes. A mesh
-        axis that shards the feature axis is not among them: its shards hold different units.
+        axis that shards a feature axis is not among them: its shards hold different units.
+      stacked_axis_name: mesh axes that index separate layers, as in `znorm`.
 
     Returns:
       An `optax.GradientTransformation` with an empty state. Updates keep each leaf's shape and dtype;
-      means are taken in float32 (float64 for float64 leaves). Constant units give 0.
+      means are taken in float32 (float64 for float64 leaves). Constant units give 0; units of a single
+      weight pass through unchanged.
 
     Raises:
-      ValueError: `stacked_axes` is negative; at `init`, `feature_axis` is not an axis of a layer, or
-        `mask`, `stacked_axes` or `axis_name` does not fit the tree.
+      ValueError: `stacked_axes` is negative; at `init`, `feature_axis` is not an axis of a layer, another
+        argument does not fit the tree, or an axis is named both in `axis_name` and in `stacked_axis_name`.
       TypeError: an argument holds something else than integers, booleans or axis names.
+
+    Warns:
+      UserWarning: at `init`, when the default rule finds no layer.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -54,32 +65,21 @@ def centralize(
       Yong et al., `Gradient Centralization: A New Optimization Technique for Deep Neural Networks
       <https://arxiv.org/abs/2004.01461>`_, 2020, equation 1.
     """
-    feature_axis = check_integer("feature_axis", feature_axis)
-    resolve = layer_resolver(mask, stacked_axes, axis_name)
-
-    def averaged_axes(ndim: int, layer: Layer) -> tuple[int, ...]:
-        own_axes = layer.own_axes(ndim)
-        if not -len(own_axes) <= feature_axis < len(own_axes):
-            raise ValueError(f"feature_axis is {feature_axis} for a layer of {len(own_axes)} dimensions")
-        feature = own_axes[feature_axis]
-        return tuple(axis for axis in own_axes if axis != feature)
+    resolve = layer_resolver(mask, stacked_axes, axis_name, stacked_axis_name, feature_axis)
 
     def init_fn(params):
-        for leaf, layer in zip(jax.tree.leaves(params), resolve(params), strict=True):
-            if layer is not None:
-                averaged_axes(leaf.ndim, layer)
+        resolve_at_init(resolve, params, mask)
         return optax.EmptyState()
 
-    def subtract_mean(gradient, layer: Layer | None):
-        if layer is None:
+    def subtract_mean(gradient: jax.Array, layer: Layer) -> jax.Array:
+        measured = measure(gradient, layer)
+        # A unit of a single weight would never train.
+        if measured.size == 1:
             return gradient
-        values, _, _, unit = center(gradient, averaged_axes(gradient.ndim, layer), layer.axis_names)
-        return (values * unit.astype(values.dtype)).astype(gradient.dtype)
+        return subtract(gradient, measured.mean, jnp.asarray(4, measured.std.dtype))
 
     def update_fn(updates, state, params=None):
         del params
-        leaves, structure = jax.tree.flatten(updates)
-        leaves = [subtract_mean(g, layer) for g, layer in zip(leaves, resolve(updates), strict=True)]
-        return jax.tree.unflatten(structure, leaves), state
+        return map_layers(subtract_mean, updates, resolve), state
 
     return optax.GradientTransformation(init_fn, update_fn)

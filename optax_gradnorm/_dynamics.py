@@ -6,23 +6,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._layers import (
-    AxisName,
-    Mask,
-    PyTree,
-    StackedAxes,
-    _is_flax_box,
-    check_integer,
-    layer_resolver,
-)
-from optax_gradnorm._moments import center, global_std
+from optax_gradnorm._arguments import AxisName, Mask, PyTree, StackedAxes, check_integer
+from optax_gradnorm._layers import is_flax_box, layer_resolver, path_parts, resolve_at_init
+from optax_gradnorm._moments import check_varies_as, global_std, measure, zero_global, zero_statistic
 
 
 class GradientDynamicsState(NamedTuple):
     """Statistics of the last gradients that `track_gradient_dynamics` saw; zeros before the first.
 
     Attributes:
-      count: number of updates so far, int32.
+      step: number of updates so far, int32. (Not `count`, which optax.tree.get would find in Adam's state too.)
       mean: mean of each layer: a pytree with the structure of the parameters, in which leaves that are not
         layers are `optax.MaskedNode`. A scalar per layer, or an array with the shape of the stacked axes;
         float32, complex64 for complex layers.
@@ -31,7 +24,7 @@ class GradientDynamicsState(NamedTuple):
         `gan`): a float32 scalar.
     """
 
-    count: jax.Array
+    step: jax.Array
     mean: PyTree
     std: PyTree
     global_std: jax.Array
@@ -42,6 +35,7 @@ def track_gradient_dynamics(
     mask: Mask = None,
     stacked_axes: StackedAxes = None,
     axis_name: AxisName = None,
+    stacked_axis_name: AxisName = None,
 ) -> optax.GradientTransformation:
     r"""Records mean and standard deviation of every layer's gradient, and leaves the updates as they are.
 
@@ -57,19 +51,26 @@ def track_gradient_dynamics(
     Args:
       mask: which leaves are layers, as in `znorm`.
       stacked_axes: how many leading axes of a leaf index separate layers, as in `znorm`.
-      axis_name: mesh axes over which a leaf is sharded, as in `znorm`. Replicated leaves count once.
+      axis_name: mesh axes over which a layer is sharded, as in `znorm`.
+      stacked_axis_name: mesh axes that index separate layers, such as the experts of a mixture, one per
+        device. Each device then records its own layers, and `global_std` is that of all of them.
 
     Returns:
       An `optax.GradientTransformation` with the state `GradientDynamicsState`, whose structure, shapes and
       dtypes never change; `gradient_dynamics` finds it in the state of any optimizer. Updates are returned
       untouched. Statistics are those of `znorm` and `gan`, at any scale the dtype holds, and are stored in
       single precision (float64 layers are measured in float64 and rounded). A NaN or an infinity shows in
-      its own layer and in the global standard deviation of that step alone.
+      its own layer and in the global standard deviation of that step alone. A layer whose gradient is
+      `None` has statistics of 0 and does not count.
 
     Raises:
-      ValueError: `stacked_axes` is negative; at `init`, `mask`, `stacked_axes` or `axis_name` does not fit
-        the tree.
+      ValueError: `stacked_axes` is negative; at `init`, an argument does not fit the tree, or an axis is
+        named both in `axis_name` and in `stacked_axis_name`; at `update`, there is a layer that `init` did
+        not see, or a statistic differs between devices and the state does not.
       TypeError: an argument holds something else than booleans, integers or axis names.
+
+    Warns:
+      UserWarning: at `init`, when the default rule finds no layer.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -90,56 +91,87 @@ def track_gradient_dynamics(
       Yun, `Insights from Gradient Dynamics: Gradient Autoscaled Normalization
       <https://arxiv.org/abs/2509.03677>`_, 2025.
     """
-    resolve = layer_resolver(mask, stacked_axes, axis_name)
+    resolve = layer_resolver(mask, stacked_axes, axis_name, stacked_axis_name)
+    # The structure of the state, for optax.tree_map_params, which does not say it; None if several were seen.
+    seen: list[Any] = []
 
     def init_fn(params):
-        if type(params).__name__ == "_ParamsPlaceholder":
-            # optax.tree_map_params asks which parts mirror the parameters: statistics do not.
-            return GradientDynamicsState(*(jnp.zeros(()) for _ in GradientDynamicsState._fields))
-
-        layers = resolve(params)
+        if isinstance(params, _PLACEHOLDER):
+            # Statistics are not parameters, so each must be a leaf of its own in the answer.
+            return seen[0] if len(seen) == 1 else GradientDynamicsState(*map(jnp.zeros, [()] * 4))
+        layers = resolve_at_init(resolve, params, mask)
+        leaves, structure = jax.tree.flatten(params)
 
         def per_layer(dtype_of):
             values = [
-                optax.MaskedNode() if layer is None else jnp.zeros(g.shape[: layer.stacked_axes], dtype_of(g))
-                for g, layer in zip(jax.tree.leaves(params), layers, strict=True)
+                optax.MaskedNode() if layer is None else zero_statistic(g, layer, dtype_of(g))
+                for g, layer in zip(leaves, layers, strict=True)
             ]
-            return _without_boxes(jax.tree.unflatten(jax.tree.structure(params), values))
+            return _without_boxes(jax.tree.unflatten(structure, values))
 
         # Each array its own buffer: a state may be donated.
-        return GradientDynamicsState(
-            count=jnp.zeros((), jnp.int32),
+        state = GradientDynamicsState(
+            step=jnp.zeros((), jnp.int32),
             mean=per_layer(lambda g: jnp.complex64 if jnp.iscomplexobj(g) else jnp.float32),
             std=per_layer(lambda g: jnp.float32),
-            global_std=jnp.zeros((), jnp.float32),
+            global_std=zero_global(leaves, layers, jnp.float32),
         )
+        placeholder = jax.tree.map(lambda _: 0, state)
+        if placeholder not in seen:
+            seen.append(placeholder)
+        return state
 
     def update_fn(updates, state, params=None):
         del params
-        layers = [
-            (center(g, layer.own_axes(g.ndim), layer.axis_names), layer)
-            for g, layer in zip(jax.tree.leaves(updates), resolve(updates), strict=True)
+        leaves = jax.tree.leaves(updates)
+        # By path, because gradients may come in another container than parameters, in another order.
+        found = {
+            path: measure(g, layer)
+            for path, g, layer in zip(path_parts(updates), leaves, resolve(updates), strict=True)
             if layer is not None
-        ]
+        }
+        known = path_parts(state.std)
+        if new := [path for path in found if path not in known]:
+            raise ValueError(f"updates have the layer {'/'.join(new[0])!r}, parameters given to init had not")
 
-        def fill(tree, values):
-            # The structure given by `init`: gradients may come in another container than parameters.
+        def renew(path, old, field):
+            if path not in found:
+                return jnp.zeros_like(old)  # A frozen layer may have None for a gradient.
+            new = getattr(found[path], field).reshape(old.shape).astype(old.dtype)
+            check_varies_as(old, new, f"the {field} of {'/'.join(path)!r}")
+            return new
+
+        def renew_all(tree, field):
             leaves, structure = jax.tree.flatten(tree)
-            if len(leaves) != len(values):
-                raise ValueError(
-                    f"updates have {len(values)} layers, the parameters given to init had {len(leaves)}"
-                )
-            new = [v.reshape(x.shape).astype(x.dtype) for x, v in zip(leaves, values, strict=True)]
-            return jax.tree.unflatten(structure, new)
+            return structure.unflatten(
+                [renew(path, old, field) for path, old in zip(known, leaves, strict=True)]
+            )
 
+        sigma = global_std(list(found.values()), state.global_std.dtype)
+        check_varies_as(state.global_std, sigma, "the global standard deviation")
         return updates, GradientDynamicsState(
-            count=jnp.asarray(optax.safe_increment(state.count)),
-            mean=fill(state.mean, [c.mean * c.unit.astype(c.mean.dtype) for c, _ in layers]),
-            std=fill(state.std, [c.std * c.unit for c, _ in layers]),
-            global_std=global_std(layers, state.global_std.dtype),
+            step=jnp.asarray(optax.safe_increment(state.step)),
+            mean=renew_all(state.mean, "mean"),
+            std=renew_all(state.std, "std"),
+            global_std=sigma,
         )
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _placeholder_type() -> type:
+    """The class of what optax.tree_map_params hands to `init` in place of parameters."""
+    kinds: list[type] = []
+
+    def init(placeholder: Any) -> tuple[()]:
+        kinds.append(type(placeholder))
+        return ()
+
+    optax.tree_map_params(init, lambda leaf: leaf, ())
+    return kinds[0]
+
+
+_PLACEHOLDER = _placeholder_type()
 
 
 def gradient_dynamics(opt_state: Any, which: int | str | None = None) -> GradientDynamicsState:
@@ -214,9 +246,9 @@ def _without_boxes(tree: PyTree) -> PyTree:
     """Takes statistics out of the boxes that Flax puts around arrays, whose metadata speak of parameters."""
 
     def unbox(node):
-        if not _is_flax_box(node):
+        if not is_flax_box(node):
             return node
         content = jax.tree.leaves(node, is_leaf=lambda n: isinstance(n, optax.MaskedNode))
         return content[0] if len(content) == 1 else node
 
-    return jax.tree.map(unbox, tree, is_leaf=_is_flax_box)
+    return jax.tree.map(unbox, tree, is_leaf=is_flax_box)

@@ -1,14 +1,22 @@
 """Gradient autoscaled normalization."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._layers import AxisName, Mask, StackedAxes, layer_resolver
-from optax_gradnorm._moments import center, global_std, statistics_dtype
+from optax_gradnorm._arguments import AxisName, Mask, StackedAxes
+from optax_gradnorm._layers import layer_resolver, resolve_at_init
+from optax_gradnorm._moments import (
+    check_varies_as,
+    global_std,
+    measure,
+    statistics_dtype,
+    subtract,
+    zero_global,
+)
 
 
 class GanState(NamedTuple):
@@ -42,9 +50,6 @@ def default_autoscale(sigma: jax.Array, first_sigma: jax.Array) -> jax.Array:
     Returns:
       The multiplier, a scalar of the same dtype; 0 where `sigma` is 0.
 
-    Raises:
-      Nothing.
-
     Examples:
       >>> import jax.numpy as jnp
       >>> import optax_gradnorm
@@ -71,6 +76,7 @@ def gan(
     mask: Mask = None,
     stacked_axes: StackedAxes = None,
     axis_name: AxisName = None,
+    stacked_axis_name: AxisName = None,
 ) -> optax.GradientTransformation:
     r"""Centres every layer's gradient and scales all of them by one multiplier (GAN).
 
@@ -83,16 +89,18 @@ def gan(
     standard deviation at step :math:`t`, and :math:`\sigma_1` its first finite, non-zero value. No layer is
     divided by its own standard deviation, so none is amplified.
 
-    The formula of the multiplier is not printed in any text that reached us; `default_autoscale` is our
-    own, and `autoscale` takes any other. A constant multiplier cancels in Adam, up to its epsilon; under
-    SGD it is a factor on the learning rate.
+    GAN is the paper's name and not adversarial. We could not obtain the paper's formula of the multiplier:
+    `default_autoscale` is ours, and `autoscale` takes any other. A constant multiplier cancels in Adam, up
+    to its epsilon; under SGD it is a factor on the learning rate.
 
     Args:
       autoscale: a function from two scalars, the global standard deviation and its first finite, non-zero
         value, to the multiplier.
       mask: which leaves are layers, as in `znorm`.
       stacked_axes: how many leading axes of a leaf index separate layers, as in `znorm`.
-      axis_name: mesh axes over which a leaf is sharded, as in `znorm`. Replicated leaves count once.
+      axis_name: mesh axes over which a layer is sharded, as in `znorm`.
+      stacked_axis_name: mesh axes that index separate layers, such as the experts of a mixture, one per
+        device; in the same forms. :math:`\sigma_t` is then that of all of them, the same on every device.
 
     Returns:
       An `optax.GradientTransformation` with the state `GanState`. Updates keep each leaf's shape and
@@ -101,10 +109,14 @@ def gan(
       but not `first_sigma`: wrap in `optax.apply_if_finite` to skip such steps.
 
     Raises:
-      ValueError: `stacked_axes` is negative; at `init`, `mask`, `stacked_axes` or `axis_name` does not fit
-        the tree.
-      TypeError: `autoscale` is not callable, or another argument holds something else than booleans,
-        integers or axis names.
+      ValueError: `stacked_axes` is negative; at `init`, an argument does not fit the tree, or an axis is
+        named both in `axis_name` and in `stacked_axis_name`; at `update`, :math:`\sigma_t` differs between
+        devices, which JAX knows inside `shard_map`, and the state does not.
+      TypeError: `autoscale` is not callable or does not return a real scalar, or another argument holds
+        something else than booleans, integers or axis names.
+
+    Warns:
+      UserWarning: at `init`, when the default rule finds no layer.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -126,42 +138,52 @@ def gan(
     """
     if not callable(autoscale):
         raise TypeError(f"autoscale must be a function of (sigma, first_sigma), got {autoscale!r}")
-    resolve = layer_resolver(mask, stacked_axes, axis_name)
+    resolve = layer_resolver(mask, stacked_axes, axis_name, stacked_axis_name)
 
     def init_fn(params):
-        dtype = jnp.dtype(jnp.float32)
-        for leaf, layer in zip(jax.tree.leaves(params), resolve(params), strict=True):
-            if layer is not None and statistics_dtype(leaf.dtype) == jnp.float64:
-                dtype = jnp.dtype(jnp.float64)
+        layers = resolve_at_init(resolve, params, mask)
+        leaves = jax.tree.leaves(params)
+        is_double = any(
+            layer is not None and statistics_dtype(leaf.dtype) == jnp.float64
+            for leaf, layer in zip(leaves, layers, strict=True)
+        )
+        zero = zero_global(leaves, layers, jnp.float64 if is_double else jnp.float32)
         # Three buffers, not one thrice: a state may be donated.
-        return GanState(jnp.zeros((), dtype), jnp.zeros((), dtype), jnp.ones((), dtype))
+        return GanState(zero, zero + 0, zero + 1)
 
     def update_fn(updates, state, params=None):
         del params
         leaves, structure = jax.tree.flatten(updates)
-        layers = resolve(updates)
-        centered = [
-            None if layer is None else center(g, layer.own_axes(g.ndim), layer.axis_names)
-            for g, layer in zip(leaves, layers, strict=True)
+        found = [
+            None if layer is None else measure(g, layer)
+            for g, layer in zip(leaves, resolve(updates), strict=True)
         ]
         dtype = state.first_sigma.dtype
-        pairs = zip(centered, layers, strict=True)
-        sigma = global_std([(c, layer) for c, layer in pairs if c is not None and layer is not None], dtype)
+        sigma = global_std([m for m in found if m is not None], dtype)
+        check_varies_as(state.sigma, sigma, "the global standard deviation")
 
         usable = jnp.isfinite(sigma) & (sigma > 0)
         seen = state.first_sigma > 0
         first_sigma = jnp.where(seen | ~usable, state.first_sigma, sigma)
         # Until there is a first standard deviation every layer is 0 or NaN: any stand-in will do.
         scale = autoscale(sigma, jnp.where(first_sigma > 0, first_sigma, 1))
-        scale = jnp.asarray(scale).astype(dtype)
+        scale = _check_scale(scale).astype(dtype)
 
-        def rescale(gradient, c):
-            if c is None:
-                return gradient
-            factor = (scale.astype(c.unit.dtype) * c.unit).astype(c.values.dtype)
-            return (c.values * factor).astype(gradient.dtype)
-
-        leaves = [rescale(g, c) for g, c in zip(leaves, centered, strict=True)]
+        leaves = [
+            g if m is None else subtract(g, m.mean, 4 * scale.astype(m.std.dtype))
+            for g, m in zip(leaves, found, strict=True)
+        ]
         return jax.tree.unflatten(structure, leaves), GanState(first_sigma, sigma, scale)
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _check_scale(scale: Any) -> jax.Array:
+    try:
+        scale = jnp.asarray(scale)
+    except (TypeError, ValueError):
+        raise TypeError(f"autoscale must return a real scalar, got {scale!r}") from None
+    is_real = jnp.issubdtype(scale.dtype, jnp.floating) or jnp.issubdtype(scale.dtype, jnp.integer)
+    if scale.shape or not is_real:
+        raise TypeError(f"autoscale must return a real scalar, got {scale.dtype}{list(scale.shape)}")
+    return scale

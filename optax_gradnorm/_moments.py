@@ -1,25 +1,36 @@
-"""Mean and standard deviation of gradients: any floating dtype, any scale, whole or sharded."""
+"""Mean, standard deviation and norm of gradients: any floating dtype, any scale, whole or sharded."""
 
+import functools
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from optax_gradnorm._layers import Layer
+from optax_gradnorm._arguments import PyTree
+from optax_gradnorm._layers import Layer, layer_size, varying_axes, without_replicated
+
+# From so many elements on, XLA on CPU takes its fast kernels for plain sums.
+MANY = 2**15
 
 
-class Centered(NamedTuple):
-    """A layer about its mean, in units of a power of two, so that no square overflows or vanishes.
+class Moments(NamedTuple):
+    """Mean and population standard deviation, the averaged axes kept as 1."""
 
-    With `g` the layer: `values * unit = g - mean`, `std * unit` its population standard deviation.
-    """
+    mean: jax.Array  # float32 or complex64 (float64 or complex128)
+    std: jax.Array  # real
 
-    values: jax.Array  # shape of the leaf, float32 or complex64 (float64 or complex128)
-    mean: jax.Array  # shape of the leaf with the averaged axes kept as 1, in units of `unit`
-    std: jax.Array  # as `mean`, real
-    unit: jax.Array  # as `mean`, real
+
+class Measured(NamedTuple):
+    """Statistics of one leaf: of one layer, or of each in a stack."""
+
+    mean: jax.Array
+    std: jax.Array
+    size: int  # elements over which each runs, on all devices
+    stacked_axis_names: tuple[str, ...]  # mesh axes along which other layers lie
 
 
 def statistics_dtype(dtype) -> jnp.dtype:
@@ -27,36 +38,82 @@ def statistics_dtype(dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if jnp.finfo(dtype).bits == 64 else jnp.float32)
 
 
-def center(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...] = ()) -> Centered:
-    """Mean and standard deviation over `axes`, and over the mesh axes that shard them.
+def measure(gradient: jax.Array, layer: Layer) -> Measured:
+    """Mean and standard deviation of a layer, over all its shards.
 
-    Elements are first counted from the number nearest to zero in their range: 0 if their signs differ. So
-    equal elements give exactly 0, and a mean far above the deviation costs no precision. Plain reductions:
-    several in one multi-operand reduction would save reads and lose 2 % accuracy, since XLA on CPU adds
-    the elements of such a one by one.
+    They are those of the formula at every scale: no square overflows or vanishes, equal elements give
+    exactly their value and 0, and a mean far above the deviation costs no precision.
     """
+    layer = without_replicated(layer, gradient)
+    mean, std = _moments(gradient, layer.axes, layer.axis_names)
+    return Measured(mean, std, layer_size(gradient, layer), layer.stacked_axis_names)
+
+
+# Layers of one shape are traced once.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _moments(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]) -> Moments:
     # XLA must not know the zeros of a frozen layer: it would rearrange what follows into 0 * inf.
     gradient = lax.optimization_barrier(gradient)
     dtype = statistics_dtype(gradient.dtype)
     if jnp.iscomplexobj(gradient):
-        gradient = gradient.astype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)
-        real_origin, real_largest = _origin_and_largest(gradient.real, axes, axis_names)
-        imag_origin, imag_largest = _origin_and_largest(gradient.imag, axes, axis_names)
-        origin = lax.complex(real_origin, imag_origin)
-        largest = jnp.maximum(real_largest, imag_largest)
-    else:
-        gradient = gradient.astype(dtype)
-        origin, largest = _origin_and_largest(gradient, axes, axis_names)
+        real = _careful_moments(gradient.real.astype(dtype), axes, axis_names)
+        imag = _careful_moments(gradient.imag.astype(dtype), axes, axis_names)
+        unit = power_of_two(jnp.maximum(real.std, imag.std))
+        squares = jnp.square(real.std * (1 / unit)) + jnp.square(imag.std * (1 / unit))
+        return Moments(lax.complex(real.mean, imag.mean), _sqrt(squares) * unit)
+
+    def careful(gradient):
+        return _careful_moments(gradient.astype(dtype), axes, axis_names)
+
+    size = _size(gradient, axes)
+    if gradient.dtype != jnp.float32 or size < MANY or axis_names:
+        return careful(gradient)
+    # Elsewhere a branch would wait for the host, and both reads of `careful` are fused.
+    return lax.platform_dependent(
+        gradient, cpu=functools.partial(_plain_moments, axes, careful), default=careful
+    )
+
+
+def _plain_moments(axes: tuple[int, ...], careful, x: jax.Array) -> Moments:
+    """Textbook moments, which XLA on CPU reads three times as fast, unless they lose digits."""
+    mean, square = jnp.mean(x, axes, keepdims=True), jnp.mean(jnp.square(x), axes, keepdims=True)
+    variance = square - jnp.square(mean)
+    is_sound = (square < 1e25) & (variance > 1e-25) & (jnp.square(mean) <= variance)
+    return lax.cond(jnp.all(is_sound), lambda _: Moments(mean, _sqrt(variance)), careful, x)
+
+
+def _careful_moments(x: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]) -> Moments:
+    """Moments in two reads: magnitude and rough mean, then squares about that mean in units of that magnitude.
+
+    Plain reductions: one with several operands would save reads and lose 2 % accuracy, since XLA on CPU
+    adds the elements of such a one by one.
+    """
+    share = 1 / (_size(x, axes) * (lax.axis_size(axis_names) if axis_names else 1))
+    y = lax.stop_gradient(x)  # The result does not depend on where and in what unit one counts.
+    largest = jnp.max(jnp.abs(y), axes, keepdims=True)
+    # A share of each element, since the sum of all may overflow.
+    rough = jnp.sum(y * share, axes, keepdims=True)
+    if axis_names:
+        largest, rough = lax.pmax(largest, axis_names), lax.psum(rough, axis_names)
+    # A rough mean that reaches the magnitude is that magnitude: so equal elements lie at exactly 0.
+    origin = jnp.where(jnp.abs(rough) >= (1 - 2.0**-12) * largest, lax.sign(rough) * largest, rough)
 
     unit = power_of_two(largest)
-    # A product, not a quotient: XLA would rather store quotients than compute them twice.
-    per_unit = (1 / unit).astype(gradient.dtype)
-    scaled = (gradient - origin) * per_unit
+    per_unit = 1 / unit
+    distance = x * per_unit - origin * per_unit
+    sums = [jnp.mean(values, axes, keepdims=True) for values in (distance, jnp.square(distance))]
+    mean, square = lax.pmean(sums, axis_names) if axis_names else sums
+    variance = jnp.maximum(square - jnp.square(mean), 0)
+    return Moments(origin + mean * unit, _sqrt(variance) * unit)
 
-    mean = _mean(scaled, axes, axis_names)
-    values = scaled - mean
-    std = _sqrt(_mean(_squared_magnitude(values), axes, axis_names))
-    return Centered(values, mean + origin * per_unit, std, unit)
+
+def subtract(gradient: jax.Array, mean: jax.Array, factor: jax.Array) -> jax.Array:
+    """`(gradient - mean) / 4 * factor` in the dtype of the gradient.
+
+    In quarters no difference overflows, and a factor of 4 / std is not subnormal (XLA takes those for 0).
+    """
+    quarter = 0.25 * gradient.astype(mean.dtype) - 0.25 * mean
+    return (quarter * factor.astype(mean.dtype)).astype(gradient.dtype)
 
 
 def power_of_two(magnitude: jax.Array) -> jax.Array:
@@ -70,28 +127,108 @@ def power_of_two(magnitude: jax.Array) -> jax.Array:
     return jnp.minimum(jnp.maximum(unit, 2.0**info.minexp), 2.0**-info.minexp)
 
 
-def global_std(layers: Sequence[tuple[Centered, Layer]], dtype) -> jax.Array:
-    """Standard deviation of all layers, each about its own mean: sqrt(sum_l n_l std_l^2 / sum_l n_l)."""
-    if not layers:
-        return jnp.zeros((), dtype)
-    stds = [(c.std * c.unit).astype(dtype).ravel() for c, _ in layers]
-    weights = [layer_size(c.values, layer) for c, layer in layers]
-    total = sum(weight * std.size for weight, std in zip(weights, stds, strict=True))
-    unit = power_of_two(jnp.max(jnp.stack([jnp.max(std) for std in stds])))
+def norm(arrays: Sequence[jax.Array], weights: Sequence[Any] | None = None) -> jax.Array:
+    """Euclidean norm of all elements of real arrays of one dtype, whose squares neither overflow nor vanish.
+
+    Args:
+      arrays: the elements.
+      weights: of their squares, a number or an array for each array; 1 by default.
+    """
+    unit = power_of_two(jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in arrays])))
     per_unit = 1 / unit
-    variance = sum(
-        weight / total * jnp.sum(jnp.square(std * per_unit))
-        for weight, std in zip(weights, stds, strict=True)
+    squares = [jnp.square(x * per_unit) for x in arrays]
+    if weights is not None:
+        # Not before they are squared: XLA would gather the factors of a product into a subnormal one.
+        squares = [square * weight for square, weight in zip(squares, weights, strict=True)]
+    return unit * _sqrt(sum(jnp.sum(square) for square in squares))
+
+
+def norm_of(tree: PyTree) -> jax.Array:
+    """Euclidean norm of all elements of a pytree of real and complex arrays, in single precision or double."""
+    leaves = [
+        part
+        for x in map(widen, jax.tree.leaves(tree))
+        for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))
+    ]
+    dtype = jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in leaves) else jnp.float32)
+    # As in `_moments`: XLA must not know of zeros.
+    return norm(lax.optimization_barrier([x.astype(dtype) for x in leaves]))
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """At least single precision."""
+    dtype = statistics_dtype(x.dtype)
+    if jnp.iscomplexobj(x):
+        dtype = jnp.dtype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)
+    return x.astype(dtype)
+
+
+def global_std(found: Sequence[Measured], dtype) -> jax.Array:
+    """Standard deviation of all layers, each about its own mean: sqrt(sum_l n_l std_l^2 / sum_l n_l).
+
+    Layers that lie on different devices are counted on all of them, so the result is the same everywhere.
+    """
+    total = sum(
+        m.size * m.std.size * (lax.axis_size(m.stacked_axis_names) if m.stacked_axis_names else 1)
+        for m in found
     )
-    return unit * _sqrt(variance)
+    norms = []
+    for names in dict.fromkeys(m.stacked_axis_names for m in found):
+        group = [m for m in found if m.stacked_axis_names == names]
+        stacks = [m for m in group if m.std.size > 1]
+        arrays = [m.std.astype(dtype) for m in stacks]
+        weights = [np.asarray(m.size / total, dtype) for m in stacks]
+        # All single layers in one array: fewer operations to compile.
+        if singles := [m for m in group if m.std.size == 1]:
+            arrays.append(jnp.concatenate([m.std.astype(dtype).reshape(1) for m in singles]))
+            weights.append(np.asarray([m.size / total for m in singles], dtype))
+        local = norm(arrays, weights)
+        norms.append(_norm_over_devices(local, names) if names else local)
+    if not norms:
+        return jnp.zeros((), dtype)
+    return norms[0] if len(norms) == 1 else norm(norms)
 
 
-def layer_size(values: jax.Array, layer: Layer) -> int:
-    """Number of elements of one layer, counted over all shards."""
-    size = lax.axis_size(layer.axis_names) if layer.axis_names else 1
-    for axis in layer.own_axes(values.ndim):
-        size *= values.shape[axis]
-    return size
+def zero_statistic(leaf: jax.Array, layer: Layer, dtype) -> jax.Array:
+    """Zeros of the JAX type of a statistic of this leaf: shape of its stacked axes, on the same devices."""
+    varying = varying_axes(leaf)
+    is_tracked = varying or (isinstance(leaf, jax.Array) and any(jax.typeof(leaf).sharding.spec))
+    if not is_tracked:
+        return jnp.zeros(leaf.shape[: layer.stacked_axes], dtype)
+    like = jnp.max(leaf.real, tuple(range(layer.stacked_axes, leaf.ndim)))
+    names = tuple(name for name in layer.axis_names if name in varying)
+    return jnp.zeros_like(lax.pmax(like, names) if names else like, dtype)
+
+
+def zero_global(leaves: Sequence[jax.Array], layers: Sequence[Layer | None], dtype) -> jax.Array:
+    """A zero of the JAX type of `global_std`, which differs only over mesh axes that nobody named."""
+    unnamed = set()
+    for leaf, layer in zip(leaves, layers, strict=True):
+        if layer is not None:
+            unnamed |= varying_axes(leaf) - {*layer.axis_names, *layer.stacked_axis_names}
+    return jnp.zeros((), dtype) + sum((0 * lax.axis_index(name)).astype(dtype) for name in sorted(unnamed))
+
+
+def check_varies_as(before: jax.Array, after: jax.Array, what: str) -> None:
+    """Refuses a statistic that differs between devices for a state that does not.
+
+    Raises:
+      ValueError: it does; the message names the mesh axes and the arguments.
+    """
+    if more := varying_axes(after) - varying_axes(before):
+        raise ValueError(
+            f"{what} differs between devices along {', '.join(sorted(more))}, but the state from init does not: "
+            "name mesh axes that shard a layer in axis_name, those that index separate layers in stacked_axis_name"
+        )
+
+
+def _norm_over_devices(local: jax.Array, axis_names: tuple[str, ...]) -> jax.Array:
+    unit = power_of_two(lax.pmax(lax.stop_gradient(local), axis_names))
+    return unit * _sqrt(lax.psum(jnp.square(local * (1 / unit)), axis_names))
+
+
+def _size(x: jax.Array, axes: tuple[int, ...]) -> int:
+    return math.prod(x.shape[axis] for axis in axes)
 
 
 @jax.custom_jvp
@@ -104,23 +241,3 @@ def _sqrt(x: jax.Array) -> jax.Array:
 def _sqrt_jvp(primals, tangents):
     root = _sqrt(*primals)
     return root, jnp.where(root > 0, 0.5 / jnp.where(root > 0, root, 1), 0) * tangents[0]
-
-
-def _origin_and_largest(
-    x: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """The number nearest to zero between the extremes of `x`, and its largest magnitude."""
-    x = lax.stop_gradient(x)  # The result does not depend on where one counts from.
-    low, high = jnp.min(x, axes, keepdims=True), jnp.max(x, axes, keepdims=True)
-    if axis_names:
-        low, high = lax.pmin(low, axis_names), lax.pmax(high, axis_names)
-    return jnp.minimum(jnp.maximum(low, 0), high), jnp.maximum(high, -low)
-
-
-def _squared_magnitude(x: jax.Array) -> jax.Array:
-    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
-
-
-def _mean(x: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]) -> jax.Array:
-    mean = jnp.mean(x, axes, keepdims=True)
-    return lax.pmean(mean, axis_names) if axis_names else mean

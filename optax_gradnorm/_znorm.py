@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_gradnorm._layers import AxisName, Layer, Mask, StackedAxes, layer_resolver
-from optax_gradnorm._moments import center
+from optax_gradnorm._arguments import AxisName, Mask, StackedAxes
+from optax_gradnorm._layers import Layer, layer_resolver, map_layers, resolve_at_init
+from optax_gradnorm._moments import measure, subtract
 
 
 def znorm(
@@ -19,6 +20,7 @@ def znorm(
     mask: Mask = None,
     stacked_axes: StackedAxes = None,
     axis_name: AxisName = None,
+    stacked_axis_name: AxisName = None,
 ) -> optax.GradientTransformation:
     r"""Gives every layer's gradient zero mean and unit standard deviation.
 
@@ -32,14 +34,20 @@ def znorm(
     Args:
       eps: added to the standard deviation; a non-negative number, which may be traced.
       mask: which leaves are layers: a pytree of booleans (or a prefix of one) with the structure of the
-        gradients, or a function from the gradients to one. By default every leaf with more than one
-        dimension; biases and norm scales pass through unchanged.
+        gradients, or a function from the gradients to one, such as `exclude` makes. By default every leaf
+        with more than one axis longer than 1, stacked axes not counted, whose name is not 'bias': biases
+        and norm scales pass through unchanged. `layers` names what is taken.
       stacked_axes: how many leading axes of a leaf index separate layers, as in parameters stacked for
         `lax.scan`: an integer, a pytree of integers (or a prefix of one), or a function from the gradients
         to one. `None` is 0, and lets `optax.inject_hyperparams` trace `eps` alone.
-      axis_name: mesh axes over which a leaf is sharded inside `shard_map` or `pmap`: a name, a tuple of
+      axis_name: mesh axes over which a layer is sharded inside `shard_map` or `pmap`: a name, a tuple of
         names, a pytree of these with `None` for replicated leaves, or a function from the gradients to
-        one. Under `jit` with sharded arrays nothing needs saying.
+        one. A leaf that JAX knows to be replicated over a named axis counts once; under `pmap` and
+        `check_vma=False` it does not know, and every leaf counts as sharded over what is named for it.
+        Under `jit` with sharded arrays no argument is needed.
+      stacked_axis_name: mesh axes that index separate layers, such as the experts of a mixture, one per
+        device; in the same forms. Each device then normalizes its own layers, as without it: only global
+        statistics (`gan`, `track_gradient_dynamics`) differ.
 
     Returns:
       An `optax.GradientTransformation` with an empty state. Updates keep each leaf's shape and dtype;
@@ -48,9 +56,12 @@ def znorm(
       one element give 0; a NaN or an infinity makes its own layer NaN and no other.
 
     Raises:
-      ValueError: `eps` or `stacked_axes` is negative; at `init`, `mask`, `stacked_axes` or `axis_name`
-        does not fit the tree.
+      ValueError: `eps` or `stacked_axes` is negative; at `init`, an argument does not fit the tree, or an
+        axis is named both in `axis_name` and in `stacked_axis_name`.
       TypeError: an argument holds something else than numbers, booleans, integers or axis names.
+
+    Warns:
+      UserWarning: at `init`, when the default rule finds no layer.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -76,25 +87,20 @@ def znorm(
     """
     if not isinstance(eps, jax.core.Tracer):
         _check_eps(eps)
-    resolve = layer_resolver(mask, stacked_axes, axis_name)
+    resolve = layer_resolver(mask, stacked_axes, axis_name, stacked_axis_name)
 
     def init_fn(params):
-        resolve(params)
+        resolve_at_init(resolve, params, mask)
         return optax.EmptyState()
 
-    def normalize(gradient, layer: Layer | None):
-        if layer is None:
-            return gradient
-        values, _, std, unit = center(gradient, layer.own_axes(gradient.ndim), layer.axis_names)
-        divisor = std + jnp.asarray(eps).astype(std.dtype) / unit
-        divisor = jnp.where(divisor == 0, 1, divisor)
-        return (values / divisor.astype(values.dtype)).astype(gradient.dtype)
+    def normalize(gradient: jax.Array, layer: Layer) -> jax.Array:
+        measured = measure(gradient, layer)
+        divisor = measured.std + jnp.asarray(eps).astype(measured.std.dtype)
+        return subtract(gradient, measured.mean, 4 / jnp.where(divisor == 0, 1, divisor))
 
     def update_fn(updates, state, params=None):
         del params
-        leaves, structure = jax.tree.flatten(updates)
-        leaves = [normalize(g, layer) for g, layer in zip(leaves, resolve(updates), strict=True)]
-        return jax.tree.unflatten(structure, leaves), state
+        return map_layers(normalize, updates, resolve), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 

@@ -36,7 +36,8 @@ import jax.core
 import jax.numpy as jnp
 from jax import lax
 
-from optax_gradnorm._moments import power_of_two, statistics_dtype
+from optax_gradnorm._arguments import check_integer
+from optax_gradnorm._moments import norm_of, power_of_two, statistics_dtype, widen
 
 __all__ = [
     "GradientBounds",
@@ -149,8 +150,9 @@ def operator_norm(
     References:
       Golub and Van Loan, Matrix Computations, 4th edition, 2013, section 8.2.
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations must be an integer of at least 1, got {iterations!r}")
+    iterations = check_integer("iterations", iterations)
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
     x = jax.tree.map(jnp.asarray, x)
     _check_inexact("x", x)
     # Of Python's numbers too, which f may return.
@@ -164,12 +166,12 @@ def operator_norm(
 
     def iterate(v, _):
         u = jvp(v)
-        norm = _norm(u)
+        norm = norm_of(u)
         w = vjp(_divide(u, norm))
-        distance = _norm(jax.tree.map(lambda w, v: _wide(w) - norm.astype(_wide(v).dtype) * _wide(v), w, v))
+        distance = norm_of(jax.tree.map(lambda w, v: widen(w) - norm.astype(widen(v).dtype) * widen(v), w, v))
         # Of a Jacobian of zeros 0, of one of NaN or infinity NaN.
         error = jnp.where(norm == 0, 0, distance.astype(norm.dtype) / jnp.where(norm == 0, 1, norm))
-        return _divide(w, _norm(w)), OperatorNorm(norm, error)
+        return _divide(w, norm_of(w)), OperatorNorm(norm, error)
 
     leaves, structure = jax.tree.flatten(x)
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(leaves))
@@ -179,7 +181,7 @@ def operator_norm(
         for k, leaf in zip(keys, leaves, strict=True)
     ]
     start = jax.tree.unflatten(structure, start)
-    _, estimates = lax.scan(iterate, _divide(start, _norm(start)), length=iterations)
+    _, estimates = lax.scan(iterate, _divide(start, norm_of(start)), length=iterations)
     return jax.tree.map(lambda estimate: estimate[-1], estimates)
 
 
@@ -255,13 +257,13 @@ def residual_overlap(
     (branch_gradient,) = jax.vjp(branch, x)[1](cotangent)
     (skip_gradient,) = jax.vjp(shortcut, x)[1](cotangent)
     total = jax.tree.map(jnp.add, skip_gradient, branch_gradient)
-    skip_norm, branch_norm, total_norm = _norm(skip_gradient), _norm(branch_gradient), _norm(total)
+    skip_norm, branch_norm, total_norm = norm_of(skip_gradient), norm_of(branch_gradient), norm_of(total)
     directions = zip(
         jax.tree.leaves(_divide(skip_gradient, skip_norm)),
         jax.tree.leaves(_divide(branch_gradient, branch_norm)),
         strict=True,
     )
-    cosine = sum(jnp.sum((jnp.conj(_wide(a)) * _wide(b)).real).astype(skip_norm.dtype) for a, b in directions)
+    cosine = sum(jnp.sum((jnp.conj(widen(a)) * widen(b)).real).astype(skip_norm.dtype) for a, b in directions)
     defined = (skip_norm > 0) & (branch_norm > 0)
     return ResidualOverlap(
         skip=skip_gradient,
@@ -375,36 +377,13 @@ def _signature(tree: PyTree) -> tuple[Any, list[str]]:
     return jax.tree.structure(tree), leaves
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    """At least single precision."""
-    dtype = statistics_dtype(x.dtype)
-    if jnp.iscomplexobj(x):
-        dtype = jnp.dtype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)
-    return x.astype(dtype)
-
-
-def _norm(tree: PyTree) -> jax.Array:
-    """Euclidean norm over all leaves, whose squares neither overflow nor vanish."""
-    leaves = [part for x in jax.tree.leaves(tree) for part in _real_parts(_wide(x))]
-    dtype = jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in leaves) else jnp.float32)
-    # As in `center`: XLA must not know of zeros.
-    leaves = lax.optimization_barrier([x.astype(dtype) for x in leaves])
-    unit = power_of_two(jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves])))
-    per_unit = 1 / unit
-    return unit * jnp.sqrt(sum(jnp.sum(jnp.square(x * per_unit)) for x in leaves))
-
-
-def _real_parts(x: jax.Array) -> tuple[jax.Array, ...]:
-    return (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
-
-
 def _divide(tree: PyTree, norm: jax.Array) -> PyTree:
     """The tree over its norm, in its own dtypes; zeros stay zeros."""
     per_unit = 1 / power_of_two(norm)
     rest = jnp.where(norm > 0, norm * per_unit, 1)
 
     def divide(x):
-        wide = _wide(x)
+        wide = widen(x)
         return (wide * per_unit.astype(wide.dtype) / rest.astype(wide.dtype)).astype(x.dtype)
 
     return jax.tree.map(divide, tree)

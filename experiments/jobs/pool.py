@@ -195,6 +195,7 @@ def _serve(connection: Connection, core: int, work: Work, cache: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     threading.Thread(target=machine.exit_with_parent, daemon=True).start()
     machine.pin(core)
+    machine.use_onednn()
     machine.use_compilation_cache(cache)
     while True:
         try:

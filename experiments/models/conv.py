@@ -16,6 +16,8 @@ from jax import lax
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Patches of a few images at a time stay in a core's cache; those of a whole batch fill the memory.
 PATCH_BYTES = 4 * 2**20
+# The same for the images, and the gradients of their outputs, that a kernel's gradient takes at a time.
+CHUNK = 16
 
 
 def conv_general_dilated(
@@ -68,12 +70,55 @@ def _conv(images, kernel, strides, padding):
 def _conv_jvp(strides, padding, primals, tangents):
     images, kernel = primals
     images_dot, kernel_dot = tangents
-    # Input and output swapped here are in the fast order in the transpose.
-    by_images = lax.conv_general_dilated(
-        images_dot, kernel.mT, strides, padding, dimension_numbers=("NHWC", "HWOI", "NHWC")
-    )
-    by_kernel = conv_by_patches(images, kernel_dot, strides, padding)
+    by_images = _conv_by_images(images_dot, kernel, strides, padding)
+    # A 1x1 kernel's patches are the pixels themselves.
+    convolve = conv_by_patches if kernel.shape[:2] == (1, 1) else _conv_by_kernel
+    by_kernel = convolve(images, kernel_dot, strides, padding)
     return _conv(images, kernel, strides, padding), by_images + by_kernel
+
+
+def _conv_by_images(images, kernel, strides, padding):
+    """The convolution, in an order whose transpose, the gradient of the images, is in the fast order."""
+    if any(stride > 1 for stride in strides):
+        swapped = ("NHWC", "HWOI", "NHWC")
+        return lax.conv_general_dilated(images, kernel.mT, strides, padding, dimension_numbers=swapped)
+    # Reversed first and transposed then: XLA would merge a reversal with the convolution beside it, and that is slow.
+    kernel_back = kernel[::-1, ::-1].mT
+    padding_back = [
+        (size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape[:2], padding, strict=True)
+    ]
+
+    def gradient(outputs):
+        return lax.conv_general_dilated(outputs, kernel_back, strides, padding_back, dimension_numbers=LAYOUT)
+
+    outputs = jax.eval_shape(partial(_conv, strides=strides, padding=padding), images, kernel)
+    return jax.linear_transpose(gradient, outputs)(images)[0]
+
+
+def _conv_by_kernel(images, kernel, strides, padding):
+    """The convolution in an order whose transpose, the gradient of the kernel, is in the fast order.
+
+    That gradient is a convolution too: the features of the images are its batch, and the images its features.
+    """
+    # Summed in single precision at least: XLA on CPU would add up halves in half precision.
+    dtype = jnp.float32 if jnp.finfo(kernel.dtype).bits < 32 else kernel.dtype
+    kernel = kernel.astype(dtype).transpose(2, 0, 1, 3)
+
+    # The backward pass keeps the images, not their transposed copies.
+    @jax.checkpoint
+    def convolve(some_images):
+        outputs = lax.conv_general_dilated(
+            some_images.transpose(3, 1, 2, 0).astype(dtype),
+            kernel,
+            strides,
+            padding,
+            dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        )
+        return outputs.transpose(2, 0, 1, 3).astype(images.dtype)
+
+    chunk = _largest_divisor(len(images), CHUNK)
+    outputs = lax.map(convolve, images.reshape(-1, chunk, *images.shape[1:]))
+    return outputs.reshape(-1, *outputs.shape[2:])
 
 
 def conv_by_patches(images, kernel, strides, padding):

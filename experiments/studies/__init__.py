@@ -9,6 +9,7 @@ def load_studies() -> Mapping[str, Study]:
     """All studies, by name."""
     from experiments.studies import (
         beyond_batchnorm,
+        cifar10_confirm,
         gan_cifar100,
         gradient_dynamics,
         gradient_overlap,
@@ -20,6 +21,7 @@ def load_studies() -> Mapping[str, Study]:
     )
 
     modules = (
+        cifar10_confirm,
         overlap_table1,
         gan_cifar100,
         znorm_architectures,

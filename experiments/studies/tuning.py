@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,26 +13,73 @@ from experiments.report.tables import format_score, markdown_table
 from experiments.run import Run
 
 TUNING_SEED = 100  # never a reported one
+MOST_EXTENSIONS = 4
 
 Setting = tuple[str, ...]
 
 
 def make_tuning_runs(
-    settings: Iterable[Run], grid: Mapping[str, Sequence[float]], **changes: Any
+    settings: Iterable[Run],
+    grid: Mapping[str, Sequence[float]],
+    seeds: Sequence[int] = (TUNING_SEED,),
+    /,
+    **changes: Any,
 ) -> list[Run]:
-    """Every setting with every learning rate of its optimizer's grid, on a seed that is not reported.
+    """Every setting with every learning rate of its grid, on seeds that are not reported.
 
     Args:
       settings: one run of each; its learning rate and seed do not matter.
-      grid: learning rates by optimizer.
+      grid: learning rates by method behind an optimizer, as 'znorm sgdm', or by optimizer for all methods.
+      seeds: none of the reported ones.
       **changes: what else is not as in the reported runs, such as epochs and what is evaluated on.
     """
-    changes |= {"seed": TUNING_SEED}
     return [
-        dataclasses.replace(run, learning_rate=rate, **changes)
+        dataclasses.replace(run, learning_rate=rate, seed=seed, **changes)
         for run in settings
-        for rate in grid[run.optimizer]
+        for rate in grid.get(f"{run.method} {run.optimizer}") or grid[run.optimizer]
+        for seed in seeds
     ]
+
+
+def extend_grids(
+    tuning: Iterable[Run],
+    records: Iterable[RunRecord],
+    setting: Callable[[Run], Setting],
+    score: str = "accuracy",
+) -> list[Run]:
+    """The tuning runs, and where a setting's best learning rate is the last of its grid, those with one more.
+
+    The grid grows by half a decade at a time until the best rate has a worse one on either side, at most
+    `MOST_EXTENSIONS` times.
+
+    Args:
+      tuning: as `make_tuning_runs` names them.
+      records: what was made, of these and of other runs; a setting is extended when all of its runs have ended.
+      setting: as for `choose_learning_rates`.
+      score: the same.
+    """
+    runs, records = list(tuning), list(records)
+    for _ in range(MOST_EXTENSIONS):
+        cells = make_cells(runs, records).values()
+        chosen = choose_learning_rates(cells, setting, score)
+        at_the_edge = _at_the_edge(_by_setting(cells, setting), chosen)
+        more = [
+            dataclasses.replace(
+                run, learning_rate=half_a_decade(run.learning_rate, at_the_edge[setting(run)])
+            )
+            for run in runs
+            if setting(run) in at_the_edge and run.learning_rate == chosen[setting(run)]
+        ]
+        if not more:
+            break
+        runs += more
+    return runs
+
+
+def half_a_decade(rate: float, steps: int) -> float:
+    """The rate so many steps further on the ladder ..., 0.1, 0.3, 1, 3, ..."""
+    decade, is_three = divmod(round(2 * math.log10(rate)) + steps, 2)
+    return float(f"{3 if is_three else 1}e{decade}")
 
 
 def tune(
@@ -64,9 +112,9 @@ def choose_learning_rates(
     """Learning rate with the highest score, the lower of two equal ones.
 
     Args:
-      cells: of the tuning runs, one seed each.
+      cells: of the tuning runs; where they have several seeds, their mean score counts.
       setting: what has a learning rate of its own, such as (optimizer, method).
-      score: see `Cell.values`. A diverged run, or one without the score, is never chosen before another.
+      score: see `Cell.values`. A rate with a diverged run, or without the score, is never chosen before another.
 
     Returns:
       By setting, where all tuning runs have ended.
@@ -74,7 +122,7 @@ def choose_learning_rates(
     return {
         key: max(grid, key=lambda cell: (_score(cell, score), -cell.run.learning_rate)).run.learning_rate
         for key, grid in _by_setting(cells, setting).items()
-        if all(cell.ended for cell in grid)
+        if not any(cell.missing for cell in grid)
     }
 
 
@@ -96,7 +144,8 @@ def tuning_table(
     chosen = choose_learning_rates(cells, setting, score)
     grids = _by_setting(cells, setting)
     tables: dict[tuple[float, ...], list[list[str]]] = {}
-    for key, grid in grids.items():
+    for key, unsorted in grids.items():
+        grid = sorted(unsorted, key=lambda cell: cell.run.learning_rate)
         rates = tuple(cell.run.learning_rate for cell in grid)
         table = tables.setdefault(rates, [[*headings, *(f"{rate:g}" for rate in rates)]])
         table.append([*key, *(_entry(cell, score, chosen.get(key)) for cell in grid)])
@@ -105,7 +154,7 @@ def tuning_table(
         parts.append(
             "The best learning rate lies at the edge of the grid, so a better one may lie outside, which weakens "
             "every comparison with these: "
-            f"{', '.join(at_the_edge)}."
+            f"{', '.join(map(' '.join, at_the_edge))}."
         )
     return "\n\n".join(parts)
 
@@ -118,7 +167,8 @@ def _by_setting(cells: Iterable[Cell], setting: Callable[[Run], Setting]) -> dic
 
 
 def _score(cell: Cell, score: str) -> float:
-    return -math.inf if cell.diverged else max(cell.values(score).values(), default=-math.inf)
+    values = cell.values(score).values()
+    return statistics.fmean(values) if values and not cell.diverged else -math.inf
 
 
 def _entry(cell: Cell, score: str, chosen: float | None) -> str:
@@ -126,9 +176,11 @@ def _entry(cell: Cell, score: str, chosen: float | None) -> str:
     return f"**{text}**" if chosen == cell.run.learning_rate else text
 
 
-def _at_the_edge(grids: Mapping[Setting, list[Cell]], chosen: Mapping[Setting, float]) -> list[str]:
+def _at_the_edge(grids: Mapping[Setting, list[Cell]], chosen: Mapping[Setting, float]) -> dict[Setting, int]:
+    """The settings whose chosen rate is the highest (1) or the lowest (-1) of the grid."""
     edges = {}
-    for key, grid in grids.items():
-        rates = [cell.run.learning_rate for cell in grid]
-        edges[key] = (min(rates), max(rates))
-    return [" ".join(key) for key, rate in chosen.items() if rate in edges[key]]
+    for key, rate in chosen.items():
+        rates = [cell.run.learning_rate for cell in grids[key]]
+        if rate in (min(rates), max(rates)):
+            edges[key] = 1 if rate == max(rates) else -1
+    return edges

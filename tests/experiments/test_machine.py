@@ -1,6 +1,8 @@
 """The compilation cache in the temporary directory: gone with its process, whatever ends that."""
 
+import importlib.metadata
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -64,3 +66,56 @@ def test_a_cache_that_the_user_chose_is_left(temporary, monkeypatch):
     with machine.compilation_cache() as folder:
         assert folder == str(temporary / "mine")
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("version", ["0.10.2", "0.12.0.1", "0.13.0"])
+def test_flags_that_a_jaxlib_may_not_know_are_not_set(version, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", {"jaxlib": version}.__getitem__)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    machine.use_onednn()
+    assert ("--xla_cpu_use_onednn=true" in machine.xla_flags()) == version.startswith("0.12")
+
+
+@pytest.mark.parametrize("flags", ["--xla_cpu_use_onednn=false", "flags.txt", "--xla_dump_to=/home/me --a=1"])
+def test_flags_of_the_user_win(flags, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", {"jaxlib": "0.12.0"}.__getitem__)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    machine.use_onednn()
+    if flags.endswith("--a=1"):
+        assert os.environ["XLA_FLAGS"].startswith(f"{flags} --xla_cpu_use_onednn=true ")
+        assert machine.xla_flags()[:2] == ["--xla_dump_to", "--a=1"]  # no path of the user's
+    else:
+        assert os.environ["XLA_FLAGS"] == flags
+
+
+WORKER = """
+import jax
+from experiments import machine
+machine.pin(machine.usable_cores()[0])
+machine.use_onednn()
+conv = lambda x, w: jax.lax.conv(x, w, (1, 1), "SAME")
+shapes = (8, 16, 16, 16), (16, 16, 3, 3)
+compiled = jax.jit(conv).lower(*map(jax.numpy.ones, shapes)).compile()
+print(len(machine.xla_flags()), machine.xla_threads(), "onednn" in compiled.as_text())
+"""
+
+
+def test_the_flags_reach_xla():
+    """In a process of its own, where the installed JAX knows them: one that it does not know would end it."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-c", WORKER]
+    made = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    flags, threads, convolves = made.stdout.split()
+    knows = importlib.metadata.version("jaxlib").startswith("0.12.")
+    assert int(flags) == (len(machine.ONEDNN_FLAGS) if knows else 0)
+    assert threads == "1"
+    # oneDNN is for x86 alone.
+    assert convolves == str(knows and platform.machine() == "x86_64")
+
+
+def test_the_processor_has_a_name():
+    name = machine.cpu_model()
+    assert name
+    assert "\n" not in name
+    if platform.system() == "Linux" and platform.machine() == "x86_64":
+        assert f"model name\t: {name.partition(' (family')[0]}" in Path("/proc/cpuinfo").read_text()

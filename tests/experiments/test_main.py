@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes, real files, kills and interruptions."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from experiments.run import Run
 from .processes import metrics, run, start, wait_for_epochs
 
 EPOCHS = 10
+KNOWS_ONEDNN = importlib.metadata.version("jaxlib").startswith("0.12.")
 SMALL = (
     "--methods", "baseline", "znorm", "--optimizers", "sgdm", "--seeds", "0", "1", "--epochs", str(EPOCHS),
     "--train-examples", "200", "--batch-size", "50", "--workers", "2",
@@ -102,6 +104,9 @@ def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bits(undisturbed, tmp_pa
         if 1 < len(epochs) < EPOCHS:
             assert resumed
             assert resumed[-1] >= len(epochs) - 1
+        # The same bits, though XLA takes another library where it can.
+        assert any("onednn" in flag for flag in record["environment"]["xla_flags"]) == KNOWS_ONEDNN
+        assert record["environment"]["cpu_usable"] == record["environment"]["xla_threads"] == 1
     assert not list(tmp_path.glob("*.npz"))
 
 

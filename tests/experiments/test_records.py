@@ -255,8 +255,12 @@ def test_a_flipped_bit_anywhere_in_an_archive_changes_no_array(tmp_path, save):
     assert refused > len(whole)
 
 
-def test_environment_says_what_is_installed_and_not_where(tmp_path):
+def test_environment_says_what_is_installed_and_not_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={tmp_path} --xla_a=1")
     environment = machine.describe_environment(devices=2)
+    assert environment["xla_flags"][-2:] == ["--xla_dump_to", "--xla_a=1"]
+    assert environment["cpu_model"]
+    assert environment["xla_threads"] == environment["cpu_usable"] >= 1
     for package in ("jax", "jaxlib", "flax", "optax", "numpy"):
         assert environment[package] == importlib.metadata.version(package)
     assert environment["device_count"] == 2

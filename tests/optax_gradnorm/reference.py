@@ -1,7 +1,11 @@
 """The transformations once more, in NumPy: double precision, no masks, no mesh, no state."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+# Its place before jax 0.8.
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 
 def exact(array) -> np.ndarray:

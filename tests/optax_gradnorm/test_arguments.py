@@ -149,7 +149,7 @@ def test_axis_name_at_init(factory, value, exception, shown):
     check(error, "axis_name", shown)
 
 
-@pytest.mark.parametrize("value", [1.0, True, "last", None, (0,)], ids=repr)
+@pytest.mark.parametrize("value", [1.0, True, "last", (0, 1.5), (True,)], ids=repr)
 def test_feature_axis_at_build(value):
     with pytest.raises(TypeError) as error:
         optax_gradnorm.centralize(feature_axis=value)
@@ -189,3 +189,20 @@ def test_unknown_mesh_axis(factory):
     transformation = factory(axis_name="nowhere")
     with pytest.raises(NameError, match="nowhere"):
         transformation.update(GRADS, transformation.init(GRADS))
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        (jnp.ones(3), r"float32\[3\]"),
+        (jnp.asarray(1j), r"complex64\[\]"),
+        (jnp.asarray(True), r"bool\[\]"),
+        (None, "None"),
+        ("half", "half"),
+    ],
+    ids=["vector", "complex", "boolean", "nothing", "string"],
+)
+def test_what_autoscale_returns(result, shown):
+    gan = optax_gradnorm.gan(autoscale=lambda sigma, first_sigma: result)
+    with pytest.raises(TypeError, match=f"autoscale must return a real scalar, got .*{shown}"):
+        gan.update(GRADS, gan.init(GRADS))

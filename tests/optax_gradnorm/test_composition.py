@@ -389,7 +389,7 @@ def test_eval_shape(factory):
 def test_gradient_through_the_update(factory):
     """Learned optimizers differentiate through an update: against central differences in float64."""
     transformation = factory()
-    with jax.enable_x64(True):
+    with reference.enable_x64(True):
         generator = np.random.default_rng(0)
         layer = jnp.asarray(generator.standard_normal((3, 4)) + 0.5)
         weights = jnp.asarray(generator.standard_normal((3, 4)))

@@ -1,8 +1,6 @@
 """The public names: curated, documented, and with the signatures that users call."""
 
-import importlib.metadata
 import inspect
-import pathlib
 import re
 import types
 
@@ -29,7 +27,9 @@ def test_all_is_what_there_is():
 def sections(docstring):
     return dict(
         re.findall(
-            r"^(Args|Returns|Raises|Examples|References|Attributes):\n((?:^(?:  .*)?\n?)+)", docstring, re.M
+            r"^(Args|Returns|Raises|Warns|Examples|References|Attributes):\n((?:^(?:  .*)?\n?)+)",
+            docstring,
+            re.M,
         )
     )
 
@@ -42,7 +42,7 @@ def test_functions_are_documented(name):
     assert first_line.endswith(".")
     assert not blank
     found = sections(docstring)
-    assert {"Args", "Returns", "Raises", "Examples"} <= set(found)
+    assert {"Args", "Returns", "Examples"} <= set(found)
     assert ">>> " in found["Examples"]
     documented = re.findall(r"^  (\w+): ", found["Args"], re.M)
     assert documented == list(inspect.signature(function).parameters)
@@ -61,16 +61,3 @@ def test_states_are_documented(name):
 @pytest.mark.parametrize("name", ["znorm", "gan", "centralize"])
 def test_transformations_cite_their_paper(name):
     assert re.search(r"arxiv\.org/abs/\d{4}\.\d{5}", inspect.getdoc(getattr(optax_gradnorm, name)))
-
-
-def test_version_is_the_distributions():
-    assert re.fullmatch(r"\d+\.\d+\.\d+", optax_gradnorm.__version__)
-    try:
-        installed = importlib.metadata.version("optax-gradnorm")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("the package is on the path but not installed")
-    assert installed == optax_gradnorm.__version__
-
-
-def test_types_are_shipped():
-    assert (pathlib.Path(optax_gradnorm.__file__).parent / "py.typed").exists()

@@ -39,7 +39,7 @@ def gradients():
     return {
         "conv": {"kernel": leaf(8, 3, 8, 6), "bias": leaf(8)},
         "dense": {"kernel": leaf(16, 8) * 1e3},
-        "constant": {"kernel": jnp.full((8, 8), 1 / 3)},
+        "constant": {"kernel": jnp.full((16, 8), 1 / 3)},
     }
 
 
@@ -138,6 +138,18 @@ def test_shard_map_with_sharded_and_replicated_leaves(name, check_vma):
     """A replicated leaf counts once, whatever the other leaves are sharded over."""
     transformation = FACTORIES[name](axis_name=jax.tree.map(axes_of, MIXED))
     assert_same(in_shard_map(transformation, MIXED, check_vma=check_vma), whole(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shard_that_may_be_a_row_or_a_part_of_a_bias(name):
+    """One row of a weight (8, 6), or an eighth of a LayerScale (1, 48): the shard (1, 6) looks the same."""
+    grads = {"weights": jnp.ones((8, 6)), "bias": jnp.ones((8, 6))}
+    run = functools.partial(in_shard_map, layout=P(("data", "model")), grads=grads)
+    with pytest.raises(ValueError, match="mask must say whether 'weights' is a layer"):
+        run(FACTORIES[name](axis_name=("data", "model")))
+    updates, _ = run(FACTORIES[name](axis_name=("data", "model"), mask={"weights": True, "bias": False}))
+    assert not np.any(updates["weights"])
+    assert np.array_equal(updates["bias"], grads["bias"])
 
 
 def test_shard_map_centralize():

@@ -73,11 +73,12 @@ def test_two_stacked_axes(name):
 @pytest.mark.parametrize("name", FACTORIES)
 def test_the_dimension_rule_counts_what_is_left(name):
     """Stacked biases are biases still, and pass through; an unstacked reading would change them."""
-    grads = {"bias": jnp.arange(12.0).reshape(4, 3), "scale": jnp.arange(4.0)}
+    grads = {"offset": jnp.arange(12.0).reshape(4, 3), "scale": jnp.arange(4.0)}
     stacked = FACTORIES[name](stacked_axes=1)
-    updates = first_update(stacked, grads)
+    with pytest.warns(UserWarning, match="no leaf is a layer"):
+        updates = first_update(stacked, grads)
     assert all(np.array_equal(updates[k], grads[k]) for k in grads)
-    assert not np.array_equal(first_update(FACTORIES[name](), grads)["bias"], grads["bias"])
+    assert not np.array_equal(first_update(FACTORIES[name](), grads)["offset"], grads["offset"])
 
 
 @pytest.mark.parametrize("name", FACTORIES)

@@ -25,6 +25,7 @@ CASES = {
     "projection": (16, 16, 32, 1, 2, 0),
     "1x1": (8, 8, 4, 1, 1, 0),
     "7x7 strided": (20, 3, 8, 7, 2, 3),
+    "3x3 padded by more than its reach": (8, 4, 6, 3, 1, 3),
     "same": (9, 4, 5, 3, 2, "SAME"),
     "valid": (9, 4, 5, 4, 3, "VALID"),
     "one pixel": (1, 4, 5, 3, 1, 1),
@@ -108,9 +109,11 @@ def test_bfloat16(name):
     assert_close(actual, jax.tree.map(lambda e: e.astype(jnp.bfloat16), exact), tolerance=2**-7)
 
 
-def test_bfloat16_adds_many_chunks_in_float32(monkeypatch):
-    monkeypatch.setattr("experiments.models.conv.PATCH_BYTES", 1)  # one image per chunk
-    images, kernel, weights, options = make_case("3x3", batch=256, dtype=jnp.bfloat16)
+@pytest.mark.parametrize("name", ["3x3", "projection"])
+def test_bfloat16_adds_many_chunks_in_float32(name, monkeypatch):
+    for limit in ("PATCH_BYTES", "CHUNK"):
+        monkeypatch.setattr(f"experiments.models.conv.{limit}", 1)  # one image per chunk
+    images, kernel, weights, options = make_case(name, batch=256, dtype=jnp.bfloat16)
     _, by_kernel = jax.jit(gradients(ours, options))(images, kernel, weights)
     exact = jax.jit(gradients(lax_conv, options))(*(a.astype(jnp.float32) for a in (images, kernel, weights)))
     # No worse than rounding each element once.
@@ -237,8 +240,9 @@ def test_in_a_flax_module(dtype):
     )
 
 
-def test_loops_hold_only_convolutions_that_are_fast_on_cpu():
-    images, kernel, weights, options = make_case("3x3 strided")
+@pytest.mark.parametrize("name", ["3x3", "3x3 strided", "7x7 strided"])
+def test_loops_hold_only_convolutions_that_are_fast_on_cpu(name):
+    images, kernel, weights, options = make_case(name)
 
     def epoch(conv):
         def step(kernel, images):

@@ -1,0 +1,128 @@
+"""Arguments of the transformations: one value for all leaves, a pytree, or a function of the tree."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.core
+import numpy as np
+
+PyTree = Any
+Mask = PyTree | Callable[[PyTree], PyTree] | None
+StackedAxes = int | PyTree | Callable[[PyTree], PyTree] | None
+AxisName = str | tuple[str, ...] | PyTree | Callable[[PyTree], PyTree] | None
+FeatureAxis = int | tuple[int, ...] | PyTree | Callable[[PyTree], PyTree]
+
+# In place of a mask's boolean: the default rule decides.
+BY_DEFAULT = object()
+
+
+def is_function(option: Any) -> bool:
+    # An Equinox module of booleans is callable too, but it is a tree and not a leaf.
+    return callable(option) and jax.tree_util.all_leaves([option])
+
+
+def is_axis_name(node: Any) -> bool:
+    return node is None or (isinstance(node, tuple) and all(isinstance(name, str) for name in node))
+
+
+def is_feature_axis(node: Any) -> bool:
+    return isinstance(node, tuple) and not hasattr(node, "_fields")
+
+
+def per_leaf(argument: str, option: Any, tree: PyTree, is_leaf: Callable[[Any], bool] | None) -> list[Any]:
+    """Broadcasts an option, a function of the tree or a prefix of it, to one value per leaf."""
+    if is_function(option):
+        option = option(tree)
+    try:
+        broadcast = jax.tree.map(
+            lambda value, subtree: [value] * len(jax.tree.leaves(subtree)), option, tree, is_leaf=is_leaf
+        )
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{argument} must have the structure of the gradients, or a prefix of it: "
+            f"{_difference(option, tree, is_leaf)}"
+        ) from None
+    return jax.tree.leaves(broadcast, is_leaf=is_leaf)
+
+
+def _difference(option: PyTree, tree: PyTree, is_leaf: Callable[[Any], bool] | None) -> str:
+    """Where an option is not a prefix of a tree, in words."""
+
+    def paths(tree, is_leaf):
+        return [
+            tuple(path_part(key) for key in path)
+            for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
+        ]
+
+    given, wanted = paths(option, is_leaf), paths(tree, None)
+    kinds = type(option).__name__, type(tree).__name__
+    if kinds[0] != kinds[1]:
+        return f"it is a {kinds[0]}, they are a {kinds[1]}"
+    for start in given:
+        if not any(path[: len(start)] == start for path in wanted):
+            return f"there is no {'/'.join(start)!r}"
+    for path in wanted:
+        if not any(path[: len(start)] == start for start in given):
+            return f"it says nothing of {'/'.join(path)!r}"
+    return f"it is {jax.tree.structure(option)}, they are {jax.tree.structure(tree)}"
+
+
+def check_integer(argument: str, value: Any) -> int:
+    """Returns a static integer, NumPy's and concrete scalars of JAX included."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{argument} must be a Python integer, got the traced {value}; "
+            "under optax.inject_hyperparams name it in static_args"
+        )
+    number = _item(value)
+    if isinstance(number, bool | np.bool_) or not isinstance(number, int | np.integer):
+        raise TypeError(f"{argument} must be an integer, got {value!r}")
+    return int(number)
+
+
+def _item(value: Any) -> Any:
+    """The Python number in an array without dimensions."""
+    is_array = isinstance(value, jax.Array | np.ndarray) and not isinstance(value, jax.core.Tracer)
+    return value.item() if is_array and value.ndim == 0 else value
+
+
+def check_mask(value: Any) -> Any:
+    value = value if value is BY_DEFAULT else _item(value)
+    if value is not BY_DEFAULT and not isinstance(value, bool | np.bool_):
+        raise TypeError(f"mask must hold booleans, got {value!r}")
+    return value
+
+
+def check_stacked_axes(value: Any) -> int:
+    value = check_integer("stacked_axes", value)
+    if value < 0:
+        raise ValueError(f"stacked_axes must not be negative, got {value}")
+    return value
+
+
+def names_checker(argument: str) -> Callable[[Any], tuple[str, ...]]:
+    def check(value: Any) -> tuple[str, ...]:
+        if value is None:
+            return ()
+        if isinstance(value, str):
+            return (value,)
+        if is_axis_name(value):
+            return value
+        raise TypeError(f"{argument} must hold mesh axis names, got {value!r}")
+
+    return check
+
+
+def check_feature_axis(value: Any) -> tuple[int, ...]:
+    try:
+        return tuple(
+            check_integer("feature_axis", axis) for axis in (value if isinstance(value, tuple) else (value,))
+        )
+    except TypeError:
+        raise TypeError(f"feature_axis must hold integers or tuples of integers, got {value!r}") from None
+
+
+def path_part(key: Any) -> str:
+    """One step of a path as a string, the same in every container."""
+    return jax.tree_util.keystr((key,), simple=True)

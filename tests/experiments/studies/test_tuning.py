@@ -1,0 +1,164 @@
+"""Grids of learning rates that grow at their edges, and the study that was fixed before its runs."""
+
+import itertools
+import math
+
+import pytest
+
+from experiments.records import EpochMetrics, RunRecord
+from experiments.report.cells import make_cells
+from experiments.run import Run
+from experiments.studies import cifar10_confirm
+from experiments.studies.tuning import (
+    MOST_EXTENSIONS,
+    choose_learning_rates,
+    extend_grids,
+    half_a_decade,
+    make_tuning_runs,
+    tune,
+    tuning_table,
+)
+
+SETTINGS = [
+    Run("digits", "resnet8", method, optimizer, 1.0, 1, 50, 0)
+    for optimizer in ("sgdm", "adam")
+    for method in ("baseline", "znorm")
+]
+GRID = {"sgdm": (0.03, 0.1, 0.3), "znorm sgdm": (1e-4, 3e-4, 1e-3), "adam": (0.001, 0.003)}
+
+
+def setting(run: Run) -> tuple[str, str]:
+    return run.optimizer, run.method
+
+
+def ended(run: Run, accuracy: float, status: str = "finished") -> RunRecord:
+    return RunRecord(run=run, status=status, epochs=(EpochMetrics(1, 1.0, 0.5, 1.0, accuracy, 0, 1.0),))
+
+
+def peaked(runs, best: dict[tuple[str, str], float]) -> list[RunRecord]:
+    """Accuracies that fall with the distance from a setting's best rate, on a logarithmic scale."""
+    return [ended(run, 1 - abs(math.log10(run.learning_rate / best[setting(run)])) / 10) for run in runs]
+
+
+def rates(runs, key) -> list[float]:
+    return sorted({run.learning_rate for run in runs if setting(run) == key})
+
+
+def test_the_ladder_has_two_steps_per_decade():
+    ladder = [3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+    for lower, higher in itertools.pairwise(ladder):
+        assert half_a_decade(lower, 1) == higher
+        assert half_a_decade(higher, -1) == lower
+
+
+def test_a_method_behind_an_optimizer_may_have_a_grid_of_its_own():
+    runs = make_tuning_runs(SETTINGS, GRID, (7, 8), epochs=3)
+    assert rates(runs, ("sgdm", "znorm")) == [1e-4, 3e-4, 1e-3]
+    assert rates(runs, ("sgdm", "baseline")) == [0.03, 0.1, 0.3]
+    assert rates(runs, ("adam", "znorm")) == rates(runs, ("adam", "baseline")) == [0.001, 0.003]
+    assert {run.seed for run in runs} == {7, 8}
+    assert {run.epochs for run in runs} == {3}
+
+
+def test_a_grid_grows_until_its_best_rate_has_a_worse_one_on_either_side():
+    best = {
+        ("sgdm", "baseline"): 0.1,  # inside already
+        ("sgdm", "znorm"): 3e-5,  # one below the lowest: two more rates
+        ("adam", "baseline"): 0.003,  # the highest
+        ("adam", "znorm"): 0.03,  # two above the highest
+    }
+    first = runs = make_tuning_runs(SETTINGS, GRID, (7, 8))
+    assert extend_grids(runs, [], setting) == first  # nothing has ended
+    for _ in range(MOST_EXTENSIONS + 1):
+        runs = extend_grids(first, peaked(runs, best), setting)
+    assert rates(runs, ("sgdm", "baseline")) == [0.03, 0.1, 0.3]
+    assert rates(runs, ("sgdm", "znorm")) == [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]
+    assert rates(runs, ("adam", "baseline")) == [0.001, 0.003, 0.01]
+    assert rates(runs, ("adam", "znorm")) == [0.001, 0.003, 0.01, 0.03, 0.1]
+    assert len(set(runs)) == len(runs)
+    assert {run.seed for run in runs if run.learning_rate == 1e-5} == {7, 8}
+    tuned = tune(SETTINGS, runs, peaked(runs, best), setting)
+    assert {setting(run): run.learning_rate for run in tuned} == best
+
+
+def test_only_settings_that_have_ended_grow():
+    runs = make_tuning_runs(SETTINGS, GRID, (7, 8))
+    records = peaked(runs, {setting(run): 1000.0 for run in SETTINGS})
+    without_one = [record for record in records if record.run != runs[0]]
+    extended = extend_grids(runs, without_one, setting)
+    assert rates(extended, ("sgdm", "baseline")) == [0.03, 0.1, 0.3]
+    assert rates(extended, ("sgdm", "znorm")) == [1e-4, 3e-4, 1e-3, 0.003]
+
+
+def test_the_growth_has_an_end():
+    first = runs = make_tuning_runs(SETTINGS, GRID)
+    for _ in range(2 * MOST_EXTENSIONS):
+        runs = extend_grids(first, peaked(runs, {setting(run): 1e9 for run in SETTINGS}), setting)
+    assert len(rates(runs, ("adam", "znorm"))) == 2 + MOST_EXTENSIONS
+
+
+def test_the_mean_over_the_tuning_seeds_chooses_and_a_diverged_one_excludes_its_rate():
+    accuracies = {0.03: (0.5, 0.5), 0.1: (0.7, 0.4), 0.3: (0.9, 0.9)}
+    runs = make_tuning_runs(SETTINGS[:1], GRID, (7, 8))
+    records = [ended(run, accuracies[run.learning_rate][run.seed - 7]) for run in runs]
+    key = setting(runs[0])
+    cells = make_cells(runs, records).values()
+    assert choose_learning_rates(cells, setting) == {key: 0.3}
+    records[-1] = ended(runs[-1], 0.9, "diverged")
+    cells = make_cells(runs, records).values()
+    assert choose_learning_rates(cells, setting) == {key: 0.1}  # 0.55 and not 0.5
+    shuffled = make_cells(reversed(runs), records).values()
+    assert tuning_table(("optimizer", "method"), shuffled, setting).index("0.03") < tuning_table(
+        ("optimizer", "method"), shuffled, setting
+    ).index("0.3 |")
+
+
+@pytest.mark.parametrize("preset", cifar10_confirm.SIZES)
+def test_the_confirmatory_study_tunes_on_other_seeds_and_images_than_it_reports(preset):
+    """Plays a whole study with made-up accuracies."""
+    records, rounds = [], []
+    while new := [
+        run
+        for run in cifar10_confirm.make_runs(preset, records)
+        if run not in {record.run for record in records}
+    ]:
+        rounds.append(new)
+        # Best at 0.03 or, for small updates, one step beyond the grid.
+        records += [ended(run, 1 - abs(math.log10(run.learning_rate / 0.03)) / 10) for run in new]
+
+    size = cifar10_confirm.SIZES[preset]
+    made = [record.run for record in records]
+    tuning = [run for run in made if run.validation_examples]
+    reported = [run for run in made if not run.validation_examples]
+    assert not {run.seed for run in tuning} & {run.seed for run in reported}
+    assert {run.seed for run in tuning} == set(cifar10_confirm.TUNING_SEEDS)
+    assert len(set(made)) == len(made)
+    regime, tuned = rounds[-1], rounds[-2]
+    assert [*tuned, *regime] == reported  # first all of the one, then all of the other
+    cells = len(size.schedules) * 2 * len(size.methods)
+    assert len(tuned) == cells * len(size.seeds)
+    for run in tuned:
+        assert run.test_examples == size.test_examples
+        assert run.train_examples == size.train_examples
+        assert (run.warmup_epochs, run.weight_decay, run.augment) == (0.5, 0, "none")
+    assert {run.seed for run in tuned} == set(size.seeds)
+    assert {(run.schedule, run.warmup_epochs) for run in regime} == {("constant", 0)}
+    assert {(run.optimizer, run.learning_rate) for run in regime} == {("sgdm", 0.01), ("adam", 0.001)}
+    assert "gan" not in {run.method for run in regime}
+
+    # Every method has as many rates to begin with.
+    counts = {
+        key: len({run.learning_rate for run in rounds[0] if (run.schedule, run.optimizer, run.method) == key})
+        for key in {(run.schedule, run.optimizer, run.method) for run in rounds[0]}
+    }
+    assert len(set(counts.values())) == 1
+
+
+def test_the_confirmatory_study_is_of_the_size_its_protocol_says():
+    runs = cifar10_confirm.make_runs("cpu", [])
+    assert {run.train_examples for run in runs} == {12_500}
+    assert {run.validation_examples for run in runs} == {5_000}
+    assert {(run.schedule, run.warmup_epochs, run.epochs) for run in runs} == {("cosine", 0.5, 4)}
+    assert 3e-5 in {run.learning_rate for run in runs if (run.method, run.optimizer) == ("znorm", "sgdm")}
+    assert 10 in {run.learning_rate for run in runs if (run.method, run.optimizer) == ("clipping", "sgdm")}
+    assert cifar10_confirm.SIZES["cpu"].seeds == (0, 1, 2, 3, 4)

@@ -1,0 +1,266 @@
+"""What is a layer by default, in the trees of real modules; masks by name; names."""
+
+import warnings
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import optax_gradnorm
+from optax_gradnorm import layer_names, layers
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """The frameworks' layers and optax's optimizers are not written for strict promotion."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def arrays(module):
+    """The trained arrays of an Equinox module."""
+    return eqx.filter(module, eqx.is_inexact_array)
+
+
+def nnx_params(module):
+    return nnx.state(module, nnx.Param)
+
+
+def haiku_params(f, *shapes):
+    transformed = hk.transform_with_state(f)
+    images = [jnp.ones(shape) for shape in shapes]
+    return jax.eval_shape(transformed.init, jax.random.key(0), *images)[0]
+
+
+def concrete(tree):
+    """Gradients of 1e-4 in the place of shapes."""
+    generator = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(1e-4 * generator.standard_normal(x.shape), jnp.float32), tree)
+
+
+class Vit(nnx.Module):
+    """Patches, class token, position embedding, one block with LayerScale, a head."""
+
+    def __init__(self, rngs):
+        self.patches = nnx.Conv(3, 8, (4, 4), (4, 4), rngs=rngs)
+        self.class_token = nnx.Param(jnp.zeros((1, 1, 8)))
+        self.positions = nnx.Param(jnp.zeros((1, 5, 8)))
+        self.norm = nnx.LayerNorm(8, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 8, rngs=rngs, decode=False)
+        self.scale = nnx.Param(jnp.ones((1, 1, 8)))
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+
+
+RNGS = nnx.Rngs(0)
+KEY = jax.random.key(0)
+TREES = {
+    "eqx.nn.Conv1d": lambda: arrays(eqx.nn.Conv1d(2, 3, 3, key=KEY)),
+    "eqx.nn.Conv2d": lambda: arrays(eqx.nn.Conv2d(2, 3, 3, key=KEY)),
+    "eqx.nn.Conv3d": lambda: arrays(eqx.nn.Conv3d(2, 3, 3, key=KEY)),
+    "eqx.nn.MultiheadAttention": lambda: arrays(
+        eqx.nn.MultiheadAttention(
+            2, 8, use_query_bias=True, use_key_bias=True, use_value_bias=True, use_output_bias=True, key=KEY
+        )
+    ),
+    "hk.BatchNorm": lambda: haiku_params(
+        lambda x: hk.BatchNorm(True, True, 0.9)(x, is_training=True), (2, 4, 4, 3)
+    ),
+    "hk.Conv2D NCHW": lambda: haiku_params(lambda x: hk.Conv2D(5, 3, data_format="NCHW")(x), (2, 3, 8, 8)),
+    "nnx.MultiHeadAttention": lambda: nnx_params(nnx.MultiHeadAttention(2, 8, rngs=RNGS, decode=False)),
+    "nnx.LinearGeneral": lambda: nnx_params(nnx.LinearGeneral((4, 5), (2, 3), axis=(-2, -1), rngs=RNGS)),
+    "nnx.BatchNorm": lambda: nnx_params(nnx.BatchNorm(4, rngs=RNGS)),
+    "linen.MultiHeadDotProductAttention": lambda: nn.MultiHeadDotProductAttention(2).init(
+        KEY, jnp.ones((1, 5, 8)), jnp.ones((1, 5, 8))
+    )["params"],
+    "vision transformer": lambda: nnx_params(Vit(RNGS)),
+    "nnx.LoRA": lambda: nnx.state(nnx.LoRA(8, 2, 6, rngs=RNGS), nnx.LoRAParam),
+    "dictionary": lambda: {"w": jnp.ones((3, 4)), "bias": jnp.ones((3, 4)), "b": jnp.ones((3, 1, 1))},
+    "list": lambda: [jnp.ones((3, 4)), jnp.ones((1, 4)), jnp.ones(4), jnp.ones(())],
+}
+EXPECTED = {
+    "eqx.nn.Conv1d": ["weight"],
+    "eqx.nn.Conv2d": ["weight"],
+    "eqx.nn.Conv3d": ["weight"],
+    "eqx.nn.MultiheadAttention": [f"{part}_proj/weight" for part in ("query", "key", "value", "output")],
+    "hk.BatchNorm": [],
+    "hk.Conv2D NCHW": ["conv2_d/w"],
+    "nnx.MultiHeadAttention": [f"{part}/kernel" for part in ("key", "out", "query", "value")],
+    "nnx.LinearGeneral": ["kernel"],
+    "nnx.BatchNorm": [],
+    "linen.MultiHeadDotProductAttention": [f"{part}/kernel" for part in ("key", "out", "query", "value")],
+    "vision transformer": [
+        *(f"attention/{part}/kernel" for part in ("key", "out", "query", "value")),
+        "head/kernel",
+        "patches/kernel",
+        "positions",
+    ],
+    "nnx.LoRA": ["lora_a", "lora_b"],
+    "dictionary": ["w"],
+    "list": ["0"],
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_layers_of(name):
+    assert layers(TREES[name]()) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_layers_of_a_scanned_stack(name):
+    """Three of the same modules stacked for `lax.scan`: the same leaves are layers."""
+    stack = jax.tree.map(lambda x: jnp.zeros((3, *x.shape)), TREES[name]())
+    assert layers(stack, stacked_axes=1) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("factory", ["znorm", "gan", "centralize"])
+def test_all_other_leaves_pass_through(name, factory):
+    gradients = concrete(TREES[name]())
+    transformation = getattr(optax_gradnorm, factory)()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # A normalizer alone has no layers, and is told so.
+        updates, _ = transformation.update(gradients, transformation.init(gradients))
+    changed = [
+        name
+        for name, u, g in zip(
+            layer_names(gradients), jax.tree.leaves(updates), jax.tree.leaves(gradients), strict=True
+        )
+        if not np.array_equal(u, g)
+    ]
+    assert changed == EXPECTED[name]
+
+
+def test_haiku_resnet():
+    """Each weight of its 22 convolutions and linear layers, and no scale, offset or bias."""
+    model = haiku_params(lambda x: hk.nets.ResNet18(10)(x, is_training=True), (2, 32, 32, 3))
+    names = layer_names(model)
+    assert len(names) == 62
+    assert layers(model) == [name for name in names if name.endswith("/w")]
+
+
+def test_an_equinox_bias_trains_with_centralization():
+    """A bias (features, 1, 1) taken for a layer would have gradients of 0 alone."""
+    model = eqx.nn.Conv2d(2, 3, 3, key=KEY)
+    images = jax.random.normal(KEY, (2, 8, 8))
+    optimizer = optax.chain(optax_gradnorm.centralize(feature_axis=0), optax.adam(1e-2))
+    state = optimizer.init(arrays(model))
+    before = model.bias
+
+    @eqx.filter_jit
+    def step(model, state):
+        gradients = eqx.filter_grad(lambda model: jnp.mean(jnp.square(model(images) - 1)))(model)
+        updates, state = optimizer.update(gradients, state)
+        return eqx.apply_updates(model, updates), state
+
+    for _ in range(20):
+        model, state = step(model, state)
+    assert jnp.all(jnp.abs(model.bias - before) > 0.05)
+
+
+def test_a_mask_replaces_the_default_rule():
+    tree = {"bias": jnp.arange(6.0).reshape(2, 3), "scale": jnp.arange(3.0), "kernel": jnp.ones((2, 3))}
+    mask = {"bias": True, "scale": np.bool_(True), "kernel": jnp.asarray(False)}
+    assert layers(tree, mask=mask) == ["bias", "scale"]
+
+
+@pytest.mark.parametrize("factory", ["znorm", "gan", "centralize", "track_gradient_dynamics"])
+def test_python_numbers_pass_through_inside_jit_and_outside(factory):
+    gradients = {"kernel": jnp.arange(6.0).reshape(2, 3), "temperature": 0.7}
+    transformation = (
+        getattr(optax_gradnorm, factory)(mask=True)
+        if factory != "centralize"
+        else (optax_gradnorm.centralize(mask=lambda tree: jax.tree.map(lambda x: jnp.ndim(x) > 1, tree)))
+    )
+    state = transformation.init(gradients)
+    for update in (transformation.update, jax.jit(transformation.update)):
+        updates, new_state = update(gradients, state)
+        assert float(updates["temperature"]) == pytest.approx(0.7)
+        assert jax.tree.structure(new_state) == jax.tree.structure(state)
+
+
+def test_names_are_unique():
+    tree = {"a/b": jnp.ones((2, 2)), "a": {"b": jnp.ones((2, 2)), "c": jnp.ones(2)}}
+    names = layer_names(tree)
+    assert names == ["['a']['b']", "a/c", "['a/b']"]
+    assert layers(tree) == ["['a']['b']", "['a/b']"]
+
+
+def test_exclude_by_name():
+    params = nnx_params(Vit(RNGS))
+    assert layers(params, mask=optax_gradnorm.exclude("positions", "attention")) == [
+        "head/kernel",
+        "patches/kernel",
+    ]
+    # The default rule holds for the rest, stacked axes included.
+    stack = {"embedding": jnp.ones((2, 3, 4)), "scale": jnp.ones((2, 3)), "kernel": jnp.ones((2, 3, 3))}
+    assert layers(stack, mask=optax_gradnorm.exclude("embedding"), stacked_axes=1) == ["kernel"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((), TypeError, "one name or more"),
+        ((3,), TypeError, "strings"),
+        (("embeding",), ValueError, r"exclude\('embeding'\): no leaf"),
+    ],
+)
+def test_exclude_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        optax_gradnorm.znorm(mask=optax_gradnorm.exclude(*arguments)).init({"embedding": jnp.ones((2, 3))})
+
+
+@pytest.mark.parametrize("factory", ["znorm", "gan", "centralize", "track_gradient_dynamics"])
+@pytest.mark.parametrize(
+    ("tree", "options"),
+    [
+        ({"flat": jnp.ones(12)}, {}),
+        (
+            {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)},
+            {"stacked_axes": lambda t: {"kernel": 1, "bias": 0}},
+        ),
+    ],
+    ids=["flattened parameters", "too many stacked axes"],
+)
+def test_a_tree_without_layers_is_noticed(factory, tree, options):
+    with pytest.warns(UserWarning, match="no leaf is a layer") as caught:
+        getattr(optax_gradnorm, factory)(**options).init(tree)
+    assert caught[0].filename == __file__
+
+
+def test_no_warning_without_need():
+    """Trees without floating-point leaves, and masks that say so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optax_gradnorm.znorm().init({})
+        optax_gradnorm.znorm().init({"table": jnp.arange(3), "frozen": None})
+        optax_gradnorm.znorm(mask=False).init({"bias": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("feature_axis", [(-2, -1), {"query": (1, 2), "out": -1}, (1, 2)], ids=str)
+def test_centralize_with_two_feature_axes(feature_axis):
+    """The kernels of attention: (inputs, heads, dim) has a mean for each head and dimension."""
+    attention = nnx_params(nnx.MultiHeadAttention(2, 8, rngs=RNGS, decode=False))
+    gradients = concrete({name: attention[name]["kernel"][...] for name in ("query", "out")})
+    if not isinstance(feature_axis, dict):
+        gradients.pop("out")
+    transformation = optax_gradnorm.centralize(feature_axis=feature_axis)
+    updates, _ = transformation.update(gradients, transformation.init(gradients))
+    query = np.asarray(gradients["query"], np.float64)
+    np.testing.assert_allclose(updates["query"], query - query.mean(0, keepdims=True), rtol=0, atol=1e-10)
+    if "out" in gradients:
+        out = np.asarray(gradients["out"], np.float64)
+        np.testing.assert_allclose(updates["out"], out - out.mean((0, 1), keepdims=True), rtol=0, atol=1e-10)
+
+
+def test_centralize_leaves_units_of_one_weight_alone():
+    """A 1x1 depthwise convolution: the mean of one weight is the weight."""
+    depthwise = jnp.arange(12.0).reshape(1, 1, 3, 4)
+    transformation = optax_gradnorm.centralize(feature_axis=(-2, -1))
+    updates, _ = transformation.update(depthwise, transformation.init(depthwise))
+    assert np.array_equal(updates, depthwise)

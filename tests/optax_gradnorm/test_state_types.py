@@ -1,0 +1,246 @@
+"""States go where Adam's go: every transformation, on every kind of mesh, in every loop and wrapper.
+
+A state must keep its JAX type (shape, dtype, sharding on an explicit mesh, varying axes inside `shard_map`)
+from `init` through every update, and say the same as without a mesh.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optax_gradnorm
+
+from . import reference
+
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax promotes its own counters."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+# One expert per device beside a layer that all share.
+SPECS = {"experts": P("x"), "shared": P(), "bias": P()}
+STACKED = {"experts": 1, "shared": 0, "bias": 0}
+FACTORIES = {
+    "znorm": optax_gradnorm.znorm,
+    "gan": optax_gradnorm.gan,
+    "centralize": optax_gradnorm.centralize,
+    "track": optax_gradnorm.track_gradient_dynamics,
+    "adam": lambda **options: optax.scale_by_adam(),
+}
+
+
+@functools.cache
+def gradients():
+    generator = np.random.default_rng(0)
+    scales = 10.0 ** np.arange(8)[:, None, None] / 1e3
+    return {
+        "experts": jnp.asarray(generator.standard_normal((8, 4, 6)) * scales + 1, jnp.float32),
+        "shared": jnp.asarray(generator.standard_normal((8, 6)) + 0.2, jnp.float32),
+        "bias": jnp.ones(6),
+    }
+
+
+def scan(transformation, grads):
+    def step(state, _):
+        updates, state = transformation.update(grads, state)
+        return state, updates
+
+    state, updates = lax.scan(step, transformation.init(grads), length=2)
+    return jax.tree.map(lambda u: u[-1], updates), state
+
+
+def cond(transformation, grads):
+    state = transformation.init(grads)
+    return lax.cond(
+        jnp.ones((), bool),
+        lambda state: transformation.update(grads, state),
+        lambda state: (jax.tree.map(jnp.zeros_like, grads), state),
+        state,
+    )
+
+
+def twice(transformation, grads):
+    state = transformation.init(grads)
+    _, state = transformation.update(grads, state)
+    return transformation.update(grads, state)
+
+
+def multi_steps(transformation, grads):
+    return scan(optax.MultiSteps(transformation, 2), grads)
+
+
+def if_finite(transformation, grads):
+    return twice(optax.apply_if_finite(transformation, 3), grads)
+
+
+PROGRAMS = {p.__name__: p for p in (scan, cond, multi_steps, if_finite)}
+
+
+def without_mesh(program, factory, options):
+    return jax.jit(lambda g: program(factory(stacked_axes=STACKED), g))(gradients())
+
+
+def on_mesh(axis_type, program, factory, options):
+    mesh = jax.make_mesh((8,), ("x",), (axis_type,))
+    grads = {name: jax.device_put(g, NamedSharding(mesh, SPECS[name])) for name, g in gradients().items()}
+    with jax.set_mesh(mesh):
+        # As users do: the state is made outside and handed to a jitted step.
+        transformation = factory(stacked_axes=STACKED)
+        state = transformation.init(grads)
+        _, state = jax.jit(transformation.update)(grads, state)
+        return jax.jit(lambda g: program(transformation, g))(grads)
+
+
+def in_shard_map(check_vma, program, factory, options):
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    transformation = factory(stacked_axes=STACKED, **options)
+
+    # Each state leaf gets a leading axis of devices, so that any may differ between them.
+    def local(grads):
+        updates, state = program(transformation, grads)
+        return updates, jax.tree.map(lambda x: x[None], state)
+
+    run = jax.shard_map(local, mesh=mesh, in_specs=(SPECS,), out_specs=(SPECS, P("x")), check_vma=check_vma)
+    updates, state = jax.jit(run)(gradients())
+    return updates, per_device(state)
+
+
+def in_pmap(program, factory, options):
+    transformation = factory(stacked_axes=STACKED, **options)
+    axes = {name: 0 if spec else None for name, spec in SPECS.items()}
+    grads = dict(gradients())
+    grads["experts"] = grads["experts"][:, None]
+    updates, state = jax.pmap(lambda g: program(transformation, g), "x", in_axes=(axes,))(grads)
+    # What all devices share must be the same on all of them.
+    for name in ("shared", "bias"):
+        copies = np.asarray(updates[name])
+        assert all(np.array_equal(copy, copies[0]) for copy in copies)
+        updates[name] = copies[0]
+    updates["experts"] = updates["experts"][:, 0]
+    return updates, per_device(state)
+
+
+def per_device(state):
+    """States of all devices as one: the experts' statistics side by side, all others the same on all."""
+
+    def merge(copies):
+        copies = np.asarray(copies)
+        if copies.ndim == 1:
+            assert all(copy == copies[0] for copy in copies)
+            return copies[0]
+        return copies.reshape(8, *copies.shape[2:]) if copies.shape[1] == 1 else copies[0]
+
+    return jax.tree.map(merge, state)
+
+
+ENVIRONMENTS = {
+    "auto mesh": functools.partial(on_mesh, AxisType.Auto),
+    "explicit mesh": functools.partial(on_mesh, AxisType.Explicit),
+    "shard_map": functools.partial(in_shard_map, True),
+    "shard_map, check_vma=False": functools.partial(in_shard_map, False),
+    "pmap": in_pmap,
+}
+NAMED = {"stacked_axis_name": {"experts": "x", "shared": None, "bias": None}}
+
+
+@functools.cache
+def expected(name, program):
+    return without_mesh(PROGRAMS[program], FACTORIES[name], {})
+
+
+def assert_same(actual, wanted):
+    for (path, a), w in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(wanted), strict=True):
+        a, w = np.asarray(a, np.float64), np.asarray(w, np.float64)
+        assert a.shape == w.shape, jax.tree_util.keystr(path)
+        np.testing.assert_allclose(a, w, rtol=3e-6, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("name", FACTORIES)
+def test_experts_beside_shared_layers(name, environment, program):
+    updates, state = ENVIRONMENTS[environment](PROGRAMS[program], FACTORIES[name], NAMED)
+    wanted_updates, wanted_state = expected(name, program)
+    assert_same(updates, wanted_updates)
+    # Wrappers count in ways of their own; what is ours is found by name.
+    for field in ("sigma", "first_sigma", "scale", "global_std", "mean", "std"):
+        found = optax.tree.get_all_with_path(state, field)
+        for (_, value), (_, wanted) in zip(
+            found, optax.tree.get_all_with_path(wanted_state, field), strict=True
+        ):
+            assert_same(value, wanted)
+
+
+def test_sigma_is_that_of_all_experts():
+    _, state = in_shard_map(False, twice, optax_gradnorm.gan, NAMED)
+    layers = [*gradients()["experts"], gradients()["shared"]]
+    assert state.sigma == pytest.approx(float(reference.global_std(layers)), rel=3e-6)
+
+
+@pytest.mark.parametrize("name", ["gan", "track"])
+def test_a_bare_name_counts_replicated_leaves_once(name):
+    """Inside `shard_map` JAX knows which leaves are replicated."""
+    field = {"gan": "sigma", "track": "global_std"}[name]
+    wanted = optax.tree.get(without_mesh(twice, FACTORIES[name], {})[1], field)
+    _, state = in_shard_map(True, twice, FACTORIES[name], {"stacked_axis_name": "x"})
+    assert optax.tree.get(state, field) == pytest.approx(float(wanted), rel=3e-6)
+
+
+@pytest.mark.parametrize("name", ["znorm", "gan", "track"])
+def test_a_bare_axis_name_over_sharded_and_replicated_leaves(name):
+    """Rows of one leaf over the devices, the other whole on each."""
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    grads = {"rows": gradients()["experts"].reshape(16, 12), "whole": gradients()["shared"]}
+    specs = {"rows": P("x"), "whole": P()}
+    transformation, alone = FACTORIES[name](axis_name="x"), FACTORIES[name]()
+    run = jax.shard_map(
+        functools.partial(twice, transformation), mesh=mesh, in_specs=(specs,), out_specs=(specs, P())
+    )
+    assert_same(jax.jit(run)(grads), jax.jit(functools.partial(twice, alone))(grads))
+
+
+@pytest.mark.parametrize("name", ["gan", "track"])
+def test_experts_without_their_axis_are_refused(name):
+    """The state is made outside, where all devices share it; a local deviation must not enter it unseen."""
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    transformation = FACTORIES[name](stacked_axes=STACKED)
+    state = transformation.init(gradients())
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(SPECS,), out_specs=SPECS)
+    def update(grads):
+        return transformation.update(grads, state)[0]
+
+    with pytest.raises(ValueError, match="stacked_axis_name"):
+        jax.jit(update)(gradients())
+
+
+def test_independent_models_one_per_device():
+    """An ensemble: nothing is named, so each device keeps a state of its own."""
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    members = gradients()["experts"]
+    gan = optax_gradnorm.gan()
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+    def sigmas(grads):
+        _, state = scan(gan, grads[0])
+        return state.sigma[None]
+
+    wanted = [float(reference.global_std([member])) for member in members]
+    np.testing.assert_allclose(jax.jit(sigmas)(members), wanted, rtol=3e-6)
+
+
+def test_an_axis_with_two_meanings_is_refused():
+    with pytest.raises(ValueError, match="both name 'x'"):
+        optax_gradnorm.gan(axis_name="x", stacked_axis_name="x").init(gradients())
