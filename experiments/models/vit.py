@@ -81,9 +81,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
         """Tokens [n, tokens, width] to tokens; `keep` are factors [2, n, 1, 1] of the two branches, if any."""
-        # JAX's attention takes its softmax in float32, and mixes dtypes, which strict promotion refuses.
-        with jax.numpy_dtype_promotion("standard"):
-            branch = self.attention(self.norm1(x))
+        branch = self.attention(self.norm1(x))
         x = x + (branch if keep is None else keep[0] * branch)
         branch = self.mlp_out(nnx.gelu(self.mlp_in(self.norm2(x)), approximate=False))
         return x + (branch if keep is None else keep[1] * branch)

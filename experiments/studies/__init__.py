@@ -17,6 +17,7 @@ def load_studies() -> Mapping[str, Study]:
         lgg_unet,
         overlap_table1,
         pcam,
+        vit_dynamics,
         znorm_architectures,
     )
 
@@ -31,5 +32,6 @@ def load_studies() -> Mapping[str, Study]:
         beyond_batchnorm,
         pcam,
         lgg_unet,
+        vit_dynamics,
     )
     return {module.STUDY.name: module.STUDY for module in modules}
