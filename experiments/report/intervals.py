@@ -77,9 +77,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     return Interval(mean, float(ends.low), float(ends.high), float(test.pvalue), n, deviation)
 
 
-def pooled(
-    ours: Sequence[float], theirs: Sequence[float], cells: Sequence[Sequence[float]]
-) -> Interval:
+def pooled(ours: Sequence[float], theirs: Sequence[float], cells: Sequence[Sequence[float]]) -> Interval:
     """95 % t-interval of the difference of two means, not paired, with one variance for all cells.
 
     Args:
