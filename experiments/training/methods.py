@@ -103,8 +103,8 @@ SCHEDULES: dict[str, Callable[[Run, int], optax.Schedule]] = {
 }
 
 
-def _is_layer(params: Any) -> Any:
-    """Mask of the leaves that the methods take for layers: no biases, no parameters of norms."""
+def decayed(params: Any) -> Any:
+    """Mask of what weight decay shrinks, the leaves that the methods take for layers: no biases and no norms."""
     layers = set(optax_gradnorm.layers(params, stacked_axes=stacked_axes))
     names = optax_gradnorm.layer_names(params)
     return jax.tree.unflatten(jax.tree.structure(params), [name in layers for name in names])
@@ -116,7 +116,7 @@ def _decoupled(
     """Update `-learning_rate * (preconditioned gradient + weight_decay * parameter)`."""
     parts = [preconditioner]
     if weight_decay > 0:
-        parts.append(optax.add_decayed_weights(weight_decay, _is_layer))
+        parts.append(optax.add_decayed_weights(weight_decay, decayed))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
 
 
@@ -134,12 +134,12 @@ def _rmsprop(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTra
 
 def _lars(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     # Its own definition: weight decay comes before the trust ratio, so that the ratio sees it.
-    return optax.lars(schedule, weight_decay, weight_decay_mask=_is_layer, trust_ratio_mask=_is_layer)
+    return optax.lars(schedule, weight_decay, weight_decay_mask=decayed, trust_ratio_mask=decayed)
 
 
 def _lamb(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     # As in LARS, weight decay comes before the trust ratio.
-    return optax.lamb(schedule, weight_decay=weight_decay, mask=_is_layer)
+    return optax.lamb(schedule, weight_decay=weight_decay, mask=decayed)
 
 
 OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], optax.GradientTransformation]] = {

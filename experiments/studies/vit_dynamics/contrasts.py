@@ -3,14 +3,17 @@
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from experiments.records import RunRecord
-from experiments.report.cells import Cell, t_interval
+from experiments.report.cells import ROUNDING, Cell, t_interval
 from experiments.report.tables import markdown_table
 
 # The smallest effects of interest, fixed in PROTOCOL.md.
 ENDPOINTS = {"test accuracy": 0.01, "log training loss": 0.02}
-LEVEL = 0.05
+LEVEL, POWER = 0.05, 0.8
 
 CONTRASTS_NOTES = f"""\
 Differences to the baseline, paired by seed, with 95 % Student t-intervals. Log training loss: mean over the epochs
@@ -78,14 +81,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def smallest_detectable(differences: Sequence[float]) -> float:
-    """Smallest mean difference that a two-sided t-test at 5 % finds with 80 % power, by Student quantiles."""
-    from scipy import stats
+    """Smallest mean difference that a two-sided t-test at 5 % finds with 80 % power; NaN with too few."""
+    from scipy import optimize, stats
 
-    if len(differences) < 2:
-        return math.nan
     n = len(differences)
-    quantiles = stats.t.ppf(1 - LEVEL / 2, n - 1) + stats.t.ppf(0.8, n - 1)
-    return float(quantiles) * statistics.stdev(differences) / math.sqrt(n)
+    if n < 2:
+        return math.nan
+    # Given the standard deviation that the seeds happen to show, the power is normal: SciPy's noncentral t has NaNs.
+    shown = np.sqrt(stats.chi2.ppf((np.arange(10_000) + 0.5) / 10_000, n - 1) / (n - 1))
+    needed = stats.t.ppf(1 - LEVEL / 2, n - 1) * shown
+
+    def lacking(effect: float) -> float:
+        return POWER - float(np.mean(stats.norm.cdf(effect - needed) + stats.norm.cdf(-effect - needed)))
+
+    effect: Any = optimize.brentq(lacking, 0, needed.max() + 10)
+    return effect * statistics.stdev(differences) / math.sqrt(n)
 
 
 def _describe(differences: Sequence[float], p: float, effect: float) -> list[str]:
@@ -95,7 +105,7 @@ def _describe(differences: Sequence[float], p: float, effect: float) -> list[str
     word = "cannot be told"
     if p < LEVEL:
         word = "shown"
-    elif abs(mean) + half <= effect:
+    elif half >= ROUNDING and abs(mean) + half <= effect:  # Seeds that agree tell nothing.
         word = "too small to count"
     interval = f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
     return [interval, "-" if math.isnan(p) else f"{p:.3f}", f"{smallest_detectable(differences):.4f}", word]
