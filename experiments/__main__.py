@@ -62,7 +62,7 @@ def compare(
       learning_rate: for all runs; by default one per optimizer, the same for every method.
       train_examples: take only so many training images, equally many of each class.
       dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
-      out: folder of the records, the report (report.md) and the figure (learning_curves.png).
+      out: folder of the records, the report (report.md) and the figure (learning_curves.svg).
       data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
         ~/tensorflow_datasets.
       workers: worker processes on a CPU; by default one per core.
@@ -70,7 +70,13 @@ def compare(
       keep_checkpoints: keep the trained networks, for `predict`.
     """
     from experiments.jobs.progress import Progress
-    from experiments.studies.compare import LEARNING_RATES, Comparison, terminal_table, write
+    from experiments.studies.compare import (
+        LEARNING_RATES,
+        Comparison,
+        terminal_remarks,
+        terminal_table,
+        write,
+    )
 
     check_out(out)
     check_machine(workers, devices, [batch_size])
@@ -94,9 +100,10 @@ def compare(
         records = _sweep(progress, runs, out, data_dir, workers, devices, keep_checkpoints)
     rows = write(comparison, records, out)
     _write_dynamics(out, out, records)
-    console = Console()
-    console.print(terminal_table(rows))
-    print(f"Report: {out / 'report.md'}, figure: {out / 'learning_curves.png'}, records: {out}/*.json")
+    Console().print(terminal_table(rows))
+    for line in terminal_remarks(rows):
+        print(line)
+    print(f"Report: {out / 'report.md'}, figure: {out / 'learning_curves.svg'}, records: {out}/*.json")
     _exit_if_failed(records)
 
 

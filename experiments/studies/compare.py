@@ -4,14 +4,18 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.records import RunRecord
-from experiments.report.cells import Cell, Row, make_cells, make_rows, mean_and_std
+from experiments.report import names
+from experiments.report.cells import Cell, Row, make_cells, make_rows, mean_and_std, paired_difference
+from experiments.report.contrasts import ACCURACY
 from experiments.report.curves import add_learning_curves
 from experiments.report.pages import describe_protocol, write_report
-from experiments.report.tables import format_number, format_score, results_table
+from experiments.report.tables import format_number, format_score, remarks
 from experiments.run import Run
+from experiments.studies.grid import Question, compare_methods
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 OPTIMIZERS = ("sgdm", "adam")
@@ -58,33 +62,37 @@ class Comparison:
 def make_table_rows(comparison: Comparison, records: Sequence[RunRecord]) -> list[Row]:
     """One row per optimizer and method; a method's baseline has the same optimizer."""
     cells = make_cells(comparison.runs, records).values()
-    return make_rows(cells, lambda run: (run.optimizer, run.method))
+    return make_rows(cells, lambda run: (names.OPTIMIZERS[run.optimizer], names.METHODS[run.method]))
 
 
 def terminal_table(rows: Sequence[Row]) -> Table:
     """The table for the terminal: 80 columns."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("optimizer")
-    table.add_column("method")
-    for heading in ("test accuracy", "train loss", "s/epoch", "non-finite\nsteps", "runs"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("optimizer", overflow="fold")
+    table.add_column("method", overflow="fold")
+    for heading in ("test accuracy, %", "vs baseline [95 %]", "train loss"):
+        table.add_column(heading, justify="right", overflow="fold")
     for i, row in enumerate(rows):
-        cell = row.cell
-        runs = f"{len(cell.ended)}" + (f", {cell.diverged} diverged" if cell.diverged else "")
+        difference = ""
+        if row.baseline is not None:
+            difference = ACCURACY.write_interval(paired_difference(row.cell, row.baseline))
         table.add_row(
             *row.labels,
-            format_score(cell),
-            format_number(mean_and_std(cell.losses)[0], ".2e"),
-            format_number(cell.seconds_per_epoch, ".2f"),
-            str(cell.nonfinite_steps),
-            runs,
+            format_score(row.cell, "final_accuracy"),
+            escape(difference),
+            format_number(mean_and_std(row.cell.losses)[0], ".2e"),
             end_section=i + 1 < len(rows) and rows[i + 1].labels[0] != row.labels[0],
         )
     return table
 
 
+def terminal_remarks(rows: Sequence[Row]) -> list[str]:
+    """What the table does not show: runs that diverged, are missing or failed."""
+    return [f"{' '.join(row.labels)}: {text}" for row in rows if (text := remarks(row.cell))]
+
+
 def write(comparison: Comparison, records: Sequence[RunRecord], folder: Path) -> list[Row]:
-    """Writes report.md and the figure of the learning curves into a folder.
+    """Writes report.md, findings.json and the figure of the learning curves into a folder.
 
     Args:
       comparison: what was to be trained.
@@ -98,9 +106,18 @@ def write(comparison: Comparison, records: Sequence[RunRecord], folder: Path) ->
     panels: dict[str, list[Cell]] = {}
     for row in rows:
         panels.setdefault(row.labels[0], []).append(row.cell)
-    title = f"{comparison.model} on {comparison.dataset.partition(':')[0]}"
-    figure = add_learning_curves(folder, "learning_curves", title, panels)
-    protocol = f"Protocol of every row: {describe_protocol(comparison.runs[0])}."
-    table = results_table(("optimizer", "method"), rows)
-    write_report(folder, f"Comparison: {title}", [row.cell for row in rows], [protocol, table, figure])
+    title = f"{names.model(comparison.model)} on {names.dataset(comparison.dataset.partition(':')[0])}"
+    answers = compare_methods(rows, Question(setting=title))
+    figure_title = f"{title}, {len(comparison.seeds)} seeds"
+    write_report(
+        folder,
+        f"Every method: {title}",
+        [row.cell for row in rows],
+        answers.findings,
+        results=[
+            *answers.tables(("optimizer", "method")),
+            add_learning_curves(folder, "learning_curves", figure_title, panels),
+        ],
+        method=[f"Protocol of every row: {describe_protocol(comparison.runs[0])}."],
+    )
     return rows

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
+from experiments.report import names
 from experiments.run import Run
-from experiments.studies.grid import write_grid_report
-from experiments.studies.study import Size, Study
+from experiments.studies.grid import Question, write_grid_report
+from experiments.studies.study import Size, Study, settings_table
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 
@@ -52,6 +53,13 @@ numbers did not reach us. A constant multiplier cancels in Adam (up to its epsil
 its centring and through changes of its multiplier over time. The multiplier's formula is this project's own."""
 
 
+QUESTION = Question(
+    setting="CIFAR-100, AdamW",
+    source=lambda run: "Yun 2025, arXiv 2509.03677" if run.method == "gan" else "",
+    headline=lambda run: run.method in ("gan", "znorm", "centralization"),
+)
+
+
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """Every model, method and seed; warm-up and steps shrink with the number of epochs."""
     del records
@@ -85,13 +93,15 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     """Writes report.md and one figure of learning curves."""
     write_grid_report(
         folder,
-        SIZES[preset].heading("AdamW with gradient normalization on CIFAR-100", preset, SIZES["full"]),
+        "AdamW with gradient normalization on CIFAR-100",
         make_runs(preset, records),
         records,
-        headings=("model", "method"),
-        labels=lambda run: (run.model, run.method),
-        figure=lambda run: "adamw",
-        panel=lambda run: run.model,
+        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
+        question=QUESTION,
+        headings=("network", "method"),
+        labels=lambda run: (names.model(run.model), names.METHODS[run.method]),
+        figure=lambda run: ("adamw", f"CIFAR-100, AdamW, {len(SIZES[preset].seeds)} seeds"),
+        panel=lambda run: names.model(run.model),
         notes=NOTES,
     )
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from experiments.jobs.measure import Measurement
 from experiments.records import RunRecord
+from experiments.report import names
+from experiments.report.tables import markdown_table
 from experiments.run import Run
 
 PRESETS = ("smoke", "cpu", "full")
@@ -38,26 +40,29 @@ class Size:
     tuning_epochs: int = 0
     validation_examples: int = 0
 
-    def heading(self, title: str, preset: str, full: "Size") -> str:
-        """First line of a report: says where this size falls short of the full one."""
-        return make_heading(title, preset, self, full)
 
+def settings_table(preset: str, size: Any, full: Any) -> str:
+    """A Markdown table: setting | here | the paper (full).
 
-def make_heading(title: str, preset: str, size: Any, full: Any) -> str:
-    """First line of a report: says where a preset's size, a dataclass, differs from the full one."""
-    changes = []
+    Args:
+      preset: its name.
+      size: of the preset, a dataclass.
+      full: of the preset 'full': the paper's protocol as far as it is stated.
+    """
+    rows = [["setting", f"here (preset {preset})", "the paper (preset full)"]]
     for field in dataclasses.fields(size):
         mine, theirs = getattr(size, field.name), getattr(full, field.name)
-        more = field.name == "seeds" and len(mine) > len(theirs)
-        if mine != theirs and not more:
-            changes.append(f"{field.name.replace('_', ' ')} {_words(mine)} (full: {_words(theirs)})")
-    return f"{title}, preset {preset}" + (f", reduced: {'; '.join(changes)}" if changes else "")
+        if mine not in (0, ()) or theirs not in (0, ()):
+            rows.append([field.name.replace("_", " "), _words(mine), _words(theirs)])
+    return markdown_table(rows, left=3)
 
 
 def _words(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(_words, value)) or "none"
-    return "all" if value is None else value if isinstance(value, str) else f"{value:,}"
+    if isinstance(value, str):
+        return names.METHODS.get(value) or names.OPTIMIZERS.get(value) or names.dataset(names.model(value))
+    return "all" if value is None else f"{value:,}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,7 +108,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
 
     models = dict.fromkeys(model for model, _ in recorded)
     panels = {name: {method: recorded[name, method] for method in METHODS} for name in models}
-    dynamics.draw_global(folder / "global_std", "Standard deviation of all layers together", panels)
+    dynamics.draw_global(folder / "global_std.svg", "Standard deviation of all layers together", panels)
     rows = make_rows(cells.values(), lambda run: (run.model, run.method))
     protocols = dict.fromkeys(
         f"- Protocol of {cell.run.model}: {describe_protocol(cell.run)}." for cell in cells.values()

@@ -174,8 +174,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     cells = make_cells(make_runs(preset, records), records)
     rows = make_rows(cells.values(), lambda run: (run.model, run.method))
     folder.mkdir(parents=True, exist_ok=True)
-    figures.draw_magnitudes(folder / "figure1")
-    figures.draw_directions(folder / "figure2")
+    figures.draw_magnitudes(folder / "figure1.png")
+    figures.draw_directions(folder / "figure2.png")
     expected = len(make_measurements(preset))
     sections = [
         f"{len(measured)} of {expected} networks were measured, on batches of {size.batch_size} training images.",
@@ -187,8 +187,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     ]
     if networks:
         sections.append(describe_errors(networks))
-        figures.draw_bounds(folder / "bounds", networks, STATES)
-        figures.draw_blocks(folder / "blocks", networks, STATES)
+        figures.draw_bounds(folder / "bounds.svg", networks, STATES)
+        figures.draw_blocks(folder / "blocks.svg", networks, STATES)
         sections.append("![Growth of the gradient and its bound, network by network](bounds.svg)")
     sections += ["## Do the gradients of the two paths add up?", OVERLAP_NOTES, overlap_table(networks)]
     if networks:
@@ -196,8 +196,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     sections += [
         "## Figures 1 and 2 of the paper",
         figures.describe_fields(),
-        "![Length of the gradient: original, residual, ZNorm of residual, difference](figure1.svg)",
-        "![Direction of the gradient: original, residual, ZNorm of residual, difference](figure2.svg)",
+        "![Length of the gradient: original, residual, ZNorm of residual, difference](figure1.png)",
+        "![Direction of the gradient: original, residual, ZNorm of residual, difference](figure2.png)",
         "## Accuracy of the trained networks",
         f"{describe_protocol(make_runs(preset, [])[0])}; learning rate 0.001.",
         results_table(("model", "method"), rows),

@@ -77,7 +77,7 @@ def draw_magnitudes(path: Path, points: int = 61) -> None:
     """Draws the length of each field's gradients as surfaces: the paper's Figure 1.
 
     Args:
-      path: of the figure without suffix; writes .png and .svg.
+      path: of the figure, which ends with .png or .svg.
       points: of the grid along each axis.
     """
     from matplotlib.figure import Figure
@@ -101,7 +101,7 @@ def draw_directions(path: Path, points: int = 61) -> None:
     """Draws each field's directions over its lengths: the paper's Figure 2.
 
     Args:
-      path: of the figure without suffix; writes .png and .svg.
+      path: of the figure, which ends with .png or .svg.
       points: of the grid along each axis.
     """
     from matplotlib.figure import Figure
@@ -130,7 +130,7 @@ def draw_bounds(path: Path, networks: Networks, states: Mapping[str, str]) -> No
     """Draws for every network how the gradient grows on its way back, and how far its bound allows it to.
 
     Args:
-      path: of the figure without suffix; writes .png and .svg.
+      path: of the figure, which ends with .png or .svg.
       networks: by model and state.
       states: their names for people.
     """
@@ -172,7 +172,7 @@ def draw_blocks(path: Path, networks: Networks, states: Mapping[str, str]) -> No
     """Draws alpha, cosine and amplification block by block.
 
     Args:
-      path: of the figure without suffix; writes .png and .svg.
+      path: of the figure, which ends with .png or .svg.
       networks: by model and state.
       states: their names for people.
     """
