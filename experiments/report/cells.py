@@ -11,9 +11,6 @@ from experiments.report import intervals
 from experiments.report.intervals import Interval
 from experiments.run import Run
 
-# With fewer, an interval tells how a network came out, not how a method does.
-FEWEST_SEEDS = 3
-
 # A constant learning rate leaves the accuracy of each epoch to chance.
 LAST_EPOCHS = 3
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from experiments.report import intervals, names
 from experiments.report.cells import Row, paired_difference
 from experiments.report.findings import SHOWN, Finding, decide
-from experiments.report.intervals import Interval
+from experiments.report.intervals import FEWEST_SEEDS, Interval
 from experiments.run import Run
 
 
@@ -106,7 +106,7 @@ class Contrast:
     @property
     def note(self) -> str:
         """What the verdict alone does not say."""
-        parts = []
+        parts = [] if self.interval.n >= FEWEST_SEEDS else [f"fewer than {FEWEST_SEEDS} seeds"]
         if self.verdict == SHOWN and self.interval.within(self.smallest):
             parts.append("too small to count")
         if self.paper is not None and self.interval.excludes(self.paper):

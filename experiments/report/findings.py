@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.files import FileError, write_whole
-from experiments.report.intervals import Interval
+from experiments.report.intervals import FEWEST_SEEDS, Interval
 from experiments.report.tables import markdown_table
 
 LEVEL = 0.05
@@ -70,7 +70,7 @@ class Finding:
 
 
 def decide(interval: Interval, *, p: float, smallest: float, paper: float | None = None) -> str:
-    """The word for a mean difference: the first of these that applies.
+    """The word for a mean difference: the first of these that applies, with at least three seeds.
 
     Shown: 0 is rejected after adjustment (in either direction, the sign of the mean says which). Too small to count:
     the interval lies within plus and minus the smallest effect of interest. Contradicted: it excludes the paper's
@@ -82,6 +82,8 @@ def decide(interval: Interval, *, p: float, smallest: float, paper: float | None
       smallest: smallest effect of interest.
       paper: what the paper printed, if it did.
     """
+    if interval.n < FEWEST_SEEDS:
+        return UNTOLD
     if interval.is_known and p <= LEVEL:
         return SHOWN
     if interval.within(smallest):

@@ -124,6 +124,7 @@ def write_report(
     results: Sequence[str],
     method: Sequence[str] = (),
     answer: str = "",
+    keep_findings: bool = True,
 ) -> None:
     """Writes report.md and findings.json.
 
@@ -136,10 +137,12 @@ def write_report(
       results: Markdown of the tables and figures.
       method: Markdown of how they came about; where the runs were made follows.
       answer: of the study in a sentence; by default made of the findings.
+      keep_findings: writes findings.json too, which has no place among records.
     """
     link = f"{folder.parent.name}/{folder.name}/{REPORT}"
     findings = [dataclasses.replace(finding, link=link) for finding in findings]
-    findings_module.write_findings(folder, findings)
+    if keep_findings:
+        findings_module.write_findings(folder, findings)
     completeness = describe_completeness(cells)
     is_whole = not any(cell.missing for cell in cells)
     parts = [

@@ -50,11 +50,14 @@ def results_table(
         del columns["vs baseline, points [95 %]"], columns["verdict"]
     if not best_epoch:
         del columns["best epoch, %"]
-    return row_table(headings, rows, columns, text=("verdict", "remarks"), tell=True)
+    return row_table(headings, rows, columns, text=("verdict", "remarks"), tell=True, keep=_RESULTS)
 
 
 def training_table(
-    headings: Sequence[str], rows: Sequence[Row], contrasts: Sequence[Sequence["Contrast"]] = ()
+    headings: Sequence[str],
+    rows: Sequence[Row],
+    contrasts: Sequence[Sequence["Contrast"]] = (),
+    versus: str = "baseline",
 ) -> str:
     """Training losses, their ratios to the baseline's, and time.
 
@@ -62,6 +65,7 @@ def training_table(
       headings: of the rows' labels.
       rows: one per cell.
       contrasts: of each endpoint of the training loss.
+      versus: what the rows are compared with, for people.
     """
 
     def of(some: Sequence["Contrast"]) -> Callable[[Row], str]:
@@ -79,7 +83,7 @@ def training_table(
     }
     for some in contrasts:
         if some:
-            columns[f"{some[0].endpoint.title}: ratio to the baseline's [95 %]"] = of(some)
+            columns[f"{some[0].endpoint.title}: ratio to {versus} [95 %]"] = of(some)
     columns["s/epoch"] = lambda row: format_number(row.cell.seconds_per_epoch, ".2f")
     columns["non-finite steps"] = lambda row: str(row.cell.nonfinite_steps)
     return row_table(headings, rows, columns)
@@ -130,7 +134,7 @@ def scores_table(
     for some in contrasts:
         if some:
             add_score(columns, some)
-    return row_table(headings, rows, columns)
+    return row_table(headings, rows, columns, keep=tuple(columns))
 
 
 def add_score(columns: dict[str, Callable[[Row], str]], contrasts: Sequence["Contrast"]) -> None:
@@ -179,6 +183,7 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
+_RESULTS = ("test accuracy, %", "vs baseline, points [95 %]", "verdict")
 # What may be the same in every row of a table without being worth a column.
 _DROPPED_SILENTLY = ("", "-", "0")
 
@@ -189,6 +194,7 @@ def row_table(
     columns: dict[str, Callable[[Row], str]],
     text: Sequence[str] = (),
     tell: bool = False,
+    keep: Sequence[str] = (),
 ) -> str:
     """A table without the columns that are the same in every row.
 
@@ -198,6 +204,7 @@ def row_table(
       columns: what a row has in each, by heading.
       text: headings of columns of words, which are aligned to the left as labels are.
       tell: adds a sentence of what was the same in every row.
+      keep: headings of columns that stay though they are the same in every row.
     """
     if not rows:
         return ""
@@ -207,7 +214,7 @@ def row_table(
     written |= {heading: [column(row) for row in rows] for heading, column in columns.items()}
     constant = {}
     if len(rows) > 1:
-        constant = {h: cells[0] for h, cells in written.items() if len(set(cells)) == 1 and h != "verdict"}
+        constant = {h: cells[0] for h, cells in written.items() if len(set(cells)) == 1 and h not in keep}
     kept = {h: cells for h, cells in written.items() if h not in constant}
     told = [f"{h} {cell}" for h, cell in constant.items() if cell not in _DROPPED_SILENTLY]
     left = {*headings, *text}

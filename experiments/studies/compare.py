@@ -92,7 +92,7 @@ def terminal_remarks(rows: Sequence[Row]) -> list[str]:
 
 
 def write(comparison: Comparison, records: Sequence[RunRecord], folder: Path) -> list[Row]:
-    """Writes report.md, findings.json and the figure of the learning curves into a folder.
+    """Writes report.md and the figure of the learning curves into a folder.
 
     Args:
       comparison: what was to be trained.
@@ -119,5 +119,6 @@ def write(comparison: Comparison, records: Sequence[RunRecord], folder: Path) ->
             add_learning_curves(folder, "learning_curves", figure_title, panels),
         ],
         method=[f"Protocol of every row: {describe_protocol(comparison.runs[0])}."],
+        keep_findings=False,
     )
     return rows

@@ -70,7 +70,8 @@ class Answers:
         return [
             results_table(headings, self.rows, accuracy, best_epoch=best_epoch),
             scores_table(headings, self.rows, others) if others else "",
-            "Training (a ratio below 1: the loss is lower than the baseline's; its logarithm is averaged over seeds):",
+            "Training. A ratio below 1: the loss is lower than the baseline's; its logarithm is averaged over seeds. "
+            "Where the rates differ, it compares these too.",
             training_table(headings, self.rows, losses),
             "Behind the verdicts on the accuracy:" if certainty else "",
             certainty,

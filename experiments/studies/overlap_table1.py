@@ -202,7 +202,7 @@ def _question(protocol: str) -> Question:
 
 
 def paper_effect(run: Run, versus: str = "baseline") -> float | None:
-    """By how much the paper's accuracy of a method exceeds that of another, in ResNet-56 where it has no such model."""
+    """By how much the paper's accuracy of a method exceeds that of another; of ResNet-56 for other networks."""
     ours, _ = _paper(run)
     theirs, _ = _paper(dataclasses.replace(run, method=versus))
     return None if ours is None or theirs is None else ours - theirs
@@ -227,8 +227,8 @@ def _describe_protocols(preset: str) -> str:
     stand_ins = [model for model in SIZES[preset].models if (model, "baseline") not in PAPER]
     if stand_ins:
         text += (
-            f"\n- The paper has no {', '.join(stand_ins)}: beside it stand the paper's numbers for ResNet-56, with other "
-            "images and epochs."
+            f"\n- The paper has no {', '.join(stand_ins)}: beside it stand the paper's numbers for ResNet-56, "
+            "with other images and epochs."
         )
     return text
 

@@ -86,7 +86,9 @@ def analyse(preset: str, records: Sequence[RunRecord]) -> list[Arm]:
         cells = list(make_cells([run for run in runs if run in begun], records).values())
         # In arm A clipping is described; in arm B it is one of the contrasts.
         others = ("baseline", "clipping", "centralization") if name == TUNED else ("baseline",)
-        described = {"baseline": ("clipping",)} if name == TUNED else {}
+        described: dict[str, tuple[str, ...]] = {}
+        if name == TUNED:
+            described = {"baseline": ("clipping",), "centralization": tuple(names.METHODS)}
         comparisons = {
             versus: compare_methods(
                 make_rows(cells, _labels, _paper, versus),
@@ -96,7 +98,7 @@ def analyse(preset: str, records: Sequence[RunRecord]) -> list[Arm]:
                     paper=lambda run, versus=versus: _effect(run, versus),
                     smallest=smallest_effect,
                     headline=lambda run, primary=versus == "baseline": primary,
-                    described=described.get(versus, names.METHODS if versus == "centralization" else ()),
+                    described=described.get(versus, ()),
                     versus="" if versus == "baseline" else names.METHODS[versus],
                 ),
             )
@@ -168,7 +170,7 @@ def _describe_arm(arm: Arm, folder: Path) -> list[str]:
             losses = [contrasts[FINAL_LOSS.score], contrasts[SPEED.score]]
             sections += [
                 f"Speed of training, against {other}:",
-                training_table(HEADINGS, answers.rows, losses),
+                training_table(HEADINGS, answers.rows, losses, other),
             ]
             sections.append(_certainty_of_losses(losses))
             sections.append(epochs_table([c.row for c in contrasts[ACCURACY.score]]))

@@ -275,7 +275,9 @@ def _scores_table(rows: Sequence[Row]) -> str:
         },
         "remarks": lambda row: remarks(row.cell),
     }
-    return row_table(("optimizer", "method"), rows, columns, text=("remarks",), tell=True)
+    return row_table(
+        ("optimizer", "method"), rows, columns, text=("remarks",), tell=True, keep=tuple(columns)[2:-1]
+    )
 
 
 def _differences_table(rows: Sequence[Row], contrasts: Mapping[Endpoint, Sequence[Contrast]]) -> str:
@@ -284,7 +286,7 @@ def _differences_table(rows: Sequence[Row], contrasts: Mapping[Endpoint, Sequenc
         texts = {id(c.row): f"{endpoint.write_interval(c.interval)} {c.word}" for c in contrasts[endpoint]}
         columns[endpoint.title] = lambda row, texts=texts: texts.get(id(row), "-")
     compared = [row for row in rows if row.baseline is not None]
-    return row_table(("optimizer", "method"), compared, columns)
+    return row_table(("optimizer", "method"), compared, columns, keep=tuple(columns))
 
 
 def _figure(preset: str, rows: Sequence[Row], measured: Mapping[str, MeasurementRecord], folder: Path) -> str:

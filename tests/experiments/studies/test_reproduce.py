@@ -39,17 +39,18 @@ def test_a_killed_study_goes_on_and_reports_from_its_records(data_dir, tmp_path)
     report = tmp_path / "gan_cifar100" / "smoke" / "report.md"
     first = report.read_text()
     assert "report.md" in out
-    assert "reduced" in first.splitlines()[0]
+    assert first.splitlines()[0] == "# AdamW with gradient normalization on CIFAR-100"
+    assert "preset smoke" in first
     assert "All 6 runs have ended." in first
     last = [epochs[-1]["test_accuracy"] for name, epochs in metrics(records).items() if "-gan-" in name]
-    assert f"{sum(last) / 2:.4f}" in first
+    assert f"{100 * sum(last) / 2:.1f} ±" in first
 
     for path in report.parent.glob("*.*"):
         path.unlink()
     code, _, err = run("report", "gan_cifar100", "--out", tmp_path)
     assert code == 0, err
     assert report.read_text() == first
-    assert (report.parent / "curves_adamw.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (report.parent / "curves_adamw.svg").read_text()
     page = (report.parent / "dynamics.md").read_text()
     assert page.count("2 seeds") == 3
-    assert len(list(report.parent.glob("dynamics_*.png"))) == 3
+    assert len(list(report.parent.glob("dynamics_*.svg"))) == 3
