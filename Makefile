@@ -6,9 +6,13 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # The newest Python that is supported; one that pyenv holds, if there is no other.
 PYTHON_NEWEST ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13) python3.13)
 
-.PHONY: demo test test-lowest test-newest lint bench notebooks docs clean
+.PHONY: help demo test test-lowest test-newest lint bench notebooks docs clean
 
-demo: .venv/experiments.stamp  ## Compare the gradient normalizers on real digits
+help:  ## Show these targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1@\2/p' $(MAKEFILE_LIST) | while IFS=@ read -r target text; do \
+	  printf '%-18s %s\n' "$$target" "$$text"; done
+
+demo: .venv/experiments.stamp  ## Compare the gradient normalizers on real digits, in about a minute
 	$(BIN)/python -m experiments compare
 
 test: .venv/test.stamp  ## Run the tests

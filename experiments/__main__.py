@@ -1,8 +1,14 @@
-"""The command line: `python -m experiments {compare,reproduce,report,predict,prepare}`."""
+"""Trains networks with and without gradient normalization, and reports what it changes.
+
+Start with `compare`, which needs no download and takes about a minute. `list` shows the studies, of which
+`reproduce` makes the tables.
+"""
 
 import dataclasses
 import json
 import math
+import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +27,14 @@ from experiments.preflight import (
     check_out,
     check_seeds,
     find_study,
+    resolve_dataset,
 )
 from experiments.run import METHODS
+from experiments.studies import NAMES
 
 RESULTS = Path("experiments/results")
+# A name that is not among them ends with one line, in place of the parser's box.
+StudyName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(NAMES)}}}")]
 
 
 def compare(
@@ -51,10 +61,10 @@ def compare(
     Args:
       dataset: digits (real 8x8 images, no download), cifar10, cifar100, patch_camelyon, pcam32,
         stream:NAME for a set too large for memory, or arrays:PATH.npz for your own.
-      model: network, such as resnet8, resnet20, resnet56, plain20 (without skip connections) or vgg16_bn;
-        or one with any normalizer, such as cnn10w16:layer_norm or resnet20w16:group_norm:size=8.
+      model: network, such as resnet8, resnet20, resnet56, plain20 (without skip connections), vgg16_bn or
+        vit96_small; or one with any normalizer, such as cnn10w16:layer_norm or resnet20w16:group_norm:size=8.
       methods: what is done to the gradients before the optimizer: any of baseline, centralization, clipping
-        (global norm 0.1), clipping_value (each element, 0.1), znorm and gan.
+        (global norm 0.1), clipping_1 (global norm 1), clipping_value (each element, 0.1), znorm and gan.
       optimizers: any of sgdm (momentum 0.9), adam, adamw, rmsprop, lars and lamb.
       seeds: of initialisation and shuffling; one run of every method and optimizer per seed.
       epochs: passes over the training images.
@@ -91,7 +101,15 @@ def compare(
     check_names("--optimizers", optimizers, LEARNING_RATES)
     check_seeds(seeds)
     comparison = Comparison(
-        dataset, model, methods, optimizers, seeds, epochs, batch_size, learning_rate, train_examples
+        resolve_dataset(dataset),
+        model,
+        methods,
+        optimizers,
+        seeds,
+        epochs,
+        batch_size,
+        learning_rate,
+        train_examples,
     )
     check_data(comparison.runs, data_dir)
 
@@ -108,7 +126,7 @@ def compare(
 
 
 def reproduce(
-    study: Annotated[str, tyro.conf.Positional],
+    study: StudyName,
     preset: Literal["smoke", "cpu", "full"] = "smoke",
     dynamics: bool = False,
     data_dir: Path | None = None,
@@ -120,7 +138,7 @@ def reproduce(
     """Trains what a table of a paper needs, and renders the report. The same command goes on after a stop.
 
     Args:
-      study: such as overlap_table1; any unknown name shows them all.
+      study: which one; `list` says what each is.
       preset: smoke (minutes, shows that it works), cpu (reduced, up to hours), or full (full size:
         the paper's protocol as far as it is stated; for an accelerator).
       dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
@@ -162,14 +180,14 @@ def reproduce(
 
 
 def report(
-    study: Annotated[str, tyro.conf.Positional],
+    study: StudyName,
     preset: Literal["smoke", "cpu", "full"] | None = None,
     out: Path = RESULTS,
 ) -> None:
     """Renders a study's tables and figures from the records there are; trains nothing.
 
     Args:
-      study: such as overlap_table1; any unknown name shows them all.
+      study: which one; `list` says what each is.
       preset: which one; by default every preset that has records.
       out: what `reproduce` was given.
     """
@@ -194,6 +212,41 @@ def report(
         chosen.report(p, records, folders[p])
         _write_dynamics(folders[p], folders[p] / "records", records)
         print(f"Report: {folders[p] / 'report.md'}")
+
+
+def list_studies(out: Path = RESULTS) -> None:
+    """Shows every study: what it asks, the data it needs, and the minutes that its records took.
+
+    Minutes are those of one core, training and compilation added up over all records; with four cores a
+    study takes about a quarter of them.
+
+    Args:
+      out: what `reproduce` was given.
+    """
+    from rich.table import Table
+
+    from experiments.studies import load_studies
+    from experiments.studies.study import PRESETS
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("study", "what", "data"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("core-minutes", justify="right")
+    for name, study in load_studies().items():
+        data = sorted({run.data_name for run in study.runs("cpu", [])})
+        minutes = [f"{preset} {m:,.0f}" for preset in PRESETS if (m := _core_minutes(out / name / preset))]
+        table.add_row(name, study.title, ", ".join(data), "\n".join(minutes) or "not run")
+    Console().print(table)
+
+
+def _core_minutes(folder: Path) -> float:
+    from experiments.records import read_measurements, read_records
+
+    records = read_records(folder / "records") if (folder / "records").is_dir() else []
+    seconds = sum(r.compile_seconds + sum(epoch.seconds for epoch in r.epochs) for r in records)
+    if (folder / "measurements").is_dir():
+        seconds += sum(m.seconds for m in read_measurements(folder / "measurements").values())
+    return seconds / 60
 
 
 def predict(
@@ -285,17 +338,35 @@ def _exit_if_failed(records: Sequence, measurements: Mapping[str, str] | None = 
         sys.exit(1)
 
 
+COMMANDS = {
+    "compare": compare,
+    "list": list_studies,
+    "reproduce": reproduce,
+    "report": report,
+    "predict": predict,
+    "prepare": prepare,
+}
+
+
 def main() -> None:
     """Runs the command line. Exit codes: 1 if runs failed, 2 for what cannot be, 130 after Ctrl-C."""
     from experiments.files import FileError
 
-    functions = (compare, reproduce, report, predict, prepare)
-    commands = {function.__name__: function for function in functions}
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows ASCII alone shows question marks, and no traceback.
+        stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m experiments", description=__doc__)
+        if sys.argv[1:] and not sys.argv[1].startswith("-"):
+            check_names("command", sys.argv[1:2], COMMANDS)
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m experiments", description=__doc__)
+        sys.stdout.flush()
     except (UsageError, FileError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        # The reader has gone, as `head` does; what is still buffered would raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         print(
             "\nInterrupted. What was trained is kept; the same command goes on from there.", file=sys.stderr

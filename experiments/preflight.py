@@ -1,5 +1,6 @@
 """What was asked is possible: checked before anything is trained, so that no worker starts in vain."""
 
+import difflib
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -19,11 +20,10 @@ class UsageError(Exception):
 
 def find_study(name: str) -> "Study":
     """The study of a name."""
-    from experiments.studies import load_studies
+    from experiments.studies import NAMES, load_studies
 
-    studies = load_studies()
-    check_names("study", [name], studies)
-    return studies[name]
+    check_names("study", [name], NAMES)
+    return load_studies()[name]
 
 
 def check_names(option: str, names: Sequence[str], choices: Collection[str]) -> None:
@@ -32,7 +32,9 @@ def check_names(option: str, names: Sequence[str], choices: Collection[str]) -> 
         raise UsageError(f"{option} needs at least one of {', '.join(choices)}")
     for name in names:
         if name not in choices:
-            raise UsageError(f"unknown {option} {name!r}; choose from {', '.join(choices)}")
+            similar = difflib.get_close_matches(name, choices, 1)
+            guess = f", did you mean {similar[0]!r}?" if similar else ";"
+            raise UsageError(f"unknown {option} {name!r}{guess} choose from {', '.join(choices)}")
     if len(set(names)) < len(names):
         raise UsageError(f"{option} names {next(n for n in names if names.count(n) > 1)!r} twice")
 
@@ -43,6 +45,12 @@ def check_model(name: str) -> None:
 
     if ":" not in name:
         check_names("--model", [name], MODELS)
+
+
+def resolve_dataset(name: str) -> str:
+    """The data set's name, with the whole path of a file: however it is spelt, it is one data set."""
+    source, separator, path = name.partition(":")
+    return f"arrays:{Path(path).expanduser().resolve()}" if source == "arrays" and separator else name
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -80,8 +88,9 @@ def check_machine(workers: int | None, devices: int, batch_sizes: Sequence[int])
 
 
 def check_data(runs: Sequence[Run], data_dir: Path | None) -> None:
-    """Takes every subset of every data set and lays out every model once."""
+    """Takes every subset of every data set, lays out every model and builds every optimizer once."""
     from experiments import data
+    from experiments.training.methods import make_optimizer
 
     try:
         for name in dict.fromkeys(run.dataset for run in runs):
@@ -89,6 +98,8 @@ def check_data(runs: Sequence[Run], data_dir: Path | None) -> None:
             on_it = [run for run in runs if run.dataset == name]
             for run in _one_of_each(on_it, "model", "loss"):
                 _check_fit(run, dataset)
+            for run in _one_of_each(on_it, "model", "optimizer"):
+                make_optimizer(run, steps_per_epoch=1)
             sizes = (
                 "train_examples",
                 "test_examples",

@@ -1,12 +1,12 @@
 """Shows a sweep while it runs: a live display on a terminal, one plain line per event elsewhere."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+import rich.progress
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from experiments.jobs.sweep import Event
@@ -30,11 +30,11 @@ class Progress:
         self.trained = 0  # epochs, in all sweeps together
         self.start = time.monotonic()
         self.last_line: dict[str, float] = {}
-        self.live: Live | None = None
+        self.live: _Display | None = None
 
     def __enter__(self) -> "Progress":
         if self.console.is_terminal:
-            self.live = Live(console=self.console, get_renderable=self._display, refresh_per_second=2)
+            self.live = _Display(self.console, self._headings)
             self.live.start()
         return self
 
@@ -65,7 +65,9 @@ class Progress:
             self._note_best(event.record)
         if self.live is None:
             self._print_line(event)
-        elif event.kind in ("retried", "failed", "diverged"):
+            return
+        self._show(event)
+        if event.kind in ("retried", "failed", "diverged"):
             self.console.print(Text(f"{event.kind}: {describe(event.run)} {event.message}".rstrip(), "red"))
 
     def _note_best(self, record: RunRecord | None) -> None:
@@ -93,36 +95,32 @@ class Progress:
         )
         return (time.monotonic() - self.start) / self.trained * left
 
-    def _display(self) -> Group:
+    def _headings(self) -> list[Text]:
         done, running, left = self._counts()
         status = f"{done} done, {running} running, {left} left, {_clock(self._seconds_left())} to go"
-        epochs = sum(run.epochs for run in self.runs.values())
-        epochs_done = sum(
-            run.epochs if name in self.ended else self.epochs_done[name] for name, run in self.runs.items()
-        )
-        lines = [
-            Text(f"{self.title}: {status}", "bold", overflow="ellipsis", no_wrap=True),
-            ProgressBar(total=max(epochs, 1), completed=epochs_done, width=min(self.console.width, 78)),
-        ]
+        lines = [Text(f"{self.title}: {status}", "bold", overflow="ellipsis", no_wrap=True)]
         if (record := self._best_shown()) is not None:
             accuracy = f"{_images(record.run)} accuracy {_accuracy(record):.2%}"
             best = f"best so far: {accuracy} {describe(record.run)}"
             lines.append(Text(best, overflow="ellipsis", no_wrap=True))
-        table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-        table.add_column("running", no_wrap=True, overflow="ellipsis", ratio=1)
-        for heading in ("epoch", "loss", "accuracy"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for name, record in self.running.items():
-            run = self.runs[name]
-            epoch = f"{self.epochs_done[name]}/{run.epochs}"
-            if record is None or not record.epochs:
-                table.add_row(describe(run), epoch, "compiling", "")
-            else:
-                metrics = record.epochs[-1]
-                table.add_row(
-                    describe(run), epoch, f"{metrics.train_loss:.3g}", f"{metrics.test_accuracy:.2%}"
-                )
-        return Group(*lines, table)
+        return lines
+
+    def _show(self, event: Event) -> None:
+        assert self.live is not None
+        name, run, record = event.run.name, event.run, event.record
+        epochs = sum(run.epochs for run in self.runs.values())
+        epochs_done = sum(
+            run.epochs if name in self.ended else self.epochs_done[name] for name, run in self.runs.items()
+        )
+        self.live.show("all runs", epochs_done, epochs)
+        if name not in self.running:
+            self.live.hide(describe(run))
+        elif record is None or not record.epochs:
+            self.live.show(describe(run), self.epochs_done[name], run.epochs, "compiling")
+        else:
+            last = record.epochs[-1]
+            note = f"loss {last.train_loss:.3g}, {last.test_accuracy:.2%}"
+            self.live.show(describe(run), len(record.epochs), run.epochs, note)
 
     def _print_line(self, event: Event) -> None:
         now, name = time.monotonic(), event.run.name
@@ -153,6 +151,39 @@ class Progress:
             return f"{event.kind} {name}"
         epochs = "" if record.status == "finished" else f" {len(record.epochs)}/{run.epochs}"
         return f"{event.kind}{epochs} {name} {_short_accuracy(record)}"
+
+
+class _Display(rich.progress.Progress):
+    """Headings, and below them a bar for all runs and one for each that is under way."""
+
+    def __init__(self, console: Console, headings: Callable[[], list[Text]]):
+        self.headings = headings
+        self.tasks_by_name: dict[str, TaskID] = {}
+        name = Column(no_wrap=True, overflow="ellipsis", ratio=1, max_width=44)
+        super().__init__(
+            TextColumn("{task.description}", markup=False, table_column=name),
+            BarColumn(bar_width=11),
+            TextColumn("{task.completed}/{task.total}", justify="right", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
+            console=console,
+            refresh_per_second=2,
+        )
+
+    def show(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Shows how far something is."""
+        if name not in self.tasks_by_name:
+            self.tasks_by_name[name] = self.add_task(name, total=total, note=note)
+        self.update(self.tasks_by_name[name], completed=done, total=total, note=note)
+
+    def hide(self, name: str) -> None:
+        """No longer shows something."""
+        if (task := self.tasks_by_name.pop(name, None)) is not None:
+            self.remove_task(task)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn, from top to bottom."""
+        yield from self.headings()
+        yield self.make_tasks_table(self.tasks)
 
 
 def describe(run: Run) -> str:

@@ -1,35 +1,28 @@
 """Studies by name: one module or package per paper table, each with a `STUDY`."""
 
+import importlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from experiments.studies.study import Study
+# Imported where they are loaded: the command line needs their names alone, and starts without JAX.
+if TYPE_CHECKING:
+    from experiments.studies.study import Study
+
+NAMES = (
+    "cifar10_confirm",
+    "overlap_table1",
+    "gan_cifar100",
+    "znorm_architectures",
+    "large_batch",
+    "gradient_dynamics",
+    "gradient_overlap",
+    "beyond_batchnorm",
+    "pcam",
+    "lgg_unet",
+    "vit_dynamics",
+)
 
 
-def load_studies() -> Mapping[str, Study]:
+def load_studies() -> Mapping[str, "Study"]:
     """All studies, by name."""
-    from experiments.studies import (
-        beyond_batchnorm,
-        cifar10_confirm,
-        gan_cifar100,
-        gradient_dynamics,
-        gradient_overlap,
-        large_batch,
-        lgg_unet,
-        overlap_table1,
-        pcam,
-        znorm_architectures,
-    )
-
-    modules = (
-        cifar10_confirm,
-        overlap_table1,
-        gan_cifar100,
-        znorm_architectures,
-        large_batch,
-        gradient_dynamics,
-        gradient_overlap,
-        beyond_batchnorm,
-        pcam,
-        lgg_unet,
-    )
-    return {module.STUDY.name: module.STUDY for module in modules}
+    return {name: importlib.import_module(f"experiments.studies.{name}").STUDY for name in NAMES}

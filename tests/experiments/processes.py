@@ -5,21 +5,24 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
 
-def start(*arguments, devices: int = 1, **options) -> subprocess.Popen:
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+def start(
+    *arguments, devices: int = 1, environment: Mapping[str, str] | None = None, **options
+) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | dict(environment or {})
     environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     command = [sys.executable, "-m", "experiments", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **{**pipes, **options})
 
 
-def run(*arguments, devices: int = 1) -> tuple[int, str, str]:
-    process = start(*arguments, devices=devices)
+def run(*arguments, devices: int = 1, environment: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+    process = start(*arguments, devices=devices, environment=environment)
     out, err = process.communicate(timeout=240)
     return process.returncode, out, err
 

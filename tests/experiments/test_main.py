@@ -4,18 +4,21 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import data
 from experiments.preflight import UsageError, check_data
 from experiments.run import Run
+from experiments.studies import load_studies
 
-from .processes import metrics, run, start, wait_for_epochs
+from .processes import ROOT, metrics, run, start, wait_for_epochs
 
 EPOCHS = 10
 KNOWS_ONEDNN = importlib.metadata.version("jaxlib").startswith("0.12.")
@@ -43,11 +46,16 @@ def test_compare_ends_with_a_table_of_80_columns_a_report_and_a_figure(undisturb
     rows = [line.split() for line in table.splitlines() if line.startswith("SGDM")]
     assert [row[1] for row in rows] == ["baseline", "ZNorm"]
     assert max(map(len, table.partition("Report:")[0].splitlines())) <= 80
+    assert table.splitlines()[0].split("  ")[-1].strip() == "vs baseline [95 %]"
 
     accuracies = [
         epochs[-1]["test_accuracy"] for name, epochs in metrics(folder).items() if "-znorm-" in name
     ]
     assert f"{100 * sum(accuracies) / 2:.1f}" in rows[1]
+    baseline = [
+        epochs[-1]["test_accuracy"] for name, epochs in metrics(folder).items() if "-baseline-" in name
+    ]
+    assert f"{100 * (sum(accuracies) - sum(baseline)) / 2:+.1f}" in rows[1]
     assert f"{100 * sum(accuracies) / 2:.1f} ±" in (folder / "report.md").read_text()
     assert "<svg" in (folder / "learning_curves.svg").read_text()
     assert len(metrics(folder)) == 4
@@ -67,6 +75,72 @@ def test_a_kept_network_tells_what_digit_an_image_shows(undisturbed, tmp_path):
     assert answer.items() <= json.loads(printed).items()
     assert answer["class"] in range(10)
     assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_narrow_terminal_that_knows_ascii_alone_shows_the_table(undisturbed):
+    folder, _ = undisturbed
+    environment = {"COLUMNS": "60", "PYTHONIOENCODING": "ascii"}
+    code, out, err = run("compare", *SMALL, "--out", folder, environment=environment)
+    assert code == 0, err
+    assert out.isascii()
+    table = out[out.index("optimizer") : out.index("Report:")]
+    assert max(map(len, table.splitlines())) <= 60
+    # Folded, not cut: both ends of each interval are there.
+    assert table.count("[") - table.count("[95") == table.count("]") - table.count("%]") == 1
+
+
+def test_a_reader_that_goes_after_the_first_line_gets_no_traceback(undisturbed):
+    folder, _ = undisturbed
+    process = start("compare", *SMALL, "--out", folder)
+    assert process.stdout.readline().startswith("[1/4")
+    process.stdout.close()
+    with process.stderr as stream:
+        assert stream.read() == ""
+    assert process.wait(timeout=240) == 128 + signal.SIGPIPE
+
+
+def test_one_file_is_one_data_set_however_its_path_is_spelt(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (80, 8, 8), np.uint8)
+    labels = np.arange(80) % 2
+    path = tmp_path / "own.npz"
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    spellings = [path, os.path.relpath(path, ROOT), tmp_path / "runs" / ".." / "own.npz"]
+    options = ("--methods", "baseline", "--optimizers", "sgdm", "--seeds", "0", "--epochs", "1")
+    printed = []
+    for spelling in spellings:
+        code, out, err = run(
+            "compare", "--dataset", f"arrays:{spelling}", *options, "--out", tmp_path / "runs"
+        )
+        assert code == 0, err
+        printed.append(out)
+    assert ["skipped" in out for out in printed] == [False, True, True]
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 1
+
+
+def test_list_shows_every_study_with_its_data_and_the_minutes_of_its_records():
+    code, out, err = run("list")
+    assert code == 0, err
+    first_words = [line.split()[0] for line in out.splitlines() if line and not line.startswith(" ")]
+    assert first_words[1:] == list(load_studies())
+    (line,) = [line for line in out.splitlines() if line.startswith("pcam ")]
+    assert "pcam32" in line
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_the_minutes_of_a_study_are_those_of_its_records(undisturbed, tmp_path):
+    folder = tmp_path / "gan_cifar100" / "cpu" / "records"
+    folder.mkdir(parents=True)
+    path = sorted(undisturbed[0].glob("*.json"))[0]
+    record = json.loads(path.read_text())
+    record["compile_seconds"] = 3600.0
+    for epoch in record["epochs"]:
+        epoch["seconds"] = 60.0
+    (folder / path.name).write_text(json.dumps(record))
+    code, out, err = run("list", "--out", tmp_path)
+    assert code == 0, err
+    assert out.count("cpu 70") == 1
+    assert out.count("not run") == len(load_studies()) - 1
 
 
 @pytest.fixture
@@ -193,6 +267,9 @@ def test_devices_share_each_batch_and_learn_the_same(undisturbed, tmp_path):
             ("cifar10", "/nonexistent", "prepare"),
         ),
         (("reproduce", "table9"), ("table9", "overlap_table1", "gan_cifar100")),
+        (("reproduce", "overlap_tabel1"), ("did you mean 'overlap_table1'?",)),
+        (("comapre",), ("did you mean 'compare'?", "reproduce, report")),
+        (("compare", "--methods", "znrom"), ("did you mean 'znorm'?",)),
         (("report", "overlap_table1", "--out", "/nonexistent"), ("/nonexistent", "records")),
         (("prepare", "mnist"), ("mnist", "cifar10")),
     ],
@@ -229,6 +306,15 @@ def test_every_run_is_checked_before_the_first_begins(changes, words, place):
     runs.insert(place, dataclasses.replace(runs[0], **changes))
     with pytest.raises(UsageError, match=words):
         check_data(runs, None)
+
+
+def test_help_says_what_it_is_for_and_what_there_is():
+    code, out, _ = run("--help")
+    assert code == 0
+    assert out.splitlines()[2].startswith("Trains networks with and without gradient normalization")
+    code, out, _ = run("reproduce", "--help")
+    assert code == 0
+    assert all(name in out for name in load_studies())
 
 
 def test_help_explains_every_option():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -117,15 +118,59 @@ def test_validation_accuracy_is_never_the_best_beside_test_accuracy(lines, plain
     assert bests == ["best val 87.5%", "best val 87.5%", "best 50.0%"]
 
 
-def test_a_terminal_shows_the_same_counts(clock):
-    output = io.StringIO()
-    console = Console(file=output, force_terminal=True, width=100, color_system=None)
-    with Progress("study", console) as shown:
-        shown.add([*TUNING, *RUNS[:2]])
-        shown(Event("finished", TUNING[0], record(TUNING[0], 0.875)))
-        shown(Event("finished", RUNS[0], record(RUNS[0], 0.5)))
-        shown(Event("started", RUNS[1]))
-    text = output.getvalue()
-    assert "study: 2 done, 1 running, 1 left" in text
-    assert "best so far: test accuracy 50.00%" in text
-    assert "87.50%" not in text
+@pytest.fixture
+def frame():
+    """What a terminal of 80 columns shows, line by line, while something is under way and at the end."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+
+    def shown() -> list[str]:
+        text = console.file.getvalue()
+        console.file.seek(0)
+        console.file.truncate()
+        return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text).splitlines()]
+
+    return console, shown
+
+
+def test_every_line_of_the_display_stands_alone(clock, frame):
+    console, shown = frame
+    with Progress("study", console) as display:
+        display.add([*TUNING, *RUNS[:3]])
+        display(Event("finished", TUNING[0], record(TUNING[0], 0.875)))
+        display(Event("finished", RUNS[0], record(RUNS[0], 0.5)))
+        display(Event("started", RUNS[1]))
+        display(Event("started", RUNS[2]))
+        clock(20)
+        display(Event("epoch", RUNS[2], record(RUNS[2], 0.25, 1, "running")))
+        shown()
+        display.live.refresh()
+        assert shown()[-5:] == [
+            "study: 2 done, 2 running, 1 left, 3:40 to go",
+            "best so far: test accuracy 50.00% resnet20 centralization sgdm lr 0.001 seed 0",
+            "all runs                                     ━━━━╸       9/20",
+            "resnet20 centralization sgdm lr 0.001 seed 1              0/4 compiling",
+            "resnet20 centralization sgdm lr 0.001 seed 2 ━━╸          1/4 loss 1.5, 25.00%",
+        ]
+        for run in RUNS[1:3]:
+            display(Event("finished", run, record(run, 0.25)))
+        display(Event("finished", TUNING[1], record(TUNING[1], 0.875)))
+    # The frame of the end has no row for what has ended.
+    assert shown()[-3:] == [
+        "study: 5 done, 0 running, 0 left, 0:00 to go",
+        "best so far: test accuracy 50.00% resnet20 centralization sgdm lr 0.001 seed 0",
+        "all runs ━━━━━━━━━━━ 20/20",
+    ]
+
+
+def test_long_names_are_cut_and_numbers_are_not(clock, frame):
+    console, shown = frame
+    run = dataclasses.replace(RUN, model="resnet56w32:scaled_ws:skip_init", learning_rate=0.0123456)
+    with Progress("study", console) as display:
+        display.add([run])
+        display(Event("started", run))
+        display(Event("epoch", run, record(run, 0.25, 1, "running")))
+        shown()
+        display.live.refresh()
+        (line,) = [line for line in shown() if line.startswith("resnet56w32:")]
+    assert len(line) <= 80
+    assert line.endswith("1/4 loss 1.5, 25.00%")
