@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import re
 import signal
 import time
 from pathlib import Path
