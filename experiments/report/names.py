@@ -6,6 +6,7 @@ METHODS = {
     "baseline": "baseline",
     "centralization": "centralization",
     "clipping": "clipping by norm",
+    "clipping_1": "clipping at 1",
     "clipping_value": "clipping by value",
     "znorm": "ZNorm",
     "gan": "GAN",
@@ -29,7 +30,7 @@ DATASETS = {
 
 
 def model(name: str) -> str:
-    """A network, such as 'ResNet-20', 'plain-20', 'VGG-16-BN' or 'U-Net of width 8'; others as they are."""
+    """A network, such as 'ResNet-20', 'VGG-16-BN', 'ViT of width 96' or 'U-Net of width 8'; others as they are."""
     if found := re.fullmatch(r"(resnet|plain|vgg)(\d+)(_bn)?", name):
         family, depth, norm = found.groups()
         return f"{ {'resnet': 'ResNet', 'plain': 'plain', 'vgg': 'VGG'}[family] }-{depth}" + (
@@ -37,6 +38,8 @@ def model(name: str) -> str:
         )
     if found := re.fullmatch(r"unet(\d+)", name):
         return f"U-Net of width {found[1]}"
+    if found := re.fullmatch(r"vit(\d+)_small(_stacked)?", name):
+        return f"ViT of width {found[1]}"
     return name
 
 

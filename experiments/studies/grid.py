@@ -31,6 +31,7 @@ class Question:
       source: who claims something of a run's method; empty for a question of ours.
       paper: difference of the accuracies to the baseline that the paper printed for a run's row.
       smallest: smallest difference of accuracies of interest; by default one point.
+      smallest_speed: smallest difference of interest of the mean log training loss; by default that of 5 %.
       headline: whether a summary of all studies names a run's accuracy.
       scores: further endpoints, such as the area under a curve; whether a summary names them as well.
       described: methods that are compared without being a part of the family.
@@ -41,6 +42,7 @@ class Question:
     source: Callable[[Run], str] = lambda run: ""
     paper: Callable[[Run], float | None] = lambda run: None
     smallest: Callable[[Run], float] | None = None
+    smallest_speed: float = SPEED.smallest
     headline: Callable[[Run], bool] = lambda run: False
     scores: Sequence[Endpoint] = ()
     described: Sequence[str] = ()
@@ -90,7 +92,8 @@ def compare_methods(rows: Sequence[Row], question: Question) -> Answers:
     """
     contrasts: dict[str, Sequence[Contrast]] = {}
     findings = []
-    for endpoint in (ACCURACY, *question.scores, SPEED, FINAL_LOSS):
+    speed = dataclasses.replace(SPEED, smallest=question.smallest_speed)
+    for endpoint in (ACCURACY, *question.scores, speed, FINAL_LOSS):
         of_accuracy = endpoint is ACCURACY
         found = make_contrasts(
             rows,
