@@ -49,7 +49,7 @@ def compare(
     learning_rate: float | None = None,
     train_examples: int | None = None,
     dynamics: bool = False,
-    out: Path = Path("runs"),
+    out: Path = RUNS / "compare",
     data_dir: Path | None = None,
     workers: int | None = None,
     devices: int = 1,
@@ -73,21 +73,16 @@ def compare(
       learning_rate: for all runs; by default one per optimizer, the same for every method.
       train_examples: take only so many training images, equally many of each class.
       dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
-      out: folder of the records, the report (report.md) and the figure (learning_curves.svg).
+      out: folder of the records (records/NAME.json), the report (report.md) and the figure (learning_curves.svg).
       data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
         ~/tensorflow_datasets.
       workers: worker processes on a CPU; by default one per core.
       devices: devices that share each batch.
       keep_checkpoints: keep the trained networks, for `predict`.
     """
-    from experiments.jobs.progress import Progress
-    from experiments.studies.compare import (
-        LEARNING_RATES,
-        Comparison,
-        terminal_remarks,
-        terminal_table,
-        write,
-    )
+    from experiments.jobs.reproduce import reproduce
+    from experiments.studies.compare import make_study, make_table_rows, terminal_remarks, terminal_table
+    from experiments.studies.study import DEFAULT_LEARNING_RATES
 
     check_out(out)
     check_machine(workers, devices, [batch_size])
@@ -99,9 +94,9 @@ def compare(
         raise UsageError(f"--learning-rate must be a number above 0, got {learning_rate:g}")
     check_model(model)
     check_names("--methods", methods, METHODS)
-    check_names("--optimizers", optimizers, LEARNING_RATES)
+    check_names("--optimizers", optimizers, DEFAULT_LEARNING_RATES)
     check_seeds(seeds)
-    comparison = Comparison(
+    study = make_study(
         resolve_dataset(dataset),
         model,
         methods,
@@ -112,17 +107,23 @@ def compare(
         learning_rate,
         train_examples,
     )
-    check_data(comparison.runs, data_dir)
-
-    runs = [dataclasses.replace(run, dynamics=dynamics) for run in comparison.runs]
-    with Progress("compare") as progress:
-        records = _sweep(progress, runs, out, data_dir, workers, devices, keep_checkpoints)
-    rows = write(comparison, records, out)
-    _write_dynamics(out, out, records)
+    runs = study.runs("", [])
+    check_data(runs, data_dir)
+    records, _ = reproduce(
+        study,
+        "",
+        out,
+        dynamics=dynamics,
+        data_dir=data_dir,
+        workers=workers,
+        devices=devices,
+        keep_checkpoints=keep_checkpoints,
+    )
+    rows = make_table_rows(runs, records)
     Console().print(terminal_table(rows))
     for line in terminal_remarks(rows):
         print(line)
-    print(f"Report: {out / 'report.md'}, figure: {out / 'learning_curves.svg'}, records: {out}/*.json")
+    print(f"Report: {out / 'report.md'}, figure: {out / 'learning_curves.svg'}, records: {out / 'records'}")
     _exit_if_failed(records)
 
 
@@ -280,7 +281,7 @@ def predict(
     see `--keep-checkpoints` of compare and reproduce.
 
     Args:
-      run: a run's record, such as runs/NAME.json, or with --records the NAME alone.
+      run: a run's record, such as runs/compare/records/NAME.json, or with --records the NAME alone.
       image: a file of any format that Pillow reads.
       out: what to write, FILE.png for a mask, FILE.json for a class.
       records: folder of the records.
@@ -311,36 +312,6 @@ def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: Path | None = 
         print(f"{name} lies in {data.prepare(name, data_dir)}")
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def _sweep(
-    progress,
-    runs: Sequence,
-    out: Path,
-    data_dir: Path | None,
-    workers: int | None,
-    devices: int,
-    keep_checkpoints: bool,
-) -> list:
-    from experiments.jobs.sweep import sweep
-
-    progress.add(runs)
-    return sweep(
-        runs,
-        out=out,
-        data_dir=data_dir,
-        workers=workers,
-        devices=devices,
-        keep_checkpoints=keep_checkpoints,
-        on_event=progress,
-    )
-
-
-def _write_dynamics(folder: Path, records_folder: Path, records: Sequence) -> None:
-    from experiments.report.dynamics import write_page
-
-    if page := write_page(folder, records_folder, records):
-        print(f"Gradient dynamics: {page}")
 
 
 def _exit_if_failed(records: Sequence, measurements: Mapping[str, str] | None = None) -> None:

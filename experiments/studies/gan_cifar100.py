@@ -14,7 +14,7 @@ from experiments.records import RunRecord
 from experiments.report import names
 from experiments.run import Run
 from experiments.studies.grid import Question, write_grid_report
-from experiments.studies.study import Size, Study, settings_table
+from experiments.studies.study import Size, Study, grid, settings_table
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 
@@ -64,29 +64,18 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """Every model, method and seed; warm-up and steps shrink with the number of epochs."""
     del records
     size = SIZES[preset]
-    return [
-        Run(
-            dataset="cifar100",
-            model=model,
-            method=method,
-            optimizer="adamw",
-            learning_rate=1e-3,
-            epochs=size.epochs,
-            batch_size=size.batch_sizes[0],
-            seed=seed,
-            schedule="step",
-            warmup_epochs=5 * size.epochs / FULL_EPOCHS,
-            step_epochs=max(1, 30 * size.epochs // FULL_EPOCHS),
-            step_factor=0.75,
-            weight_decay=5e-5,
-            augment="crop_flip",
-            train_examples=size.train_examples,
-            test_examples=size.test_examples,
-        )
-        for seed in size.seeds
-        for model in size.models
-        for method in size.methods
-    ]
+    base = size.run(
+        "cifar100",
+        optimizer="adamw",
+        learning_rate=1e-3,
+        schedule="step",
+        warmup_epochs=5 * size.epochs / FULL_EPOCHS,
+        step_epochs=max(1, 30 * size.epochs // FULL_EPOCHS),
+        step_factor=0.75,
+        weight_decay=5e-5,
+        augment="crop_flip",
+    )
+    return grid(base, seed=size.seeds, model=size.models, method=size.methods)
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:

@@ -14,7 +14,7 @@ from experiments.records import RunRecord
 from experiments.report import names
 from experiments.run import Run
 from experiments.studies.grid import Question, write_grid_report
-from experiments.studies.study import Size, Study, settings_table
+from experiments.studies.study import Size, Study, grid, settings_table
 
 METHODS = ("baseline", "znorm", "gan")
 # At batch 256. LARS multiplies by its trust coefficient of 0.001 too, so its learning rate is of another order.
@@ -62,29 +62,26 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """Every optimizer, batch size, method and seed."""
     del records
     size = SIZES[preset]
-    return [
-        Run(
-            dataset="cifar10",
-            model=model,
-            method=method,
-            optimizer=optimizer,
-            learning_rate=float(f"{learning_rate * math.sqrt(batch_size / BASE_BATCH_SIZE):.3g}"),
-            epochs=size.epochs,
-            batch_size=batch_size,
-            seed=seed,
-            schedule="cosine",
-            warmup_epochs=0.05 * size.epochs,
-            weight_decay=1e-4,
-            augment="crop_flip",
-            train_examples=size.train_examples,
-            test_examples=size.test_examples,
-        )
-        for seed in size.seeds
-        for model in size.models
-        for optimizer, learning_rate in LEARNING_RATES.items()
-        for batch_size in size.batch_sizes
-        for method in size.methods
-    ]
+    base = size.run(
+        "cifar10",
+        schedule="cosine",
+        warmup_epochs=0.05 * size.epochs,
+        weight_decay=1e-4,
+        augment="crop_flip",
+    )
+    return grid(
+        base,
+        seed=size.seeds,
+        model=size.models,
+        optimizer=LEARNING_RATES,
+        batch_size=size.batch_sizes,
+        learning_rate=_scaled_learning_rate,
+        method=size.methods,
+    )
+
+
+def _scaled_learning_rate(run: Run) -> float:
+    return float(f"{LEARNING_RATES[run.optimizer] * math.sqrt(run.batch_size / BASE_BATCH_SIZE):.3g}")
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:

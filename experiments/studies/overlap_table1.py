@@ -27,11 +27,19 @@ from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, write_report
 from experiments.run import Run
 from experiments.studies.grid import Question, compare_methods
-from experiments.studies.study import Size, Study, settings_table
+from experiments.studies.study import (
+    DEFAULT_LEARNING_RATES,
+    Size,
+    Study,
+    default_learning_rate,
+    grid,
+    settings_table,
+    with_seeds,
+)
 from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
 
 METHODS = ("baseline", "centralization", "clipping", "clipping_value", "znorm", "gan")
-SHARED_LEARNING_RATES = {"sgdm": 0.01, "adam": 0.001}
+OPTIMIZERS = ("sgdm", "adam")
 
 SIZES = {
     "smoke": Size(
@@ -90,21 +98,6 @@ PAPER = {
 }
 
 
-def _run(size: Size, model: str, method: str, optimizer: str, learning_rate: float) -> Run:
-    return Run(
-        dataset="cifar10",
-        model=model,
-        method=method,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        epochs=size.epochs,
-        batch_size=size.batch_sizes[0],
-        seed=size.seeds[0],
-        train_examples=size.train_examples,
-        test_examples=size.test_examples,
-    )
-
-
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """The shared protocol's runs, the tuning runs, and the tuned runs whose tuning has ended."""
     return [*_shared_runs(preset), *_tuning_runs(preset), *_tuned_runs(preset, records)]
@@ -113,20 +106,17 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 def _settings(preset: str) -> list[Run]:
     """One run of every model, optimizer and method, with the shared learning rate."""
     size = SIZES[preset]
-    return [
-        _run(size, model, method, optimizer, learning_rate)
-        for model in size.models
-        for optimizer, learning_rate in SHARED_LEARNING_RATES.items()
-        for method in size.methods
-    ]
-
-
-def _with_seeds(preset: str, runs: Sequence[Run]) -> list[Run]:
-    return [dataclasses.replace(run, seed=seed) for run in runs for seed in SIZES[preset].seeds]
+    return grid(
+        size.run("cifar10"),
+        model=size.models,
+        optimizer=OPTIMIZERS,
+        learning_rate=default_learning_rate,
+        method=size.methods,
+    )
 
 
 def _shared_runs(preset: str) -> list[Run]:
-    return _with_seeds(preset, _settings(preset))
+    return with_seeds(_settings(preset), SIZES[preset].seeds)
 
 
 def _tuning_runs(preset: str) -> list[Run]:
@@ -137,7 +127,8 @@ def _tuning_runs(preset: str) -> list[Run]:
 
 
 def _tuned_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    return _with_seeds(preset, tune(_settings(preset), _tuning_runs(preset), records, _setting))
+    tuned = tune(_settings(preset), _tuning_runs(preset), records, _setting)
+    return with_seeds(tuned, SIZES[preset].seeds)
 
 
 def _setting(run: Run) -> tuple[str, str, str]:
@@ -216,7 +207,7 @@ def smallest_effect(run: Run) -> float:
 
 def _describe_protocols(preset: str) -> str:
     shared, tuning = _shared_runs(preset)[0], _tuning_runs(preset)[0]
-    rates = " and ".join(f"{optimizer} {rate:g}" for optimizer, rate in SHARED_LEARNING_RATES.items())
+    rates = " and ".join(f"{optimizer} {DEFAULT_LEARNING_RATES[optimizer]:g}" for optimizer in OPTIMIZERS)
     text = f"""\
 - Protocol **shared**: {describe_protocol(shared)}; {rates} for every method.
 - Protocol **tuned**: the same, but with the learning rate that one seed of its own (not among the reported ones)
@@ -235,10 +226,10 @@ def _describe_protocols(preset: str) -> str:
 
 def _paper(run: Run) -> tuple[float | None, float | None]:
     """Accuracy and loss in the paper's table."""
-    if run.optimizer not in SHARED_LEARNING_RATES:
+    if run.optimizer not in OPTIMIZERS:
         return None, None
     model = run.model if (run.model, "baseline") in PAPER else PAPER_MODEL
-    column = list(SHARED_LEARNING_RATES).index(run.optimizer)
+    column = OPTIMIZERS.index(run.optimizer)
     return PAPER.get((model, run.method), ((None, None),) * 2)[column]
 
 

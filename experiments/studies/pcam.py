@@ -19,7 +19,7 @@ from experiments.report.pages import describe_images
 from experiments.run import Run
 from experiments.studies.grid import Question, write_grid_report
 from experiments.studies.medical import METHODS, PAPER, SEEDS_ALONE
-from experiments.studies.study import Size, Study, settings_table
+from experiments.studies.study import Size, Study, grid, settings_table
 from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
 
 SCORES = (
@@ -35,21 +35,8 @@ QUESTION = Question(
 PAPER_ACCURACY = 0.917
 
 
-@dataclasses.dataclass(frozen=True)
-class PatchSize(Size):
-    """How large a preset is.
-
-    Attributes:
-      dataset: whole patches or their centres.
-      validation_split: where the patches come from that learning rates are chosen by: 'train' holds some out.
-    """
-
-    dataset: str = "pcam32"
-    validation_split: str = "train"
-
-
 SIZES = {
-    "smoke": PatchSize(
+    "smoke": Size(
         models=("resnet8",),
         methods=("baseline", "znorm", "gan"),
         epochs=2,
@@ -59,8 +46,9 @@ SIZES = {
         test_examples=200,
         tuning_epochs=1,
         validation_examples=100,
+        dataset="pcam32",
     ),
-    "cpu": PatchSize(
+    "cpu": Size(
         models=("resnet20",),
         methods=METHODS,
         epochs=8,
@@ -70,8 +58,9 @@ SIZES = {
         test_examples=2_000,
         tuning_epochs=5,
         validation_examples=500,
+        dataset="pcam32",
     ),
-    "full": PatchSize(
+    "full": Size(
         models=("resnet101",),
         methods=METHODS,
         epochs=20,
@@ -80,7 +69,6 @@ SIZES = {
         tuning_epochs=4,
         validation_examples=20_000,
         dataset="stream:patch_camelyon",
-        validation_split="validation",
     ),
 }
 GRID = {
@@ -112,23 +100,6 @@ no number of ours beside it, because nothing here is trained on CIFAR-10: for th
 `znorm_architectures` and `overlap_table1`."""
 
 
-def _run(size: PatchSize, model: str, optimizer: str, method: str) -> Run:
-    """With a learning rate that is to be tuned."""
-    return Run(
-        dataset=size.dataset,
-        model=model,
-        method=method,
-        optimizer=optimizer,
-        learning_rate=1.0,
-        epochs=size.epochs,
-        batch_size=size.batch_sizes[0],
-        seed=size.seeds[0],
-        augment="flip_rotate",
-        train_examples=size.train_examples,
-        test_examples=size.test_examples,
-    )
-
-
 def _setting(run: Run) -> tuple[str, str, str]:
     return run.model, run.optimizer, run.method
 
@@ -143,22 +114,28 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 
 
 def _settings(preset: str) -> list[Run]:
+    """One run of every network, optimizer and method, with a learning rate that is to be tuned."""
     size = SIZES[preset]
-    return [
-        _run(size, model, optimizer, method)
-        for model in size.models
-        for optimizer in GRIDS[preset]
-        for method in size.methods
-    ]
+    return grid(
+        size.run(learning_rate=1.0, augment="flip_rotate"),
+        model=size.models,
+        optimizer=GRIDS[preset],
+        method=size.methods,
+    )
+
+
+def _validation_split(size: Size) -> str:
+    """Where the patches come from that learning rates are chosen by: the centres have no split for it."""
+    return "train" if size.dataset == "pcam32" else "validation"
 
 
 def _tuning_runs(preset: str) -> list[Run]:
     size = SIZES[preset]
     # Validation images take the place of the test images.
-    if size.validation_split == "train":
+    if _validation_split(size) == "train":
         validation = {"validation_examples": size.validation_examples}
     else:
-        name = f"{size.dataset}:{size.validation_split}"
+        name = f"{size.dataset}:{_validation_split(size)}"
         validation = {"dataset": name, "test_examples": size.validation_examples}
     return make_tuning_runs(_settings(preset), GRIDS[preset], epochs=size.tuning_epochs, **validation)
 
@@ -189,7 +166,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
             f"PatchCamelyon, {names.model(run.model)}, {len(size.seeds)} seeds, tuned rates",
         ),
         panel=lambda run: names.OPTIMIZERS[run.optimizer],
-        notes=f"- Data: {images}.\n\n{NOTES.format(chosen_by=CHOSEN_BY[size.validation_split])}",
+        notes=f"- Data: {images}.\n\n{NOTES.format(chosen_by=CHOSEN_BY[_validation_split(size)])}",
         paper_accuracy=_paper_accuracy,
         tuning=tuning,
         tuning_table=tuning_table(headings, tuning, _setting),

@@ -13,10 +13,10 @@ from experiments.report import names
 from experiments.run import Run
 from experiments.studies.grid import Question, write_grid_report
 from experiments.studies.overlap_table1 import paper_effect, smallest_effect
-from experiments.studies.study import Size, Study, settings_table
+from experiments.studies.study import Size, Study, default_learning_rate, grid, settings_table
 
 METHODS = ("baseline", "znorm")
-LEARNING_RATES = {"sgdm": 0.01, "adam": 0.001, "rmsprop": 0.001}
+OPTIMIZERS = ("sgdm", "adam", "rmsprop")
 
 SIZES = {
     "smoke": Size(
@@ -69,24 +69,14 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """Every model, optimizer, method and seed."""
     del records
     size = SIZES[preset]
-    return [
-        Run(
-            dataset="cifar10",
-            model=model,
-            method=method,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            epochs=size.epochs,
-            batch_size=size.batch_sizes[0],
-            seed=seed,
-            train_examples=size.train_examples,
-            test_examples=size.test_examples,
-        )
-        for seed in size.seeds
-        for model in size.models
-        for optimizer, learning_rate in LEARNING_RATES.items()
-        for method in size.methods
-    ]
+    return grid(
+        size.run("cifar10"),
+        seed=size.seeds,
+        model=size.models,
+        optimizer=OPTIMIZERS,
+        learning_rate=default_learning_rate,
+        method=size.methods,
+    )
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:

@@ -30,7 +30,7 @@ from experiments.studies.cifar10_confirm.plan import (
     tuning_runs,
 )
 from experiments.studies.grid import Answers, Question, compare_methods
-from experiments.studies.overlap_table1 import PAPER, SHARED_LEARNING_RATES, paper_effect
+from experiments.studies.overlap_table1 import OPTIMIZERS, PAPER, paper_effect
 from experiments.studies.study import settings_table
 from experiments.studies.tuning import tuning_table
 
@@ -305,4 +305,4 @@ def _paper(run: Run) -> tuple[float | None, float | None]:
     """Accuracy and loss in the paper's table, of ResNet-56."""
     if run.method not in IN_THE_PAPER:
         return None, None
-    return PAPER[PAPER_MODEL, run.method][list(SHARED_LEARNING_RATES).index(run.optimizer)]
+    return PAPER[PAPER_MODEL, run.method][OPTIMIZERS.index(run.optimizer)]

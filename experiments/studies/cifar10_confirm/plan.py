@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from experiments.records import RunRecord
 from experiments.report.cells import make_cells
 from experiments.run import Run
-from experiments.studies.overlap_table1 import SHARED_LEARNING_RATES
-from experiments.studies.study import Size
+from experiments.studies.overlap_table1 import OPTIMIZERS
+from experiments.studies.study import Size, default_learning_rate, grid, with_seeds
 from experiments.studies.tuning import extend_grids, make_tuning_runs, tune
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
@@ -16,27 +16,8 @@ TUNING_SEEDS = (100, 101)  # none of them is reported
 WARMUP_EPOCHS = 0.5
 
 
-@dataclasses.dataclass(frozen=True)
-class ConfirmSize(Size):
-    """How large a preset is.
-
-    Attributes:
-      schedules: of the tuned runs, each with learning rates of its own.
-      tuning_examples: training images of the runs that choose a learning rate; None takes all that are left.
-      regime_examples: training images in the paper's regime; None takes all.
-      regime_epochs: passes over them.
-      regime_seeds: of these runs.
-    """
-
-    schedules: tuple[str, ...] = ("cosine",)
-    tuning_examples: int | None = None
-    regime_examples: int | None = None
-    regime_epochs: int = 0
-    regime_seeds: tuple[int, ...] = ()
-
-
 SIZES = {
-    "smoke": ConfirmSize(
+    "smoke": Size(
         models=("resnet8",),
         methods=("baseline", "znorm"),
         epochs=2,
@@ -44,27 +25,23 @@ SIZES = {
         seeds=(0, 1),
         train_examples=500,
         test_examples=200,
+        schedules=("cosine",),
         tuning_epochs=1,
         validation_examples=100,
         tuning_examples=200,
-        regime_examples=200,
-        regime_epochs=3,
-        regime_seeds=(0, 1),
     ),
-    "cpu": ConfirmSize(
+    "cpu": Size(
         models=("resnet20",),
         methods=METHODS,
         epochs=5,
         batch_sizes=(128,),
         seeds=(0, 1, 2, 3, 4),
+        schedules=("cosine",),
         tuning_epochs=4,
         validation_examples=5_000,
         tuning_examples=12_500,
-        regime_examples=10_000,
-        regime_epochs=30,
-        regime_seeds=(0, 1, 2),
     ),
-    "full": ConfirmSize(
+    "full": Size(
         models=("resnet56",),
         methods=METHODS,
         epochs=100,
@@ -72,10 +49,19 @@ SIZES = {
         seeds=(0, 1, 2, 3, 4),
         tuning_epochs=20,
         validation_examples=5_000,
+        tuning_examples=None,
         schedules=("cosine", "constant"),
-        regime_epochs=100,
-        regime_seeds=(0, 1, 2, 3, 4),
     ),
+}
+# The paper's regime: many epochs on few images, so that the training loss runs towards 0.
+REGIMES = {
+    "smoke": dataclasses.replace(
+        SIZES["smoke"], methods=("baseline", "znorm"), epochs=3, train_examples=200, seeds=(0, 1)
+    ),
+    "cpu": dataclasses.replace(
+        SIZES["cpu"], methods=IN_THE_PAPER, epochs=30, train_examples=10_000, seeds=(0, 1, 2)
+    ),
+    "full": dataclasses.replace(SIZES["full"], methods=IN_THE_PAPER, epochs=100),
 }
 # Half decades; ZNorm makes gradients larger and clipping smaller, which Adam does not see and SGDM does.
 GRID = {
@@ -103,26 +89,13 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 def _settings(preset: str) -> list[Run]:
     """One run of every schedule, model, optimizer and method, with a learning rate that is to be tuned."""
     size = SIZES[preset]
-    return [
-        Run(
-            dataset="cifar10",
-            model=model,
-            method=method,
-            optimizer=optimizer,
-            learning_rate=1.0,
-            epochs=size.epochs,
-            batch_size=size.batch_sizes[0],
-            seed=size.seeds[0],
-            schedule=schedule,
-            warmup_epochs=WARMUP_EPOCHS,
-            train_examples=size.train_examples,
-            test_examples=size.test_examples,
-        )
-        for schedule in size.schedules
-        for model in size.models
-        for optimizer in SHARED_LEARNING_RATES
-        for method in size.methods
-    ]
+    return grid(
+        size.run("cifar10", learning_rate=1.0, warmup_epochs=WARMUP_EPOCHS),
+        schedule=size.schedules,
+        model=size.models,
+        optimizer=OPTIMIZERS,
+        method=size.methods,
+    )
 
 
 def tuning_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
@@ -144,31 +117,20 @@ def tuning_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 def tuned_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """Arm A, as far as the tuning has ended."""
     tuned = tune(_settings(preset), tuning_runs(preset, records), records, setting)
-    return [dataclasses.replace(run, seed=seed) for run in tuned for seed in SIZES[preset].seeds]
+    return with_seeds(tuned, SIZES[preset].seeds)
 
 
 def regime_runs(preset: str) -> list[Run]:
     """Arm B."""
-    size = SIZES[preset]
-    return [
-        Run(
-            dataset="cifar10",
-            model=model,
-            method=method,
-            optimizer=optimizer,
-            learning_rate=rate,
-            epochs=size.regime_epochs,
-            batch_size=size.batch_sizes[0],
-            seed=seed,
-            train_examples=size.regime_examples,
-            test_examples=size.test_examples,
-        )
-        for model in size.models
-        for optimizer, rate in SHARED_LEARNING_RATES.items()
-        for method in size.methods
-        if method in IN_THE_PAPER
-        for seed in size.regime_seeds
-    ]
+    size = REGIMES[preset]
+    return grid(
+        size.run("cifar10"),
+        model=size.models,
+        optimizer=OPTIMIZERS,
+        learning_rate=default_learning_rate,
+        method=size.methods,
+        seed=size.seeds,
+    )
 
 
 def setting(run: Run) -> tuple[str, str, str, str]:

@@ -29,7 +29,7 @@ from experiments.studies.gradient_dynamics.trends import (
     summarize,
     trend_table,
 )
-from experiments.studies.study import Size, Study, settings_table
+from experiments.studies.study import Size, Study, grid, settings_table
 
 METHODS = ("baseline", "znorm", "gan")
 
@@ -70,30 +70,19 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """Every model, method and seed; warm-up and steps shrink with the number of epochs."""
     del records
     size = SIZES[preset]
-    runs = [
-        Run(
-            dataset="cifar100",
-            model=model,
-            method=method,
-            optimizer="adamw",
-            learning_rate=1e-3,
-            epochs=size.epochs,
-            batch_size=size.batch_sizes[0],
-            seed=seed,
-            schedule="step",
-            warmup_epochs=5 * size.epochs / FULL_EPOCHS,
-            step_epochs=max(1, 30 * size.epochs // FULL_EPOCHS),
-            step_factor=0.75,
-            weight_decay=5e-5,
-            augment="crop_flip",
-            train_examples=size.train_examples,
-            test_examples=size.test_examples,
-            dynamics=True,
-        )
-        for seed in size.seeds
-        for model in size.models
-        for method in size.methods
-    ]
+    base = size.run(
+        "cifar100",
+        optimizer="adamw",
+        learning_rate=1e-3,
+        schedule="step",
+        warmup_epochs=5 * size.epochs / FULL_EPOCHS,
+        step_epochs=max(1, 30 * size.epochs // FULL_EPOCHS),
+        step_factor=0.75,
+        weight_decay=5e-5,
+        augment="crop_flip",
+        dynamics=True,
+    )
+    runs = grid(base, seed=size.seeds, model=size.models, method=size.methods)
     return [dataclasses.replace(run, **SMALLER.get((preset, run.model), {})) for run in runs]
 
 

@@ -28,7 +28,7 @@ from experiments.studies.gradient_overlap.measures import (
     measure_initialization,
     measure_trained,
 )
-from experiments.studies.study import Study, settings_table
+from experiments.studies.study import Study, grid, settings_table
 
 STATES = {
     "initialisation": "initialisation",
@@ -110,23 +110,19 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """The trained networks, with and without ZNorm."""
     del records
     size = SIZES[preset]
-    return [
-        Run(
-            dataset="cifar10",
-            model=model,
-            method=method,
-            optimizer="adam",
-            learning_rate=0.001,
-            epochs=size.epochs,
-            batch_size=size.training_batch_size,
-            seed=seed,
-            train_examples=size.train_examples,
-            test_examples=size.test_examples,
-        )
-        for seed in size.seeds
-        for model in size.trained_models
-        for method in ("baseline", "znorm")
-    ]
+    base = Run(
+        dataset="cifar10",
+        model=size.trained_models[0],
+        method="baseline",
+        optimizer="adam",
+        learning_rate=0.001,
+        epochs=size.epochs,
+        batch_size=size.training_batch_size,
+        seed=size.seeds[0],
+        train_examples=size.train_examples,
+        test_examples=size.test_examples,
+    )
+    return grid(base, seed=size.seeds, model=size.trained_models, method=("baseline", "znorm"))
 
 
 def make_measurements(preset: str) -> list[Measurement]:

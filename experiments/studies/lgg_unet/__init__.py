@@ -24,49 +24,17 @@ from experiments.run import Run
 from experiments.studies import medical
 from experiments.studies.lgg_unet.masks import draw_masks, measure_masks, measure_slices
 from experiments.studies.medical import METHODS, SEEDS_ALONE
-from experiments.studies.study import Study, settings_table
+from experiments.studies.study import Size, Study, grid, settings_table
 from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """How large a preset is.
-
-    Attributes:
-      dataset: slices as they are stored, or resized.
-      model: U-Net by its width.
-      methods: what is done to the gradients.
-      optimizers: behind each method.
-      epochs: passes over the training slices.
-      batch_size: slices per step.
-      seeds: of the reported runs.
-      train_examples: slices of the first patients in a random order; None takes all.
-      test_examples: the same of the test patients.
-      tuning_epochs: of the runs that choose a learning rate.
-      validation_examples: about how many training slices these runs hold out, of whole patients.
-    """
-
-    dataset: str = "lgg"
-    model: str = "unet32"
-    methods: tuple[str, ...] = METHODS
-    optimizers: tuple[str, ...] = ("adam", "sgdm")
-    epochs: int = 100
-    batch_size: int = 16
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    train_examples: int | None = None
-    test_examples: int | None = None
-    tuning_epochs: int = 50
-    validation_examples: int = 120
-
 
 SIZES = {
     "smoke": Size(
         dataset="lgg:32",
-        model="unet8",
+        models=("unet8",),
         methods=("baseline", "znorm"),
         optimizers=("adam",),
         epochs=30,
-        batch_size=8,
+        batch_sizes=(8,),
         seeds=(0, 1),
         train_examples=160,
         test_examples=40,
@@ -75,13 +43,26 @@ SIZES = {
     ),
     "cpu": Size(
         dataset="lgg:64",
-        model="unet8",
+        models=("unet8",),
+        methods=METHODS,
         optimizers=("adam",),
         epochs=24,
+        batch_sizes=(16,),
         seeds=(0, 1, 2, 3, 4),
         tuning_epochs=12,
+        validation_examples=120,
     ),
-    "full": Size(),
+    "full": Size(
+        dataset="lgg",
+        models=("unet32",),
+        methods=METHODS,
+        optimizers=("adam", "sgdm"),
+        epochs=100,
+        batch_sizes=(16,),
+        seeds=(0, 1, 2, 3, 4),
+        tuning_epochs=50,
+        validation_examples=120,
+    ),
 }
 GRID = {
     "adam": (0.0003, 0.001, 0.003, 0.01),
@@ -126,24 +107,6 @@ project are of 765 of these slices, stored at 128 x 128 pixels: 611 of 88 patien
 patients to test on, of which smoke takes fewer."""
 
 
-def _run(size: Size, optimizer: str, method: str) -> Run:
-    """With a learning rate that is to be tuned."""
-    return Run(
-        dataset=size.dataset,
-        model=size.model,
-        method=method,
-        optimizer=optimizer,
-        learning_rate=1.0,
-        epochs=size.epochs,
-        batch_size=size.batch_size,
-        seed=size.seeds[0],
-        augment="flip_rotate",
-        train_examples=size.train_examples,
-        test_examples=size.test_examples,
-        loss="bce_dice",
-    )
-
-
 def _setting(run: Run) -> tuple[str, str]:
     return run.optimizer, run.method
 
@@ -154,8 +117,10 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 
 
 def _settings(preset: str) -> list[Run]:
+    """One run of every optimizer and method, with a learning rate that is to be tuned."""
     size = SIZES[preset]
-    return [_run(size, optimizer, method) for optimizer in size.optimizers for method in size.methods]
+    base = size.run(learning_rate=1.0, augment="flip_rotate", loss="bce_dice")
+    return grid(base, optimizer=size.optimizers, method=size.methods)
 
 
 def _tuning_runs(preset: str) -> list[Run]:
@@ -200,7 +165,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     panels: dict[str, list[Cell]] = {}
     for cell in cells.values():
         panels.setdefault(names.OPTIMIZERS[cell.run.optimizer], []).append(cell)
-    title = f"LGG MRI, {names.model(size.model)}, {len(size.seeds)} seeds, tuned rates"
+    title = f"LGG MRI, {names.model(size.models[0])}, {len(size.seeds)} seeds, tuned rates"
     certainty = certainty_table(headings, contrasts[SCORES[0]])
     results = [
         _scores_table(rows),

@@ -12,7 +12,6 @@ the best rate is the last of its grid, the grid grows. The raw gradients of the 
 of the method. Yun, arXiv 2509.03677, leaves Vision Transformers to future work.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, write_report
 from experiments.run import Run
 from experiments.studies.grid import Question, compare_methods
-from experiments.studies.study import Size, Study, settings_table
+from experiments.studies.study import Size, Study, grid, settings_table, with_seeds
 from experiments.studies.tuning import extend_grids, make_tuning_runs, tune, tuning_table
 from experiments.studies.vit_dynamics.parts import (
     PARTS_NOTES,
@@ -43,21 +42,8 @@ GRID = {"adamw": (3e-4, 1e-3, 3e-3)}
 GRIDS = {"smoke": {"adamw": (3e-4, 1e-3)}, "cpu": GRID, "full": GRID}
 
 
-@dataclasses.dataclass(frozen=True)
-class VitSize(Size):
-    """How large a preset is.
-
-    Attributes:
-      tuning_examples: training images of the runs that choose a learning rate; None takes all that are left.
-      growing_grids: whether a grid grows where its best rate is the last.
-    """
-
-    tuning_examples: int | None = None
-    growing_grids: bool = True
-
-
 SIZES = {
-    "smoke": VitSize(
+    "smoke": Size(
         models=("vit96_small_stacked",),
         methods=("baseline", "znorm", "gan"),
         epochs=6,
@@ -68,9 +54,8 @@ SIZES = {
         tuning_epochs=1,
         validation_examples=100,
         tuning_examples=100,
-        growing_grids=False,
     ),
-    "cpu": VitSize(
+    "cpu": Size(
         models=("vit96_small_stacked",),
         methods=METHODS,
         epochs=8,
@@ -81,7 +66,7 @@ SIZES = {
         validation_examples=5_000,
         tuning_examples=3_600,
     ),
-    "full": VitSize(
+    "full": Size(
         models=("vit192_small_stacked",),
         methods=METHODS,
         epochs=100,
@@ -89,6 +74,7 @@ SIZES = {
         seeds=(0, 1, 2, 3, 4),
         tuning_epochs=20,
         validation_examples=5_000,
+        tuning_examples=None,
     ),
 }
 
@@ -101,27 +87,17 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 def _settings(preset: str) -> list[Run]:
     """One run of every model and method, with a learning rate that is to be tuned."""
     size = SIZES[preset]
-    return [
-        Run(
-            dataset="cifar100",
-            model=model,
-            method=method,
-            optimizer="adamw",
-            learning_rate=1.0,
-            epochs=size.epochs,
-            batch_size=size.batch_sizes[0],
-            seed=size.seeds[0],
-            schedule="cosine",
-            warmup_epochs=WARMUP * size.epochs,
-            weight_decay=0.05,
-            augment="crop_flip",
-            train_examples=size.train_examples,
-            test_examples=size.test_examples,
-            dynamics=True,
-        )
-        for model in size.models
-        for method in size.methods
-    ]
+    base = size.run(
+        "cifar100",
+        optimizer="adamw",
+        learning_rate=1.0,
+        schedule="cosine",
+        warmup_epochs=WARMUP * size.epochs,
+        weight_decay=0.05,
+        augment="crop_flip",
+        dynamics=True,
+    )
+    return grid(base, model=size.models, method=size.methods)
 
 
 def _tuning_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
@@ -138,12 +114,12 @@ def _tuning_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
         test_examples=None,
         dynamics=False,
     )
-    return extend_grids(runs, records, _setting) if size.growing_grids else runs
+    return runs if preset == "smoke" else extend_grids(runs, records, _setting)
 
 
 def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     tuned = tune(_settings(preset), _tuning_runs(preset, records), records, _setting)
-    return [dataclasses.replace(run, seed=seed) for run in tuned for seed in SIZES[preset].seeds]
+    return with_seeds(tuned, SIZES[preset].seeds)
 
 
 def _setting(run: Run) -> tuple[str, str]:
