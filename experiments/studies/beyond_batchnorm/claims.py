@@ -133,7 +133,7 @@ class Factor:
         return self.mean > EXPLODES if self.explodes else self.mean < STABLE
 
 
-# (normalizer, block): Figure 3, for the six cells that the paper names.
+# (normalizer, block): Figure 3; of its third panel both readings, with SkipInit as in the authors' code and without.
 PREDICTED_EXPLOSION = {
     ("weight_norm", ""): True,
     ("scaled_ws", ""): True,
@@ -141,6 +141,8 @@ PREDICTED_EXPLOSION = {
     ("scaled_ws", ":skip_init"): False,
     ("weight_norm", ":nonlinearity_on_residual"): False,
     ("scaled_ws", ":nonlinearity_on_residual"): False,
+    ("weight_norm", ":skip_init:nonlinearity_on_residual"): False,
+    ("scaled_ws", ":skip_init:nonlinearity_on_residual"): False,
 }
 
 

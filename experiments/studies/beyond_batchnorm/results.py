@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.records import MeasurementRecord, RunRecord
+from experiments.report.findings import Finding, judge
 from experiments.studies.beyond_batchnorm.plan import DATASET, Size, initialization_name
 
 
@@ -83,3 +84,25 @@ def describe_network(network: str) -> str:
     base = network.split("w")[0]
     kind = {"cnn10": "10 plain layers", "cnn20": "20 plain layers", "uniform30": "30 plain layers"}
     return f"{kind.get(base, base.replace('resnet', 'ResNet-'))}, width {width}"
+
+
+SOURCE = "Lubana et al. 2021, arXiv 2106.05956"
+Section = tuple[list[Finding], str]
+QUESTION = "The paper's claims"
+
+
+def claim(
+    text: str, holds: bool | None, measured: str, *, label: str, note: str = "", source: str = SOURCE
+) -> Finding:
+    """A claim that a rule decides."""
+    return Finding(
+        claim=text,
+        source=source,
+        measured=measured or "not measured",
+        interval=None,
+        verdict=judge(holds),
+        note=note if measured else "not measured",
+        label=label,
+        question=QUESTION if source else "Beyond the paper",
+        headline=bool(source),
+    )

@@ -1,8 +1,5 @@
 """Measurements of gradient overlap against gradients and Jacobians of the whole network."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +8,6 @@ import pytest
 from flax import nnx
 from matplotlib.image import imread
 
-import experiments
 from experiments import data, models
 from experiments.records import MeasurementRecord
 from experiments.studies import gradient_overlap
@@ -115,10 +111,11 @@ def test_gradient_fields():
 def test_figures(tmp_path):
     for draw in (figures.draw_magnitudes, figures.draw_directions):
         path = tmp_path / "figures" / draw.__name__
-        draw(path, points=21)
+        draw(path.with_suffix(".png"), points=21)
         image = imread(path.with_suffix(".png"))
         assert min(image.shape[:2]) > 800
         assert image.std() > 0.05
+        draw(path.with_suffix(".svg"), points=21)
         assert "<svg" in path.with_suffix(".svg").read_text()
 
 
@@ -151,7 +148,7 @@ def planted(growth):
         # Differences of -2, -1 and -3: -2 +- 4.3027 * 1 / sqrt(3).
         (
             {0: 3, 1: 2, 2: 5},
-            ("**no difference seen**, 10 against 1e+03", "-2.00 [-4.48, +0.48]"),
+            ("**cannot be told**, 10 against 1e+03", "-2.00 [-4.48, +0.48]"),
         ),
         # -2, -2.1 and -1.9, paired by seed and not by place.
         (
@@ -162,21 +159,8 @@ def planted(growth):
     ],
 )
 def test_growth_is_compared_seed_by_seed(plain, words):
-    text = gradient_overlap.describe(planted({"resnet20": {0: 1, 1: 1, 2: 2}, "plain20": plain}))
+    text = gradient_overlap.describe(
+        planted({"resnet20": {0: 1, 1: 1, 2: 2}, "plain20": plain}), gradient_overlap.STATES
+    )
     for word in words:
         assert word in text
-
-
-def committed_measurements():
-    return sorted(Path(experiments.__file__).parent.glob("results/gradient_overlap/*/measurements/*.json"))
-
-
-@pytest.mark.parametrize("path", committed_measurements(), ids=lambda path: f"{path.parts[-3]}-{path.stem}")
-def test_the_bounds_hold_in_every_network_that_was_measured(path):
-    values = json.loads(path.read_text())["values"]
-    alpha, shortcut, gain = (np.array(values["blocks"][n]) for n in ("alpha", "shortcut_alpha", "gain"))
-    growth = values["log_input_gradient"] - values["log_output_gradient"]
-    np.testing.assert_allclose(np.log(gain).sum(), growth, atol=1e-2)
-    assert growth <= np.log(shortcut + alpha).sum()
-    # Power iteration approaches the operator norm from below.
-    assert np.all(gain <= (shortcut + alpha) * (1 + 1e-2))
