@@ -209,9 +209,29 @@ def report(
         )
     for p, records in found.items():
         check_out(folders[p])
+        chosen.check_records(p, records)
         chosen.report(p, records, folders[p])
         _write_dynamics(folders[p], folders[p] / "records", records)
         print(f"Report: {folders[p] / 'report.md'}")
+
+
+def findings(out: Path = RESULTS, readme: Path = Path("README.md"), docs: Path = Path("docs")) -> None:
+    """Writes what all studies found: the README's table, docs/findings.md and the forest plot.
+
+    Args:
+      out: what `reproduce` was given.
+      readme: page with the markers `<!-- findings: begin -->` and `<!-- findings: end -->`.
+      docs: folder of the page and the plot.
+    """
+    from experiments.report.summary import collect, write_summary
+
+    if not (found := collect(out, NAMES)):
+        raise UsageError(f"no findings below {out}; make them with `python -m experiments report STUDY`")
+    try:
+        written = write_summary(found, readme, docs, f"{out.as_posix()}/")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write the findings into {readme}: {error}") from error
+    print(f"Findings of {len(found)} studies: {', '.join(map(str, written))}")
 
 
 def list_studies(out: Path = RESULTS) -> None:
@@ -343,6 +363,7 @@ COMMANDS = {
     "list": list_studies,
     "reproduce": reproduce,
     "report": report,
+    "findings": findings,
     "predict": predict,
     "prepare": prepare,
 }
