@@ -239,6 +239,7 @@ def report(
     for p, folder in folders.items():
         check_out(folder)
         records = read_records(folder / "records") if exists(folder / "records") else []
+        chosen.check_records(p, records)
         write_report(chosen, p, records, folder)
         print(f"Report: {folder / 'report.md'}")
 
@@ -252,6 +253,25 @@ def _find_folder(out: Path | None, study: str, preset: str) -> Path | None:
         if exists(folder / "records") or exists(folder / "measurements"):
             return folder
     return None
+
+
+def findings(out: Path = RESULTS, readme: Path = Path("README.md"), docs: Path = Path("docs")) -> None:
+    """Writes what all studies found: the README's table, docs/findings.md and the forest plot.
+
+    Args:
+      out: what `reproduce` was given.
+      readme: page with the markers `<!-- findings: begin -->` and `<!-- findings: end -->`.
+      docs: folder of the page and the plot.
+    """
+    from experiments.report.summary import collect, write_summary
+
+    if not (found := collect(out, NAMES)):
+        raise UsageError(f"no findings below {out}; make them with `python -m experiments report STUDY`")
+    try:
+        written = write_summary(found, readme, docs, f"{out.as_posix()}/")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write the findings into {readme}: {error}") from error
+    print(f"Findings of {len(found)} studies: {', '.join(map(str, written))}")
 
 
 def list_studies(out: Path | None = None) -> None:
@@ -333,6 +353,7 @@ COMMANDS = {
     "reproduce": reproduce,
     "publish": publish,
     "report": report,
+    "findings": findings,
     "predict": predict,
     "prepare": prepare,
 }
