@@ -88,8 +88,9 @@ def check_machine(workers: int | None, devices: int, batch_sizes: Sequence[int])
 
 
 def check_data(runs: Sequence[Run], data_dir: Path | None) -> None:
-    """Takes every subset of every data set and lays out every model once."""
+    """Takes every subset of every data set, lays out every model and builds every optimizer once."""
     from experiments import data
+    from experiments.training.methods import make_optimizer
 
     try:
         for name in dict.fromkeys(run.dataset for run in runs):
@@ -97,6 +98,8 @@ def check_data(runs: Sequence[Run], data_dir: Path | None) -> None:
             on_it = [run for run in runs if run.dataset == name]
             for run in _one_of_each(on_it, "model", "loss"):
                 _check_fit(run, dataset)
+            for run in _one_of_each(on_it, "model", "optimizer"):
+                make_optimizer(run, steps_per_epoch=1)
             sizes = (
                 "train_examples",
                 "test_examples",

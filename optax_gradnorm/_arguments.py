@@ -115,12 +115,12 @@ def names_checker(argument: str) -> Callable[[Any], tuple[str, ...]]:
 
 
 def check_feature_axis(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, tuple):
+        return (check_integer("feature_axis", value),)
     try:
-        return tuple(
-            check_integer("feature_axis", axis) for axis in (value if isinstance(value, tuple) else (value,))
-        )
+        return tuple(check_integer("feature_axis", axis) for axis in value)
     except TypeError:
-        raise TypeError(f"feature_axis must hold integers or tuples of integers, got {value!r}") from None
+        raise TypeError(f"feature_axis must hold integers, got {value!r}") from None
 
 
 def path_part(key: Any) -> str:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._arguments import AxisName, Mask, PyTree, StackedAxes, check_integer
+from optax_gradnorm._arguments import AxisName, Mask, PyTree, StackedAxes, check_integer, path_part
 from optax_gradnorm._layers import is_flax_box, layer_resolver, path_parts, resolve_at_init
 from optax_gradnorm._moments import check_varies_as, global_std, measure, zero_global, zero_statistic
 
@@ -209,9 +209,8 @@ def gradient_dynamics(opt_state: Any, which: int | str | None = None) -> Gradien
       1.0
     """
     found = [
-        (_path(path), node)
-        for path, node in jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=_is_dynamics_state)[0]
-        if _is_dynamics_state(node)
+        ([path_part(key) for key in path], node)
+        for path, node in optax.tree.get_all_with_path(opt_state, GradientDynamicsState.__name__)
     ]
     if not found:
         raise ValueError(
@@ -232,14 +231,6 @@ def gradient_dynamics(opt_state: Any, which: int | str | None = None) -> Gradien
             f"got {which!r}; opt_state holds {len(found)} ({paths})"
         )
     return _without_boxes(chosen[0][1])
-
-
-def _is_dynamics_state(node: Any) -> bool:
-    return isinstance(node, GradientDynamicsState)
-
-
-def _path(path) -> list[str]:
-    return [jax.tree_util.keystr((key,), simple=True) for key in path]
 
 
 def _without_boxes(tree: PyTree) -> PyTree:

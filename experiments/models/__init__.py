@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,14 @@ from experiments.models.signal_propagation.plain import SHAPES, PlainNetwork
 from experiments.models.signal_propagation.residual import NormalizedResNet
 from experiments.models.unet import UNet
 from experiments.models.vgg import VGG
+from experiments.models.vit import VisionTransformer
 
 CIFAR_DEPTHS = (8, 20, 32, 44, 56, 110, 152)
+VISION_TRANSFORMERS = {
+    "vit_tiny": partial(VisionTransformer, patch=16, width=192, depth=12, heads=3, pooling="token"),
+    "vit96_small": partial(VisionTransformer, patch=4, width=96, depth=6, heads=3, pooling="mean"),
+    "vit192_small": partial(VisionTransformer, patch=4, width=192, depth=6, heads=3, pooling="mean"),
+}
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in CIFAR_DEPTHS},
@@ -29,6 +36,9 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet101_small": partial(bottleneck_resnet, 101, small_stem=True),
     "vgg16": partial(VGG, use_batch_norm=False),
     "vgg16_bn": partial(VGG, use_batch_norm=True),
+    **VISION_TRANSFORMERS,
+    **{f"{name}_stacked": partial(build, stacked=True) for name, build in VISION_TRANSFORMERS.items()},
+    **{f"{name}_drop": partial(build, stochastic_depth=0.1) for name, build in VISION_TRANSFORMERS.items()},
 }
 
 
@@ -47,6 +57,9 @@ def create(
       name: one of `MODELS`. 'resnet20' and its like are the CIFAR family (so 'resnet152' is not the
         ImageNet network of that depth); 'resnet50' and 'resnet101' are the bottleneck networks, with
         '_small' with a 3x3 stem for small images; 'plain56' is 'resnet56' without skip connections.
+        'vit_tiny' has patches of 16 pixels; 'vit96_small' and 'vit192_small', of that width, have patches of 4
+        for small images; with '_stacked' the blocks' parameters are stacked, with '_drop' they have stochastic
+        depth 0.1.
         Or a network with any normalizer, named as `experiments.models.signal_propagation.names` says: such as
         'cnn10w64:group_norm:size=8' or 'resnet56w32:weight_norm:skip_init'. Or a U-Net by its width and, if
         it is not BatchNorm, its normalizer: 'unet16', 'unet16:group_norm:size=8'.
@@ -76,7 +89,20 @@ def create(
 
 def takes_any_size(name: str) -> bool:
     """Whether a model takes images of other sizes than the one it was built for."""
-    return not name.startswith("vgg")  # Its last layer sees every pixel on its own.
+    # The last layer of VGG sees every pixel on its own, and a Vision Transformer learns of every position.
+    return not name.startswith(("vgg", "vit"))
+
+
+def has_stacked_blocks(name: str) -> bool:
+    """Whether some of a model's parameters have a leading axis that counts blocks; see `experiments.models.axes`."""
+    return name.endswith("_stacked")
+
+
+def logits_in_training(model: Any, images: jax.Array, key: jax.Array) -> jax.Array:
+    """Calls a model as training does; the key, which augmentation uses too, is for stochastic depth."""
+    if isinstance(model, VisionTransformer) and model.stochastic_depth > 0:
+        return model(images, train=True, key=jax.random.fold_in(key, 1))
+    return model(images, train=True)
 
 
 def _create_normalized(name: str, *, image_size: int, **options) -> nnx.Module:

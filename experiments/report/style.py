@@ -28,6 +28,7 @@ METHOD_STYLES = {
     "baseline": (BLACK, "--"),
     "centralization": (SKY_BLUE, "-"),
     "clipping": (ORANGE, "-"),
+    "clipping_1": (GREEN, "-"),
     "clipping_value": (PURPLE, "-"),
     "znorm": (BLUE, "-"),
     "gan": (VERMILION, "-"),

@@ -19,6 +19,7 @@ NAMES = (
     "beyond_batchnorm",
     "pcam",
     "lgg_unet",
+    "vit_dynamics",
 )
 
 

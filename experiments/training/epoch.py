@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import optax_gradnorm
+from experiments import models
 from experiments.data import Dataset
 from experiments.data.augment import augment_both, normalize
 from experiments.run import Run
@@ -67,8 +68,8 @@ def make_train_epoch(
 
     def train_epoch(state, images, labels, seed, epoch):
         def step_at(state, batch):
-            indices, augment_key = batch
-            return step(state, (images[indices], labels[indices], augment_key))
+            indices, key = batch
+            return step(state, (images[indices], labels[indices], key))
 
         state, measured = lax.scan(step_at, state, draw_batches(run, len(images), seed, epoch))
         return state, over_epoch(state, measured)
@@ -77,11 +78,11 @@ def make_train_epoch(
 
 
 def draw_batches(run: Run, count: int, seed: jax.Array, epoch: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which images the epoch's batches hold, [steps, batch], and a key for the augmentation of each."""
+    """Which images the epoch's batches hold, [steps, batch], and a key for what is left to chance in each."""
     steps = count // run.batch_size
-    order_key, augment_keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), epoch))
+    order_key, step_keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), epoch))
     order = jax.random.permutation(order_key, count)[: steps * run.batch_size]
-    return order.reshape(steps, run.batch_size), jax.random.split(augment_keys, steps)
+    return order.reshape(steps, run.batch_size), jax.random.split(step_keys, steps)
 
 
 def make_step(
@@ -95,20 +96,20 @@ def make_step(
     task = tasks.make_task(run, dataset)
     by_batch = NamedSharding(mesh, PartitionSpec("batch"))
 
-    def loss_and_outputs(params, batch_stats, images, labels):
+    def loss_and_outputs(params, batch_stats, images, labels, key):
         model = nnx.merge(graphdef, params, batch_stats)
-        logits = model(images, train=True)
+        logits = models.logits_in_training(model, images, key)
         tasks.check_logits(logits.shape, dataset, run.model)
         return task.train_loss(logits, labels), (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
     def step(state, batch):
-        images, labels, augment_key = batch
+        images, labels, key = batch
         images = lax.with_sharding_constraint(images, by_batch)
         labels = lax.with_sharding_constraint(labels, by_batch)
-        images, labels = augment_both(images, labels, augment_key, run.augment)
+        images, labels = augment_both(images, labels, key, run.augment)
         images = normalize(images, dataset.mean, dataset.std)
         (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(
-            state.params, state.batch_stats, images, labels
+            state.params, state.batch_stats, images, labels, key
         )
         # Optax mixes Python floats with integer counters, which strict promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
@@ -194,7 +195,11 @@ def _gradient_statistics(run: Run, opt_state: optax.OptState) -> dict[str, jax.A
     if not run.dynamics:
         return {}
     step = optax_gradnorm.gradient_dynamics(opt_state)
-    std, mean = (jnp.stack(jax.tree.leaves(statistic)) for statistic in (step.std, step.mean))
+    # Stacked blocks are layers of their own.
+    std, mean = (
+        jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(statistic)])
+        for statistic in (step.std, step.mean)
+    )
     return {"std": std, "mean": jnp.abs(mean), "global_std": step.global_std}
 
 

@@ -16,6 +16,7 @@ import optax_gradnorm
 from experiments import records
 from experiments.data import Dataset
 from experiments.data.augment import normalize
+from experiments.models import axes
 from experiments.records import EpochMetrics, RunRecord
 from experiments.run import Run
 from experiments.statistics import EPOCH_STATISTICS, GradientDynamics
@@ -210,20 +211,19 @@ def _start(
 
 
 def _no_dynamics(state: TrainState) -> GradientDynamics:
-    """The layers, and statistics of no epoch."""
+    """The layers, each block of a stack on its own, and statistics of no epoch."""
     std = optax_gradnorm.gradient_dynamics(state.opt_state).std
-    layers = tuple(optax_gradnorm.layer_names(std))
-    sizes = dict(
-        zip(
-            optax_gradnorm.layer_names(state.params),
-            (leaf.size for leaf in jax.tree.leaves(state.params)),
-            strict=True,
-        )
-    )
+    leaves = zip(optax_gradnorm.layer_names(state.params), jax.tree.leaves(state.params), strict=True)
+    sizes: dict[str, int] = {name: leaf.size for name, leaf in leaves}
+    layers: dict[str, int] = {}
+    for name, deviations in zip(optax_gradnorm.layer_names(std), jax.tree.leaves(std), strict=True):
+        blocks: int = deviations.size
+        names = [name] if blocks == 1 else axes.names_in_stack(name, blocks)
+        layers |= dict.fromkeys(names, sizes[name] // blocks)
     per_layer = np.zeros((0, len(layers)), np.float32)
     return GradientDynamics(
-        layers,
-        np.array([sizes[layer] for layer in layers], np.int64),
+        tuple(layers),
+        np.array(list(layers.values()), np.int64),
         std=per_layer,
         smallest_std=per_layer,
         mean=per_layer,

@@ -9,17 +9,22 @@ import jax.numpy as jnp
 import optax
 
 import optax_gradnorm
+from experiments import models
+from experiments.models.axes import feature_axis, stacked_axes
 from experiments.run import Run
 
 CLIPPING_THRESHOLD = 0.1
 
 METHODS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "baseline": optax.identity,
-    "centralization": optax_gradnorm.centralize,
+    "centralization": partial(
+        optax_gradnorm.centralize, feature_axis=feature_axis, stacked_axes=stacked_axes
+    ),
     "clipping": partial(optax.clip_by_global_norm, CLIPPING_THRESHOLD),
+    "clipping_1": partial(optax.clip_by_global_norm, 1.0),
     "clipping_value": partial(optax.clip, CLIPPING_THRESHOLD),
-    "znorm": optax_gradnorm.znorm,
-    "gan": optax_gradnorm.gan,
+    "znorm": partial(optax_gradnorm.znorm, stacked_axes=stacked_axes),
+    "gan": partial(optax_gradnorm.gan, stacked_axes=stacked_axes),
 }
 
 
@@ -34,13 +39,21 @@ def make_optimizer(run: Run, steps_per_epoch: int) -> optax.GradientTransformati
 
     Returns:
       A transformation of gradients into parameter updates. Its `update` needs the parameters.
+
+    Raises:
+      ValueError: the optimizer does not know the model's stacked blocks for layers of their own.
     """
+    if run.optimizer in ONE_RATIO_PER_LEAF and models.has_stacked_blocks(run.model):
+        raise ValueError(
+            f"optimizer must not be {run.optimizer} with {run.model}: it takes one trust ratio for all stacked "
+            f"blocks; choose {run.model.removesuffix('_stacked')}"
+        )
     parts = [
         METHODS[run.method](),
         OPTIMIZERS[run.optimizer](make_schedule(run, steps_per_epoch), run.weight_decay),
     ]
     if run.dynamics:
-        parts.insert(0, optax_gradnorm.track_gradient_dynamics())
+        parts.insert(0, optax_gradnorm.track_gradient_dynamics(stacked_axes=stacked_axes))
     return optax.chain(*parts)
 
 
@@ -90,9 +103,11 @@ SCHEDULES: dict[str, Callable[[Run, int], optax.Schedule]] = {
 }
 
 
-def _is_matrix(params: Any) -> Any:
-    """Mask of the leaves with more than one dimension: no biases, no norm parameters."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+def decayed(params: Any) -> Any:
+    """Mask of what weight decay shrinks, the leaves that the methods take for layers: no biases and no norms."""
+    layers = set(optax_gradnorm.layers(params, stacked_axes=stacked_axes))
+    names = optax_gradnorm.layer_names(params)
+    return jax.tree.unflatten(jax.tree.structure(params), [name in layers for name in names])
 
 
 def _decoupled(
@@ -101,7 +116,7 @@ def _decoupled(
     """Update `-learning_rate * (preconditioned gradient + weight_decay * parameter)`."""
     parts = [preconditioner]
     if weight_decay > 0:
-        parts.append(optax.add_decayed_weights(weight_decay, _is_matrix))
+        parts.append(optax.add_decayed_weights(weight_decay, decayed))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
 
 
@@ -119,12 +134,12 @@ def _rmsprop(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTra
 
 def _lars(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     # Its own definition: weight decay comes before the trust ratio, so that the ratio sees it.
-    return optax.lars(schedule, weight_decay, weight_decay_mask=_is_matrix, trust_ratio_mask=_is_matrix)
+    return optax.lars(schedule, weight_decay, weight_decay_mask=decayed, trust_ratio_mask=decayed)
 
 
 def _lamb(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     # As in LARS, weight decay comes before the trust ratio.
-    return optax.lamb(schedule, weight_decay=weight_decay, mask=_is_matrix)
+    return optax.lamb(schedule, weight_decay=weight_decay, mask=decayed)
 
 
 OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], optax.GradientTransformation]] = {
@@ -135,3 +150,4 @@ OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], optax.GradientTransforma
     "lars": _lars,
     "lamb": _lamb,
 }
+ONE_RATIO_PER_LEAF = ("lars", "lamb")

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 # Its place before jax 0.8.
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+# Its name before flax 0.12.1.
+as_pure = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure
 
 
 def exact(array) -> np.ndarray:

@@ -457,7 +457,7 @@ def test_nnx_states_of_params_and_of_plain_arrays(init_on, update_on):
     model = NnxModel(nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (8, 3))
     params, grads = nnx.state(model, nnx.Param), nnx.state(nnx_gradients(model, x), nnx.Param)
-    container = {"params": lambda state: state, "arrays": nnx.as_pure}
+    container = {"params": lambda state: state, "arrays": reference.as_pure}
     transformation = track_gradient_dynamics()
     state = transformation.init(container[init_on](params))
     grads = container[update_on](grads)
@@ -472,7 +472,7 @@ def test_nnx_states_of_params_and_of_plain_arrays(init_on, update_on):
     assert not [
         leaf for leaf in jax.tree.leaves(new_state, is_leaf=nnx.is_data) if isinstance(leaf, nnx.Variable)
     ]
-    kernels = [nnx.as_pure(grads)["dense"]["kernel"], nnx.as_pure(grads)["heads"][0]["kernel"]]
+    kernels = [reference.as_pure(grads)["dense"]["kernel"], reference.as_pure(grads)["heads"][0]["kernel"]]
     np.testing.assert_allclose(trace, [reference.global_std(kernels)] * 3, rtol=2e-6)
 
 
@@ -487,7 +487,7 @@ def test_nnx_optimizer(wrapper):
     def step(model, optimizer):
         grads = nnx_gradients(model, x)
         optimizer.update(model, grads)
-        return nnx.as_pure(nnx.state(grads, nnx.Param))
+        return reference.as_pure(nnx.state(grads, nnx.Param))
 
     before = gradient_dynamics(optimizer.opt_state)
     for count in (1, 2):

@@ -52,7 +52,7 @@ def nnx_loss(model):
 
 
 def pure(state):
-    return nnx.as_pure(state)
+    return reference.as_pure(state)
 
 
 def assert_updates(factory, updates, grads):

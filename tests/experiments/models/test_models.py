@@ -424,7 +424,7 @@ def test_layer_names_are_readable_and_in_network_order():
 
 def test_wrong_arguments_are_named():
     with pytest.raises(
-        ValueError, match=r"unknown model 'resnet21'; choose from resnet8, .*vgg16_bn, unetWIDTH$"
+        ValueError, match=r"unknown model 'resnet21'; choose from resnet8, .*vgg16_bn, vit_tiny, .*unetWIDTH$"
     ):
         models.create("resnet21", num_classes=2, channels=1, image_size=8, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="image_size must be a multiple of 32 for VGG-16, got 8"):

@@ -1,7 +1,5 @@
 """Measurements of gradient overlap against gradients and Jacobians of the whole network."""
 
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,6 @@ import pytest
 from flax import nnx
 from matplotlib.image import imread
 
-import experiments
 from experiments import data, models
 from experiments.records import MeasurementRecord
 from experiments.studies import gradient_overlap

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from experiments import models
 from experiments.run import Run
-from experiments.training.methods import METHODS, OPTIMIZERS, make_optimizer, make_schedule
+from experiments.training.methods import METHODS, OPTIMIZERS, decayed, make_optimizer, make_schedule
 
 RUN = Run("digits", "resnet8", "baseline", "sgdm", 0.1, 10, 64, 0)
 SHAPES = {"kernel": (5, 7), "bias": (7,)}
@@ -64,6 +66,9 @@ METHOD_REFERENCES = {
     "clipping": lambda tree: {
         name: g * 0.1 / np.sqrt(sum((h**2).sum() for h in tree.values())) for name, g in tree.items()
     },
+    "clipping_1": lambda tree: {
+        name: g / np.sqrt(sum((h**2).sum() for h in tree.values())) for name, g in tree.items()
+    },
     "clipping_value": lambda tree: {name: np.clip(g, -0.1, 0.1) for name, g in tree.items()},
     "znorm": lambda tree: {name: _znormed(g) for name, g in tree.items()},
     "gan": lambda tree: {"kernel": _gan_first(tree["kernel"]), "bias": tree["bias"]},
@@ -82,7 +87,7 @@ def test_method_before_sgd(method):
     _assert_close(after, {name: params[name] - 0.1 * changed[name] for name in SHAPES})
 
 
-@pytest.mark.parametrize("method", ["clipping", "clipping_value"])
+@pytest.mark.parametrize("method", ["clipping", "clipping_1", "clipping_value"])
 def test_clipping_leaves_small_gradients(method):
     params, gradient = _trees(2, scale=1e-3)
     after = _steps(dataclasses.replace(RUN, method=method), params, [gradient])
@@ -233,3 +238,119 @@ def test_warm_up_comes_first_and_is_not_counted(schedule):
 def test_warm_up_that_rounds_to_the_whole_run():
     rates = _rates(3, schedule="cosine", epochs=1, warmup_epochs=0.99)
     np.testing.assert_allclose(rates, 0.1 * np.arange(3) / 3, rtol=1e-6)
+
+
+SPLIT = "query", "key", "value"
+
+
+def _attention_tree(seed: int, stacked: bool):
+    """A block as Flax names and shapes its parameters, alone or three of them stacked."""
+    random = np.random.default_rng(seed)
+    kernels = {**dict.fromkeys(SPLIT, (6, 2, 3)), "out": (2, 3, 6)}
+    biases = {**dict.fromkeys(SPLIT, (2, 3)), "out": (6,)}
+    stack = (3,) if stacked else ()
+    attention = {
+        part: {
+            "kernel": random.normal(size=stack + kernels[part]),
+            "bias": random.normal(size=stack + biases[part]),
+        }
+        for part in kernels
+    }
+    block = {"attention": attention, "norm1": {"scale": random.normal(size=(*stack, 6))}}
+    blocks = {"stacked_encoder": block} if stacked else {"encoder": {0: block}}
+    return jax.tree.map(jnp.float32, {**blocks, "embedding": {"class_token": random.normal(size=(1, 1, 6))}})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "stacked"),
+    [(optimizer, False) for optimizer in OPTIMIZERS]
+    + [(optimizer, True) for optimizer in ("sgdm", "adamw", "rmsprop")],
+)
+def test_kernels_alone_decay(optimizer, stacked):
+    """Without a gradient, what changes is what decays: no biases, whatever their shape, no norms and tokens."""
+    params = _attention_tree(0, stacked)
+    run = dataclasses.replace(RUN, optimizer=optimizer, weight_decay=0.5)
+    transform = make_optimizer(run, 5)
+    with jax.numpy_dtype_promotion("standard"):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = jax.jit(transform.update)(zeros, transform.init(params), params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        assert (np.abs(update) > 0).all() == (path[-1].key == "kernel"), path
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_centralization_keeps_both_feature_axes_of_attention(stacked):
+    params, gradient = _attention_tree(0, stacked), _attention_tree(1, stacked)
+    transform = make_optimizer(dataclasses.replace(RUN, method="centralization"), 5)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = transform.update(gradient, transform.init(params), params)
+
+    def attention(tree):
+        block = tree["stacked_encoder"] if stacked else tree["encoder"][0]
+        return jax.tree.map(np.float64, block["attention"])
+
+    ours, raw, block_axes = attention(updates), attention(gradient), int(stacked)
+    for part in raw:
+        kernel = raw[part]["kernel"]
+        axes = (block_axes,) if part in SPLIT else (block_axes, block_axes + 1)
+        centred = kernel - kernel.mean(axes, keepdims=True)
+        np.testing.assert_allclose(ours[part]["kernel"], -0.1 * centred, atol=1e-6)
+        np.testing.assert_allclose(ours[part]["bias"], -0.1 * raw[part]["bias"], atol=1e-7)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stacked_blocks_are_normalized_one_by_one(method):
+    params, gradient = _attention_tree(0, True), _attention_tree(1, True)
+    # Blocks of different scale: one statistic for all would show.
+    scales = jnp.array([1.0, 10.0, 100.0])
+    gradient["stacked_encoder"] = jax.tree.map(
+        lambda leaf: leaf * scales.reshape(-1, *[1] * (leaf.ndim - 1)), gradient["stacked_encoder"]
+    )
+
+    def unstack(tree):
+        blocks = {i: jax.tree.map(lambda leaf, i=i: leaf[i], tree["stacked_encoder"]) for i in range(3)}
+        return {"encoder": blocks, "embedding": tree["embedding"]}
+
+    transform = make_optimizer(dataclasses.replace(RUN, method=method, dynamics=True), 5)
+    with jax.numpy_dtype_promotion("standard"):
+        actual, _ = transform.update(gradient, transform.init(params), params)
+        one_by_one = unstack(params)
+        expected, _ = transform.update(unstack(gradient), transform.init(one_by_one), one_by_one)
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6), unstack(actual), expected
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "lamb"])
+def test_one_trust_ratio_for_all_stacked_blocks_is_refused(optimizer):
+    run = dataclasses.replace(RUN, model="vit_tiny_stacked", optimizer=optimizer)
+    with pytest.raises(
+        ValueError, match=f"must not be {optimizer} with vit_tiny_stacked: .*choose vit_tiny$"
+    ):
+        make_optimizer(run, 5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet20", "resnet56_identity_pad", "plain20", "resnet50", "vgg16", "vgg16_bn"]
+    + [
+        f"{network}:{normalizer}"
+        for network in ("cnn10w16", "resnet20w8")
+        for normalizer in (
+            "batch_norm",
+            "group_norm:groups=8",
+            "layer_norm",
+            "weight_norm",
+            "scaled_ws",
+            "frn",
+        )
+    ]
+    + ["cnn10w16:evonorm_b0", "cnn10w16:evonorm_s0:groups=8", "resnet20w8:weight_norm:skip_init"],
+)
+def test_convolutional_networks_decay_what_they_always_did(name, channels):
+    """All that has more than one axis: the rule before there were biases of attention."""
+    options = {"num_classes": 10, "channels": channels, "image_size": 32}
+    model = nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **options))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    assert decayed(params) == jax.tree.map(lambda leaf: leaf.ndim > 1, params)

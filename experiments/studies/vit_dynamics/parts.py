@@ -1,0 +1,146 @@
+"""Gradient statistics of a Vision Transformer by kind of layer: query, key, value, and so on."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments.report import dynamics
+from experiments.report.cells import t_interval
+from experiments.report.tables import markdown_table
+from experiments.statistics import GradientDynamics
+from experiments.studies.gradient_dynamics.trends import find_trend
+
+# By the layer's name; in the order of the network.
+PARTS = {
+    "patch embedding": r"embedding/patches/kernel",
+    "position": r"embedding/position",
+    "query": r"encoder/(\d+)/attention/query/kernel",
+    "key": r"encoder/(\d+)/attention/key/kernel",
+    "value": r"encoder/(\d+)/attention/value/kernel",
+    "output": r"encoder/(\d+)/attention/out/kernel",
+    "MLP in": r"encoder/(\d+)/mlp_in/kernel",
+    "MLP out": r"encoder/(\d+)/mlp_out/kernel",
+    "head": r"to_logits/kernel",
+}
+Recorded = Mapping[str, Sequence[GradientDynamics]]
+
+PARTS_NOTES = f"""\
+Last / first: standard deviation of the raw gradient in the last epoch over that in the first, geometric mean over
+the layers of a kind, and over seeds with its 95 % Student t-interval (of the logarithm). The first epoch is the
+warm-up. Rise, fall: layers that rise or fall in every run, by Kendall's rank correlation with the epochs (two-sided,
+p < 0.05), of all layers of that kind; few epochs show few trends. Amplification: the factor
+1/(sigma + {dynamics.ZNORM_EPS:g}) by which ZNorm multiplies a layer (or would, under another method), geometric mean
+in the first and in the last epoch, and the largest of any step."""
+
+
+def find_part(layer: str) -> tuple[str, int | None]:
+    """Kind of a layer, and its block if it is in one.
+
+    Raises:
+      ValueError: it is no layer of a Vision Transformer.
+    """
+    for part, pattern in PARTS.items():
+        if found := re.fullmatch(pattern, layer):
+            return part, int(found[1]) if found.groups() else None
+    raise ValueError(f"{layer!r} is no layer of a Vision Transformer")
+
+
+def columns_of(recorded: GradientDynamics, part: str) -> list[int]:
+    """Where the statistics of a kind of layer are, from the first block to the last."""
+    return [i for i, layer in enumerate(recorded.layers) if find_part(layer)[0] == part]
+
+
+def log_change(deviations: np.ndarray) -> float:
+    """Logarithm of the last epoch's deviation over the first's, mean over the layers where both are positive."""
+    if len(deviations) < 2:
+        return math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        changes = np.log(deviations[-1].astype(np.float64)) - np.log(deviations[0].astype(np.float64))
+    finite = changes[np.isfinite(changes)]
+    return float(finite.mean()) if finite.size else math.nan
+
+
+def change_interval(changes: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean of the changes over seeds, and its 95 % interval (NaN with one seed), from logarithms."""
+    mean, half = t_interval([change for change in changes if math.isfinite(change)])
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
+def _format_change(changes: Sequence[float]) -> str:
+    mean, low, high = change_interval(changes)
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.3g}" + ("" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]")
+
+
+def global_changes(seeds: Sequence[GradientDynamics], start: int = 1) -> list[float]:
+    """Logarithm of the global deviation's change since an epoch (from 1), of every seed."""
+    return [log_change(recorded.global_std[start - 1 :, None]) for recorded in seeds]
+
+
+def describe_global(recorded: Recorded) -> str:
+    """Says of every method whether the global standard deviation falls, as it does in convolutional networks."""
+    words = []
+    for method, seeds in recorded.items():
+        _, low, high = change_interval(global_changes(seeds))
+        word = "falls" if high < 1 else "rises" if low > 1 else "cannot be told"
+        words.append(f"{method} **{word}** ({_format_change(global_changes(seeds))})")
+    return f"Global standard deviation, last over first epoch: {'; '.join(words)}."
+
+
+def global_table(recorded: Recorded) -> str:
+    """Change of the global standard deviation, from the first epoch and from the second, which has no warm-up."""
+    table = [["method", "runs", "last / first", "last / second", "tau of each run"]]
+    for method, seeds in recorded.items():
+        taus = ", ".join(f"{find_trend(s.global_std.astype(np.float64)).tau:+.2f}" for s in seeds)
+        changes = [_format_change(global_changes(seeds, start)) for start in (1, 2)]
+        table.append([method, str(len(seeds)), *changes, taus])
+    return markdown_table(table, left=1)
+
+
+def part_table(recorded: Recorded) -> str:
+    """Change, trends and ZNorm's amplification of every kind of layer under every method."""
+    headings = ["method", "kind", "last / first", "rise", "fall"]
+    table = [[*headings, "amplification, first", "last", "largest"]]
+    for method, seeds in recorded.items():
+        for part in PARTS:
+            columns = columns_of(seeds[0], part)
+            changes = [log_change(s.std[:, columns]) for s in seeds]
+            trends = [_directions(s, columns) for s in seeds]
+            counts = [f"{_in_every(trends, way)} of {len(columns)}" for way in (1, -1)]
+            table.append([method, part, _format_change(changes), *counts, *_amplifications(seeds, columns)])
+    return markdown_table(table, left=2)
+
+
+def block_table(seeds: Sequence[GradientDynamics]) -> str:
+    """Change of the deviation of every kind of layer from block to block; nothing without runs."""
+    if not seeds:
+        return ""
+    depth = 1 + max(find_part(layer)[1] or 0 for layer in seeds[0].layers)
+    table = [["kind: last / first", *(f"block {i + 1}" for i in range(depth))]]
+    for part in PARTS:
+        columns = columns_of(seeds[0], part)
+        if len(columns) == depth:
+            means = [change_interval([log_change(s.std[:, [i]]) for s in seeds])[0] for i in columns]
+            table.append([part, *(f"{mean:.3g}" for mean in means)])
+    return markdown_table(table)
+
+
+def _directions(recorded: GradientDynamics, columns: Sequence[int]) -> list[int]:
+    return [find_trend(recorded.std[:, i].astype(np.float64)).direction for i in columns]
+
+
+def _in_every(trends: Sequence[Sequence[int]], direction: int) -> int:
+    """How many layers have this direction in every run."""
+    return sum(all(one == direction for one in layer) for layer in zip(*trends, strict=True))
+
+
+def _amplifications(seeds: Sequence[GradientDynamics], columns: Sequence[int]) -> list[str]:
+    """In the first and the last epoch, geometric mean, and the largest of any step."""
+    factors = [dynamics.amplification(np.stack([s.std[epoch, columns] for s in seeds])) for epoch in (0, -1)]
+    means = [np.exp(np.nanmean(np.log(f))) if np.isfinite(f).any() else math.nan for f in factors]
+    largest = dynamics.amplification(np.concatenate([s.smallest_std[:, columns] for s in seeds]))
+    means.append(np.nanmax(largest) if np.isfinite(largest).any() else math.nan)
+    return [f"{mean:.3g}" for mean in means]
