@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from experiments.preflight import (
     UsageError,
@@ -118,7 +118,7 @@ def compare(
         records = _sweep(progress, runs, out, data_dir, workers, devices, keep_checkpoints)
     rows = write(comparison, records, out)
     _write_dynamics(out, out, records)
-    Console().print(terminal_table(rows))
+    _print(terminal_table(rows))
     for line in terminal_remarks(rows):
         print(line)
     print(f"Report: {out / 'report.md'}, figure: {out / 'learning_curves.png'}, records: {out}/*.json")
@@ -236,7 +236,16 @@ def list_studies(out: Path = RESULTS) -> None:
         data = sorted({run.data_name for run in study.runs("cpu", [])})
         minutes = [f"{preset} {m:,.0f}" for preset in PRESETS if (m := _core_minutes(out / name / preset))]
         table.add_row(name, study.title, ", ".join(data), "\n".join(minutes) or "not run")
-    Console().print(table)
+    _print(table)
+
+
+def _print(table: RenderableType) -> None:
+    """Prints a table as wide as the terminal is."""
+    console = Console()
+    with console.capture() as capture:
+        console.print(table)
+    # By `print`, because a console ends with code 1 where the reader has gone.
+    print(capture.get(), end="")
 
 
 def _core_minutes(folder: Path) -> float:

@@ -1,6 +1,5 @@
 """Measurements of gradient overlap against gradients and Jacobians of the whole network."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
