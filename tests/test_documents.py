@@ -49,7 +49,7 @@ def test_examples_run(page, tmp_path):
 def test_code_fits_the_column_of_the_pages(page):
     for block in blocks(page):
         for line in block.splitlines():
-            assert len(line) <= 80, line
+            assert len(line) <= 79, line
 
 
 def anchors(page: pathlib.Path) -> set[str]:
@@ -99,18 +99,6 @@ def test_every_number_of_a_finding_is_in_the_report_it_links_to(row):
     assert numbers
     for number in numbers:
         assert number in known, number
-
-
-def test_a_verdict_says_what_its_interval_does():
-    for _, _, measured, verdict in claims():
-        if interval := re.search(r"\[([+-][\d.]+), ([+-][\d.]+)\]", measured):
-            low, high = map(float, interval.groups())
-            if "cannot be told" in verdict:
-                assert low <= 0 <= high, measured
-            if "above 0" in verdict:
-                assert low > 0, measured
-            if "below 0" in verdict:
-                assert high < 0, measured
 
 
 def naive(gradient):
@@ -167,6 +155,16 @@ def test_an_update_of_znorm_has_the_norm_that_the_readme_says():
     for size in (8, 64):
         updates = normalize(NOISE[:size, :size] * 1e-7)
         assert float(jnp.linalg.norm(updates)) == pytest.approx(size, rel=1e-3)
+
+
+def test_the_readmes_cost_is_that_of_the_committed_records():
+    cost = README[README.index("<!-- cost: begin -->") : README.index("<!-- cost: end -->")]
+    said = " ".join(cost.split())
+    results = ROOT / "benchmarks/results"
+    record = json.loads((results / "transforms-cpu.json").read_text())
+    assert transforms.summary(record["results"]) in said
+    record = json.loads((results / "training-cpu.json").read_text())
+    assert training.summary(record["batch_size"], record["results"]) in said
 
 
 def test_the_benchmarks_tables_are_those_of_the_committed_records():
