@@ -184,9 +184,9 @@ def summary(results: dict[str, list[dict[str, Any]]]) -> str:
         return low if low == high else f"{low} to {high}"
 
     return (
-        f"On a CPU, with `znorm` or `gan` in front, an Adam update takes {span('ratio_to_adam', *results)} times as long as "
-        f"Adam alone and {span('ratio_to_clip', *results)} times as long as with `clip_by_global_norm`; with 1,200 "
-        f"leaves it compiles {span('compile_ratio_to_clip', 'small')} times as long as with clipping."
+        f"On a CPU, with `znorm` or `gan` in front, an Adam update takes {span('ratio_to_adam', *results)} times as "
+        f"long as Adam alone and {span('ratio_to_clip', *results)} times as long as with `clip_by_global_norm`; with "
+        f"1,200 leaves it compiles {span('compile_ratio_to_clip', 'small')} times as long as with clipping."
     )
 
 
