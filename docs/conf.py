@@ -1,23 +1,45 @@
 """Sphinx configuration: `make docs` builds the pages and the API reference from the docstrings."""
 
+import pathlib
 import re
+import shutil
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import inventories
 
 import optax_gradnorm
 
 project = "optax-gradnorm"
 copyright = "The optax-gradnorm developers"
 release = optax_gradnorm.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
 html_theme = "furo"
 html_title = f"optax-gradnorm {release}"
 exclude_patterns = ["_build"]
+intersphinx_mapping = inventories.write()
+nb_execution_mode = "off"  # the notebooks are saved with their outputs
 default_role = "py:obj"
 myst_heading_anchors = 3
 napoleon_use_rtype = False
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {name: name for name in ("AxisName", "FeatureAxis", "Mask", "PyTree", "StackedAxes")}
+ALIASES = ("AxisName", "FeatureAxis", "Mask", "PyTree", "StackedAxes", "jax.typing.ArrayLike")
+autodoc_type_aliases = {name: name for name in ALIASES}
 python_maximum_signature_line_length = 80
+
+# Sphinx reads nothing outside its folder.
+notebooks = pathlib.Path(__file__).parent / "notebooks"
+shutil.copytree(
+    notebooks.parents[1] / "notebooks", notebooks, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py")
+)
 
 
 def setup(app):

@@ -1,5 +1,7 @@
 """Gradient statistics per layer, recorded in the optimizer's state."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

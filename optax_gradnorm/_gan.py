@@ -1,5 +1,7 @@
 """Gradient autoscaled normalization."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
