@@ -8,7 +8,6 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import inventories
-
 import optax_gradnorm
 
 project = "optax-gradnorm"
@@ -31,21 +30,30 @@ myst_heading_anchors = 3
 napoleon_use_rtype = False
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-ALIASES = ("AxisName", "FeatureAxis", "Mask", "PyTree", "StackedAxes", "jax.typing.ArrayLike")
+ALIASES = (
+    "AxisName",
+    "FeatureAxis",
+    "Mask",
+    "PyTree",
+    "StackedAxes",
+    "jax.typing.ArrayLike",
+)
 autodoc_type_aliases = {name: name for name in ALIASES}
 python_maximum_signature_line_length = 80
 
 # Sphinx reads nothing outside its folder.
-notebooks = pathlib.Path(__file__).parent / "notebooks"
-shutil.copytree(
-    notebooks.parents[1] / "notebooks", notebooks, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py")
-)
+FOLDER = pathlib.Path(__file__).parent
+(FOLDER / "notebooks").mkdir(exist_ok=True)
+for notebook in FOLDER.parent.glob("notebooks/*.ipynb"):
+    shutil.copy(notebook, FOLDER / "notebooks")
 
 
 def setup(app):
     """Links into a checkout have no page here: their text stays."""
 
     def keep_text(app, relative_path, parent_docname, content):
-        content[0] = re.sub(r"\[([^\]]*)\]\((?!docs/)[^):]*\)", r"\1", content[0])
+        content[0] = re.sub(
+            r"\[([^\]]*)\]\((?!docs/)[^):]*\)", r"\1", content[0]
+        )
 
     app.connect("include-read", keep_text)

@@ -10,13 +10,25 @@ LIBRARIES = {
     "jax": (
         "https://docs.jax.dev/en/latest/",
         "_autosummary/{0}.html",
-        {"class": ["jax.Array"], "function": ["jax.jit", "jax.pmap", "jax.shard_map", "jax.lax.scan"]},
+        {
+            "class": ["jax.Array"],
+            "function": [
+                "jax.jit",
+                "jax.pmap",
+                "jax.shard_map",
+                "jax.lax.scan",
+            ],
+        },
     ),
     "optax": (
         "https://optax.readthedocs.io/en/latest/",
         "api/generated/{0}.html",
         {
-            "class": ["optax.GradientTransformation", "optax.MultiSteps", "optax.EmptyState"],
+            "class": [
+                "optax.GradientTransformation",
+                "optax.MultiSteps",
+                "optax.EmptyState",
+            ],
             "function": [
                 "optax.apply_if_finite",
                 "optax.centralize",
@@ -32,7 +44,15 @@ LIBRARIES = {
     "python": (
         "https://docs.python.org/3/",
         "library/exceptions.html",
-        {"exception": ["ValueError", "TypeError", "UserWarning", "LookupError", "KeyError"]},
+        {
+            "exception": [
+                "ValueError",
+                "TypeError",
+                "UserWarning",
+                "LookupError",
+                "KeyError",
+            ]
+        },
     ),
 }
 # Signatures name a class by the module that defines it.
@@ -52,7 +72,10 @@ def write() -> dict[str, tuple[str, str]]:
             "# The remainder of this file is compressed using zlib.\n"
         )
         path = FOLDER / f"{library}.inv"
-        path.write_bytes(header.encode() + zlib.compress("\n".join(_lines(page, names)).encode() + b"\n"))
+        path.write_bytes(
+            header.encode()
+            + zlib.compress("\n".join(_lines(page, names)).encode() + b"\n")
+        )
         mapping[library] = (address, str(path))
     return mapping
 

@@ -79,6 +79,16 @@ def test_included_parts_exist(page):
             assert included.count(marker) == 1, marker
 
 
+def test_every_make_target_that_is_named_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    files = [ROOT / ".ci/run", *ROOT.glob(".github/workflows/*.yml")]
+    named = {name for file in files for name in re.findall(r"(?:^|run: )make ([a-z-]+)", file.read_text(), re.M)}
+    for page in DOCUMENTS:
+        named |= set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.M))
+    assert {"lint", "test", "docs", "demo"} <= named <= targets
+
+
 def claims() -> list[list[str]]:
     """The rows of README's table of findings."""
     table = README[README.index("<!-- findings: begin -->") : README.index("<!-- findings: end -->")]
