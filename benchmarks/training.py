@@ -91,7 +91,7 @@ def throughput(depth: int, batch_size: int, steps: int, rounds: int, cores: list
     if importlib.util.find_spec("torch"):
         kinds.append("pytorch")
     rates: dict[str, list[float]] = {}
-    # Kind by kind: ResNet-56 at batch 256 takes 2.4 GB, and each kind has a process more than there are cores.
+    # One kind at a time: ResNet-56 at batch 256 takes 2.4 GB per process, and each kind has cores + 1 processes.
     for kind in kinds:
         settings = {}
         loop = Loop(kind, depth, "baseline", batch_size, steps)

@@ -33,7 +33,11 @@ from experiments.run import METHODS
 from experiments.studies import NAMES
 
 RESULTS = Path("experiments/results")
-# A name that is not among them ends with one line, in place of the parser's box.
+# Shown as `PATH`, where the parser would write `{None}|PATH`.
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
+# An unknown name ends with one line of ours, not with the parser's box.
 StudyName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(NAMES)}}}")]
 
 
@@ -45,16 +49,16 @@ def compare(
     seeds: tuple[int, ...] = (0, 1, 2),
     epochs: int = 10,
     batch_size: int = 64,
-    learning_rate: float | None = None,
-    train_examples: int | None = None,
+    learning_rate: OptionalFloat = None,
+    train_examples: OptionalInt = None,
     dynamics: bool = False,
     out: Path = Path("runs"),
-    data_dir: Path | None = None,
-    workers: int | None = None,
+    data_dir: OptionalPath = None,
+    workers: OptionalInt = None,
     devices: int = 1,
     keep_checkpoints: bool = False,
 ) -> None:
-    """Trains one model with every method behind every optimizer, and prints their accuracies side by side.
+    """Trains one model with every method and optimizer, and prints their accuracies side by side.
 
     The same command goes on where it was interrupted.
 
@@ -129,9 +133,9 @@ def reproduce(
     study: StudyName,
     preset: Literal["smoke", "cpu", "full"] = "smoke",
     dynamics: bool = False,
-    data_dir: Path | None = None,
+    data_dir: OptionalPath = None,
     out: Path = RESULTS,
-    workers: int | None = None,
+    workers: OptionalInt = None,
     devices: int = 1,
     keep_checkpoints: bool = False,
 ) -> None:
@@ -244,7 +248,7 @@ def _print(table: RenderableType) -> None:
     console = Console()
     with console.capture() as capture:
         console.print(table)
-    # By `print`, because a console ends with code 1 where the reader has gone.
+    # Printed by `print`: a rich console would end with code 1 if the reader has gone.
     print(capture.get(), end="")
 
 
@@ -262,7 +266,7 @@ def predict(
     run: Annotated[str, tyro.conf.Positional],
     image: Annotated[Path, tyro.conf.Positional],
     out: Path,
-    records: Path | None = None,
+    records: OptionalPath = None,
     fit: Literal["resize", "as-is"] | None = None,
 ) -> None:
     """Applies a trained network to an image of your own: writes the mask, or the class with its probability.
@@ -289,7 +293,7 @@ def predict(
     print(json.dumps(answer))
 
 
-def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: Path | None = None) -> None:
+def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: OptionalPath = None) -> None:
     """Downloads a data set and lays it out for training, once.
 
     Args:
@@ -362,7 +366,7 @@ def main() -> None:
     from experiments.files import FileError
 
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that knows ASCII alone shows question marks, and no traceback.
+        # A terminal that knows only ASCII shows question marks instead of a traceback.
         stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         if sys.argv[1:] and not sys.argv[1].startswith("-"):
@@ -373,7 +377,7 @@ def main() -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        # The reader has gone, as `head` does; what is still buffered would raise again at exit.
+        # The reader has gone, as `head` does; flushing the rest at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:

@@ -83,7 +83,9 @@ def test_every_make_target_that_is_named_exists():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
     files = [ROOT / ".ci/run", *ROOT.glob(".github/workflows/*.yml")]
-    named = {name for file in files for name in re.findall(r"(?:^|run: )make ([a-z-]+)", file.read_text(), re.M)}
+    named = {
+        name for file in files for name in re.findall(r"(?:^|run: )make ([a-z-]+)", file.read_text(), re.M)
+    }
     for page in DOCUMENTS:
         named |= set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.M))
     assert {"lint", "test", "docs", "demo"} <= named <= targets
