@@ -1,78 +1,17 @@
-"""Inside optax: chains, wrappers, and where a state has to travel."""
+"""Inside optax: chains and wrappers."""
 
 import functools
-import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
 import optax_gradnorm
 
 from . import reference
-
-FACTORIES = {
-    "znorm": optax_gradnorm.znorm,
-    "gan": optax_gradnorm.gan,
-    "centralize": optax_gradnorm.centralize,
-}
-each_factory = pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
-
-
-@functools.cache
-def params():
-    generator = np.random.default_rng(0)
-    return {
-        "kernel": jnp.asarray(generator.standard_normal((6, 4)), jnp.float32),
-        "bias": jnp.asarray(generator.standard_normal(4), jnp.float32),
-    }
-
-
-@functools.cache
-def gradients(seed=1):
-    generator = np.random.default_rng(seed)
-    return jax.tree.map(lambda p: jnp.asarray(generator.standard_normal(p.shape) + 0.3, p.dtype), params())
-
-
-@pytest.fixture
-def standard_promotion():
-    """For wrappers of optax, which are not written for strict promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def standard(optimizer):
-    """The same for one member of a chain, so that ours stays under strict promotion."""
-
-    def update(updates, state, params=None):
-        with jax.numpy_dtype_promotion("standard"):
-            return optimizer.update(updates, state, params)
-
-    return optax.GradientTransformation(optimizer.init, update)
-
-
-def assert_close(left, right, tolerance=2e-6):
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.abs(a - b).max(initial=0) <= tolerance * max(1, np.abs(b).max(initial=0))
-
-
-def same_kind(left, right):
-    return jax.tree.structure(left) == jax.tree.structure(right) and all(
-        (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
-        for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
-    )
-
-
-def transformed(factory, grads):
-    """The first update of the transformation alone."""
-    transformation = factory()
-    return jax.jit(lambda g: transformation.update(g, transformation.init(g))[0])(grads)
-
+from .chains import assert_close, each_factory, gradients, params, same_kind, standard, transformed
 
 OPTIMIZERS = {
     "sgd with momentum": lambda: optax.sgd(0.1, momentum=0.9),
@@ -261,190 +200,40 @@ def test_apply_if_finite(factory):
     assert_close(updates, expected, 0)
 
 
-def optimizer_with(factory):
-    return optax.chain(factory(), standard(optax.adam(0.1)))
-
-
 @each_factory
-def test_scan_and_cond(factory):
-    """A scan over steps, each under a condition, is the loop."""
-    optimizer = optimizer_with(factory)
-    steps = [gradients(seed) for seed in (1, 2, 3, 4)]
-    taken = [True, False, True, True]
+def test_extra_arguments_reach_what_follows(factory):
+    """Polyak's step size takes the loss as an argument of `update`; the transformation takes none."""
+    chain = optax.chain(factory(), standard(optax.polyak_sgd()))
+    state = chain.init(params())
+    update = jax.jit(lambda grads, state, value: chain.update(grads, state, params(), value=value))
+    half, _ = update(gradients(), state, 0.5)
+    whole, _ = update(gradients(), state, 1.0)
+    assert_close(jax.tree.map(lambda u: 2 * u, half), whole)
+    assert update._cache_size() == 1
 
-    def step(carry, grads_and_taken):
-        grads, take = grads_and_taken
 
-        def apply(carry):
-            current, state = carry
-            updates, state = optimizer.update(grads, state, current)
-            return optax.apply_updates(current, updates), state
-
-        return jax.lax.cond(take, apply, lambda carry: carry, carry), None
-
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
-    start = (params(), optimizer.init(params()))
-    (scanned, scanned_state), _ = jax.jit(lambda s: jax.lax.scan(step, s, (stacked, jnp.asarray(taken))))(
-        start
+@pytest.mark.parametrize("averaged", [None, 0], ids=["layer", "unit"])
+def test_training_ends_where_the_gradient_is_constant(averaged):
+    """Under SGD the mean of a layer's weights (of a unit's, if centralized) stays; all else reaches its goal."""
+    factories = (
+        [optax_gradnorm.znorm, optax_gradnorm.gan] if averaged is None else [optax_gradnorm.centralize]
     )
+    goal = {"bias": jnp.array([1.0, -1.0, 2.0]), "kernel": jnp.array([[3.0, -2.0], [1.0, 4.0], [0.5, 0.0]])}
+    start = jax.tree.map(jnp.zeros_like, goal)
 
-    looped, state = start
-    update = jax.jit(optimizer.update)
-    for grads, take in zip(steps, taken, strict=True):
-        if take:
-            updates, state = update(grads, state, looped)
-            looped = optax.apply_updates(looped, updates)
-    assert_close((scanned, scanned_state), (looped, state), 1e-5)
+    def loss(weights):
+        return sum(jnp.sum((w - g) ** 2) for w, g in zip(weights.values(), goal.values(), strict=True))
 
+    for factory in factories:
+        optimizer = optax.chain(factory(), optax.sgd(optax.exponential_decay(0.2, 1, 0.99)))
 
-@each_factory
-def test_donated_state_and_gradients(factory):
-    optimizer = optimizer_with(factory)
-    expected = jax.jit(optimizer.update)(gradients(), optimizer.init(params()))
+        def step(carry, _, optimizer=optimizer):
+            weights, state = carry
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = optimizer.update(jax.grad(loss)(weights), state, weights)
+            return (optax.apply_updates(weights, updates), state), None
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(state, grads):
-        updates, state = optimizer.update(grads, state)
-        return state, updates
-
-    state = optimizer.init(params())
-    result, updates = update(state, jax.tree.map(jnp.copy, gradients()))
-    # What the update does not read (last step's sigma and scale) jit leaves alone.
-    used = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 0]
-    used += [part.first_sigma for part in state if isinstance(part, optax_gradnorm.GanState)]
-    assert all(leaf.is_deleted() for leaf in used)
-    assert_close((updates, result), expected, 1e-5)
-    result, _ = update(result, jax.tree.map(jnp.copy, gradients(2)))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result))
-
-
-@each_factory
-def test_state_does_not_alias_parameters(factory):
-    own = {id(leaf) for leaf in jax.tree.leaves(params())}
-    leaves = jax.tree.leaves(factory().init(params()))
-    assert not own & {id(leaf) for leaf in leaves}
-    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
-
-
-@each_factory
-def test_pickle(factory):
-    optimizer = optimizer_with(factory)
-    update = jax.jit(optimizer.update)
-    _, state = update(gradients(1), optimizer.init(params()))
-    restored = pickle.loads(pickle.dumps(state))
-    assert same_kind(jax.tree.map(jnp.asarray, restored), state)
-    assert_close(update(gradients(2), restored), update(gradients(2), state), 0)
-
-
-@each_factory
-def test_orbax(factory, tmp_path):
-    optimizer = optimizer_with(factory)
-    update = jax.jit(optimizer.update)
-    _, state = update(gradients(1), optimizer.init(params()))
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "state", state)
-        checkpointer.wait_until_finished()
-        restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(optimizer.init, params()))
-    assert same_kind(restored, state)
-    assert_close(restored, state, 0)
-    assert_close(update(gradients(2), restored), update(gradients(2), state), 0)
-
-
-@each_factory
-def test_tree_map_params(factory):
-    """Optax tells the parameters in a state from the rest: a GAN state has none."""
-    optimizer = optimizer_with(factory)
-    state = optimizer.init(params())
-    marked = optax.tree_map_params(
-        optimizer, lambda p: "parameter", state, transform_non_params=lambda _: "other"
-    )
-    assert jax.tree.structure(marked) == jax.tree.structure(state)
-    counts = [jax.tree.leaves(marked).count(mark) for mark in ("parameter", "other")]
-    assert counts == [4, 4 if factory is optax_gradnorm.gan else 1]
-
-
-@each_factory
-def test_vmap(factory):
-    """One update per member of an ensemble."""
-    transformation = factory()
-    members = [gradients(seed) for seed in (1, 2, 3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    states = jax.vmap(transformation.init)(stacked)
-    updates, _ = jax.jit(jax.vmap(transformation.update))(stacked, states)
-    for i, member in enumerate(members):
-        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], updates), transformed(factory, member))
-
-
-@each_factory
-def test_eval_shape(factory):
-    transformation = factory()
-    shapes = jax.eval_shape(lambda p: transformation.update(p, transformation.init(p)), params())
-    actual = transformation.update(params(), transformation.init(params()))
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), actual
-    )
-
-
-@each_factory
-def test_gradient_through_the_update(factory):
-    """Learned optimizers differentiate through an update: against central differences in float64."""
-    transformation = factory()
-    with reference.enable_x64(True):
-        generator = np.random.default_rng(0)
-        layer = jnp.asarray(generator.standard_normal((3, 4)) + 0.5)
-        weights = jnp.asarray(generator.standard_normal((3, 4)))
-
-        @jax.jit
-        def weighted(layer):
-            return jnp.sum(weights * transformation.update(layer, transformation.init(layer))[0])
-
-        derivative = np.asarray(jax.jit(jax.grad(weighted))(layer))
-        step = 1e-6
-        for index in np.ndindex(layer.shape):
-            difference = (weighted(layer.at[index].add(step)) - weighted(layer.at[index].add(-step))) / (
-                2 * step
-            )
-            assert abs(float(difference) - derivative[index]) <= 1e-8
-
-
-@each_factory
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_gradient_through_a_constant_layer_is_finite(factory, value):
-    """The deviation has no derivative there, as the magnitude of a number has none at 0: it counts as 0."""
-    transformation = factory()
-    weights = jnp.arange(12.0).reshape(3, 4)
-
-    @jax.jit
-    def weighted(constant, other):
-        layers = {"constant": constant, "other": other}
-        updates, _ = transformation.update(layers, transformation.init(layers))
-        return sum(jnp.sum(weights * leaf) for leaf in jax.tree.leaves(updates))
-
-    derivatives = jax.grad(weighted, argnums=(0, 1))(jnp.full((3, 4), value), weights)
-    for derivative in derivatives:
-        assert np.isfinite(derivative).all()
-
-
-@each_factory
-@pytest.mark.parametrize("differentiate", [jax.jacrev, jax.jacfwd])
-def test_derivative_where_every_layer_is_constant_is_finite(factory, differentiate):
-    transformation = factory()
-    jacobian = differentiate(lambda g: transformation.update([g], transformation.init([g]))[0][0])
-    assert np.isfinite(jacobian(jnp.ones((2, 2)))).all()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"mask": {"kernel": True, "bias": False}},
-        {"stacked_axes": {"kernel": 0, "bias": 0}},
-        {"axis_name": {"kernel": "x", "bias": None}},
-    ],
-    ids=lambda options: next(iter(options)),
-)
-def test_tree_map_params_with_options_as_pytrees(options):
-    """Optax calls `init` with a placeholder, which has the structure of no option."""
-    transformation = optax_gradnorm.gan(**options)
-    state = transformation.init({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
-    doubled = optax.tree_map_params(transformation, lambda p: 2 * p, state)
-    assert jax.tree.map(float, doubled) == jax.tree.map(float, state)
+        (weights, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=1000)
+        kernel = np.asarray(goal["kernel"])
+        expected = {"bias": goal["bias"], "kernel": kernel - kernel.mean(averaged, keepdims=True)}
+        assert_close(weights, expected, 1e-2)
