@@ -10,7 +10,7 @@
 # # Gradient dynamics: what happens to each layer's gradient
 #
 # > **Take-away.** On this small task the deviation of all layers together falls in every run, and so does
-# > that of each layer; relative to it, half of the layers rise and half fall. ZNorm's amplification grows as
+# > that of nearly every layer; relative to it, half of the layers rise and half fall. ZNorm's amplification grows as
 # > gradients shrink, GAN's factor stays below 1.
 #
 # Yun, *Insights from Gradient Dynamics: Gradient Autoscaled Normalization*, 2025, [arXiv
