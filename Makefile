@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # The newest Python that is supported; one that pyenv holds, if there is no other.
 PYTHON_NEWEST ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13) python3.13)
 
-.PHONY: help demo test test-lowest test-newest lint bench notebooks docs clean
+.PHONY: help demo test test-lowest test-newest lint bench notebooks docs package clean
 
 help:  ## Show these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1@\2/p' $(MAKEFILE_LIST) | while IFS=@ read -r target text; do \
@@ -38,8 +38,13 @@ notebooks: .venv/notebooks.stamp  ## Execute the notebooks and save them with ou
 docs: .venv/docs.stamp  ## Build the pages and the API reference
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
 
+package: .venv/package.stamp  ## Build wheel and sdist, and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 clean:  ## Remove the environment and everything generated
-	rm -rf .venv .venv-lowest .venv-newest build dist docs/_build *.egg-info .pytest_cache .ruff_cache .hypothesis runs
+	rm -rf .venv .venv-lowest .venv-newest build dist docs/_build docs/notebooks *.egg-info .pytest_cache .ruff_cache .hypothesis runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/venv.stamp:

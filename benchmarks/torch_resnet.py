@@ -1,6 +1,6 @@
 """The CIFAR ResNet of `experiments.models.resnet` and its training in PyTorch, to compare speeds with."""
 
-# PyTorch is not among the requirements: without it the benchmark leaves its rows out.
+# PyTorch is not a requirement: without it the benchmark leaves its rows out.
 # pyright: reportMissingImports=false
 import numpy as np
 import torch

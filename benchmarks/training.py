@@ -91,7 +91,7 @@ def throughput(depth: int, batch_size: int, steps: int, rounds: int, cores: list
     if importlib.util.find_spec("torch"):
         kinds.append("pytorch")
     rates: dict[str, list[float]] = {}
-    # Kind by kind: ResNet-56 at batch 256 takes 2.4 GB, and each kind has a process more than there are cores.
+    # One kind at a time: ResNet-56 at batch 256 takes 2.4 GB per process, and each kind has cores + 1 processes.
     for kind in kinds:
         settings = {}
         loop = Loop(kind, depth, "baseline", batch_size, steps)
@@ -156,6 +156,19 @@ def table(title: str, results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary(batch_size: int, results: dict[str, Any]) -> str:
+    """What README.md says of the cost of ZNorm and GAN in a training step."""
+    added = [
+        result["shares"][f"{name}, update alone"]["median_percent"]
+        for result in results.values()
+        for name in ("znorm", "gan")
+    ]
+    models = " or ".join(results)
+    return (
+        f"Of a training step of {models} at batch {batch_size} that is at most {max(added):.2f} % (medians)."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--depths", nargs="+", type=int, default=[20, 56], help="of the ResNets (20 56)")
@@ -182,6 +195,7 @@ def main() -> None:
         model = f"resnet{depth}"
         results[model] = {"throughput": throughput(depth, *options), "shares": shares(depth, *options)}
         print(table(title(model, arguments.batch_size, len(cores)), results[model]))
+    print(summary(arguments.batch_size, results))
     content = {
         "batch_size": arguments.batch_size,
         "steps": arguments.steps,

@@ -1,11 +1,59 @@
 """Sphinx configuration: `make docs` builds the pages and the API reference from the docstrings."""
 
+import pathlib
+import re
+import shutil
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import inventories
 import optax_gradnorm
 
 project = "optax-gradnorm"
+copyright = "The optax-gradnorm developers"
 release = optax_gradnorm.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
 html_theme = "furo"
+html_title = f"optax-gradnorm {release}"
 exclude_patterns = ["_build"]
+intersphinx_mapping = inventories.write()
+nb_execution_mode = "off"  # the notebooks are saved with their outputs
+default_role = "py:obj"
+myst_heading_anchors = 3
 napoleon_use_rtype = False
-autodoc_typehints = "none"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+ALIASES = (
+    "AxisName",
+    "FeatureAxis",
+    "Mask",
+    "PyTree",
+    "StackedAxes",
+    "jax.typing.ArrayLike",
+)
+autodoc_type_aliases = {name: name for name in ALIASES}
+python_maximum_signature_line_length = 80
+
+# Sphinx reads nothing outside its folder.
+FOLDER = pathlib.Path(__file__).parent
+(FOLDER / "notebooks").mkdir(exist_ok=True)
+for notebook in FOLDER.parent.glob("notebooks/*.ipynb"):
+    shutil.copy(notebook, FOLDER / "notebooks")
+
+
+def setup(app):
+    """Links into a checkout have no page here: their text stays."""
+
+    def keep_text(app, relative_path, parent_docname, content):
+        content[0] = re.sub(
+            r"\[([^\]]*)\]\((?!docs/)[^):]*\)", r"\1", content[0]
+        )
+
+    app.connect("include-read", keep_text)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from experiments.preflight import (
     UsageError,
@@ -34,7 +34,11 @@ from experiments.studies import NAMES
 
 RUNS = Path("runs")  # working files, unknown to git
 RESULTS = Path("experiments/results")  # what was published
-# A name that is not among them ends with one line, in place of the parser's box.
+# Shown as `PATH`, where the parser would write `{None}|PATH`.
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
+# An unknown name ends with one line of ours, not with the parser's box.
 StudyName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(NAMES)}}}")]
 
 
@@ -46,16 +50,16 @@ def compare(
     seeds: tuple[int, ...] = (0, 1, 2),
     epochs: int = 10,
     batch_size: int = 64,
-    learning_rate: float | None = None,
-    train_examples: int | None = None,
+    learning_rate: OptionalFloat = None,
+    train_examples: OptionalInt = None,
     dynamics: bool = False,
     out: Path = RUNS / "compare",
-    data_dir: Path | None = None,
-    workers: int | None = None,
+    data_dir: OptionalPath = None,
+    workers: OptionalInt = None,
     devices: int = 1,
     keep_checkpoints: bool = False,
 ) -> None:
-    """Trains one model with every method behind every optimizer, and prints their accuracies side by side.
+    """Trains one model with every method and optimizer, and prints their accuracies side by side.
 
     The same command goes on where it was interrupted.
 
@@ -120,7 +124,7 @@ def compare(
         keep_checkpoints=keep_checkpoints,
     )
     rows = make_table_rows(runs, records)
-    Console().print(terminal_table(rows))
+    _print(terminal_table(rows))
     for line in terminal_remarks(rows):
         print(line)
     print(f"Report: {out / 'report.md'}, figure: {out / 'learning_curves.svg'}, records: {out / 'records'}")
@@ -131,9 +135,9 @@ def reproduce(
     study: StudyName,
     preset: Literal["smoke", "cpu", "full"] = "smoke",
     dynamics: bool = False,
-    data_dir: Path | None = None,
-    out: Path | None = None,
-    workers: int | None = None,
+    data_dir: OptionalPath = None,
+    out: OptionalPath = None,
+    workers: OptionalInt = None,
     devices: int = 1,
     keep_checkpoints: bool = False,
 ) -> None:
@@ -214,7 +218,7 @@ def publish(
 def report(
     study: StudyName,
     preset: Literal["smoke", "cpu", "full"] | None = None,
-    out: Path | None = None,
+    out: OptionalPath = None,
 ) -> None:
     """Renders a study's tables and figures from the records there are; trains nothing.
 
@@ -274,7 +278,7 @@ def findings(out: Path = RESULTS, readme: Path = Path("README.md"), docs: Path =
     print(f"Findings of {len(found)} studies: {', '.join(map(str, written))}")
 
 
-def list_studies(out: Path | None = None) -> None:
+def list_studies(out: OptionalPath = None) -> None:
     """Shows every study: what it asks, the data it needs, and the minutes that its records took.
 
     Minutes are those of one core, training and compilation added up over all records; with four cores a
@@ -285,14 +289,23 @@ def list_studies(out: Path | None = None) -> None:
     """
     from experiments.studies.overview import overview_table
 
-    Console().print(overview_table(lambda study, preset: _find_folder(out, study, preset)))
+    _print(overview_table(lambda study, preset: _find_folder(out, study, preset)))
+
+
+def _print(table: RenderableType) -> None:
+    """Prints a table as wide as the terminal is."""
+    console = Console()
+    with console.capture() as capture:
+        console.print(table)
+    # Printed by `print`: a rich console would end with code 1 if the reader has gone.
+    print(capture.get(), end="")
 
 
 def predict(
     run: Annotated[str, tyro.conf.Positional],
     image: Annotated[Path, tyro.conf.Positional],
     out: Path,
-    records: Path | None = None,
+    records: OptionalPath = None,
     fit: Literal["resize", "as-is"] | None = None,
 ) -> None:
     """Applies a trained network to an image of your own: writes the mask, or the class with its probability.
@@ -319,7 +332,7 @@ def predict(
     print(json.dumps(answer))
 
 
-def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: Path | None = None) -> None:
+def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: OptionalPath = None) -> None:
     """Downloads a data set and lays it out for training, once.
 
     Args:
@@ -364,7 +377,7 @@ def main() -> None:
     from experiments.files import FileError
 
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that knows ASCII alone shows question marks, and no traceback.
+        # A terminal that knows only ASCII shows question marks instead of a traceback.
         stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         if sys.argv[1:] and not sys.argv[1].startswith("-"):
@@ -375,7 +388,7 @@ def main() -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        # The reader has gone, as `head` does; what is still buffered would raise again at exit.
+        # The reader has gone, as `head` does; flushing the rest at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:

@@ -71,7 +71,7 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.nda
       NpzError: the file is damaged or something else, or an array is missing.
     """
     try:
-        # Opened here, because `np.load` leaves a file open that it cannot read.
+        # Opened here, because `np.load` leaves a file open if it cannot read it.
         with open(path, "rb") as file:
             _check_all_bytes(file)
             with np.load(file, allow_pickle=False) as arrays:

@@ -23,7 +23,7 @@ COMPILED = "optax-gradnorm-compiled"
 ONEDNN_FLAGS = {
     "xla_cpu_use_onednn": "true",
     "xla_cpu_experimental_onednn_custom_call": "true",
-    # Else YNNPACK, XLA's other library of kernels, takes the convolutions before oneDNN sees them.
+    # Otherwise YNNPACK, XLA's other kernel library, takes the convolutions before oneDNN sees them.
     "xla_cpu_experimental_ynn_fusion_type": "-individual_dot,-individual_convolution",
 }
 
@@ -94,7 +94,7 @@ def use_onednn() -> None:
 
     Where XLA_FLAGS already names one of these flags, the user has chosen, and nothing changes.
     """
-    # An unknown flag ends the process. Older jaxlib are no faster with these; newer ones may have dropped them.
+    # An unknown flag ends the process. Older jaxlib gain nothing from these; newer ones may have dropped them.
     version = importlib.metadata.version("jaxlib")
     if version.startswith("0.12.") and not any(
         flag in os.environ.get("XLA_FLAGS", "") for flag in ONEDNN_FLAGS
@@ -108,7 +108,7 @@ def _xla_flags() -> list[str]:
 
 def _add_xla_flags(flags: Mapping[str, str]) -> None:
     before = os.environ.get("XLA_FLAGS", "").strip()
-    # Without dashes it is the name of a file that holds the flags.
+    # A value without dashes names a file that holds the flags.
     if not before or before.startswith("-"):
         os.environ["XLA_FLAGS"] = " ".join(
             [before, *(f"--{name}={value}" for name, value in flags.items())]
@@ -148,7 +148,7 @@ def _remove_dead_caches() -> None:
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Makes this process take compiled programs from a folder, and leave them there."""
+    """Shares compiled programs with other processes through a folder."""
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
@@ -204,7 +204,7 @@ def _commit() -> dict[str, Any]:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # A copy inside somebody else's checkout is not theirs.
+        # A copy inside another project's checkout must not report that project's commit.
         git("ls-files", "--error-unmatch", str(here))
         changes = git("status", "--porcelain", "--", "optax_gradnorm", "experiments", ":!experiments/results")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}

@@ -113,7 +113,7 @@ def read_image(path: Path, channels: int) -> np.ndarray:
         with Image.open(path) as image:
             frames = getattr(image, "n_frames", 1)
             mode = image.mode
-            # Pillow knows no colours of 16 bits: it names them where it decodes, such as RGB;16B, and drops half.
+            # Pillow reduces 16-bit colours to 8 bits; only the decoder's raw mode, such as RGB;16B, tells.
             is_deep = mode.startswith(("I", "F")) or re.search(r";16[BLN]", str(image.tile))
             pixels = np.asarray(image.convert(MODES[channels]))
     except FileNotFoundError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from experiments.run import Run
 
-# Imported where they are used: most of the checks need neither JAX nor data, and end at once.
+# Imported where they are used: most checks need neither JAX nor data, and return at once.
 if TYPE_CHECKING:
     from experiments.data import Dataset
     from experiments.studies.study import Study

@@ -9,6 +9,10 @@
 # %% [markdown]
 # # Beyond BatchNorm: four claims about normalizers, on a small scale
 #
+# > **Take-away.** At this size the claims about groups (3) and about early gradients (4) look as the paper
+# > describes them. The non-linearity on the branch does not cure the growth of the variance under parametric
+# > normalizers (2), and whether activation normalizers grow along a line (1) takes deeper networks to tell.
+#
 # Lubana, Dick and Tanaka, *Beyond BatchNorm: Towards a Unified Understanding of Normalization in Deep
 # Learning*, 2021, [arXiv 2106.05956](https://arxiv.org/abs/2106.05956), explain which normalizers train fast
 # and stably by what a network does before it has learnt anything:
@@ -27,33 +31,13 @@
 # one and change into it first.
 
 # %%
-# Install what is missing: the package from the checkout around this notebook if there is one,
-# else from the package index. The experiments come with a checkout only.
-import importlib
-import importlib.util
-import pathlib
-import subprocess
+# In the folder `notebooks` of a checkout; installs it if it is not there yet.
 import sys
+from importlib.util import find_spec
 
-here = pathlib.Path.cwd()
-checkouts = [folder for folder in (here, *here.parents) if (folder / "optax_gradnorm/__init__.py").exists()]
-packages = {
-    "optax_gradnorm": str(checkouts[0]) if checkouts else "optax-gradnorm",
-    "flax": "flax",
-    "sklearn": "scikit-learn",
-    "matplotlib": "matplotlib",
-}
-missing = [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
-if missing:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
-    importlib.invalidate_caches()
-
-import optax_gradnorm
-
-root = checkouts[0] if checkouts else pathlib.Path(optax_gradnorm.__file__).parents[1]
-if not (root / "experiments/studies/beyond_batchnorm/probes.py").exists():
-    raise RuntimeError("the experiments are missing: open this notebook from a checkout of the repository")
-sys.path.insert(0, str(root))
+sys.path.append("..")  # for the experiments, which come with a checkout only
+if find_spec("optax_gradnorm") is None:
+    get_ipython().run_line_magic("pip", "install --quiet ..[experiments]")
 
 # %%
 
@@ -65,8 +49,10 @@ from flax import nnx
 from sklearn.datasets import load_digits
 
 from experiments import models
+from experiments.report.style import NORMALIZER_COLORS, STYLE
 from experiments.studies.beyond_batchnorm import probes
 
+plt.rcParams |= STYLE
 print("running on", jax.default_backend())
 
 # %% [markdown]
@@ -79,26 +65,44 @@ print("running on", jax.default_backend())
 # %%
 digits = load_digits()
 chosen = np.random.default_rng(0).permutation(len(digits.target))[:32]
-images = jnp.asarray(np.kron(digits.images[chosen], np.ones((1, 4, 4)))[..., None] / 8 - 1, jnp.float32)
+images = jnp.asarray(
+    np.kron(digits.images[chosen], np.ones((1, 4, 4)))[..., None] / 8 - 1,
+    jnp.float32,
+)
 labels = jnp.asarray(digits.target[chosen])
-noise = jnp.asarray(np.random.default_rng(1).normal(size=(32, 8, 8, 1)), jnp.float32)
+noise = jnp.asarray(
+    np.random.default_rng(1).normal(size=(32, 8, 8, 1)), jnp.float32
+)
 
 
 def measure(name, images, gradients=False):
     """Statistics of every unit, and the gradient norm of every convolution, of a fresh network."""
-    model = models.create(name, num_classes=10, channels=1, image_size=images.shape[1], rngs=nnx.Rngs(0))
+    model = models.create(
+        name,
+        num_classes=10,
+        channels=1,
+        image_size=images.shape[1],
+        rngs=nnx.Rngs(0),
+    )
     probed = probes.insert_probes(model)
 
     @jax.jit
     def run(params, batch_stats):
-        statistics, _, _ = probes.propagate(probed, params, batch_stats, images, labels)
+        statistics, _, _ = probes.propagate(
+            probed, params, batch_stats, images, labels
+        )
         # What is not returned is not computed.
         forward = {
             key: jnp.stack([statistics[unit][key] for unit in probed.units])
             for key in ("log_variance", "cosine_similarity", "stable_rank")
         }
-        norms = [statistics[conv]["log_gradient_norm"] for conv in probed.convolutions]
-        return forward | ({"log_gradient_norm": jnp.stack(norms)} if gradients else {})
+        norms = [
+            statistics[conv]["log_gradient_norm"]
+            for conv in probed.convolutions
+        ]
+        return forward | (
+            {"log_gradient_norm": jnp.stack(norms)} if gradients else {}
+        )
 
     return jax.device_get(run(probed.params, probed.batch_stats))
 
@@ -111,12 +115,23 @@ def measure(name, images, gradients=False):
 # starts over, since its shortcut is normalized too.
 
 # %%
-growth = {name: measure(f"resnet20w8:{name}", images) for name in ("batch_norm", "layer_norm", "frn")}
+names = {"batch_norm": "BatchNorm", "layer_norm": "LayerNorm"}
+growth = {name: measure(f"resnet20w8:{name}", images) for name in names}
 
 figure, axes = plt.subplots(figsize=(6.5, 3), layout="constrained")
 for name, measured in growth.items():
-    axes.plot(np.exp(measured["log_variance"]), "o-", markersize=3, label=name)
-axes.set(xlabel="input layer and blocks", ylabel="activation variance", ylim=(0, None))
+    axes.plot(
+        np.exp(measured["log_variance"]),
+        "o-",
+        color=NORMALIZER_COLORS[name],
+        markersize=3,
+        label=names[name],
+    )
+axes.set(
+    xlabel="block (0: input layer)",
+    ylabel="activation variance",
+    ylim=(0, None),
+)
 figure.legend(loc="outside right upper")
 plt.show()
 
@@ -130,24 +145,42 @@ plt.show()
 # that keeps the variance still at least doubles it.
 
 # %%
+names = {"weight_norm": "WeightNorm", "scaled_ws": "scaled WS"}
+blocks = {
+    "": ("", "-"),
+    ":skip_init": (", SkipInit", "--"),
+    ":nonlinearity_on_residual": (", non-linearity on the branch", ":"),
+}
 parametric = {
-    f"{name}{block}": measure(f"resnet20w8:{name}{block}", images)
-    for name in ("weight_norm", "scaled_ws")
-    for block in ("", ":skip_init", ":nonlinearity_on_residual")
+    (name, block): measure(f"resnet20w8:{name}{block}", images)
+    for name in names
+    for block in blocks
 }
 
 
 def growth_per_block(measured):
     """Factor of the variance per block, mean over the three stages."""
     stages = measured["log_variance"][1:].reshape(3, 3)
-    return np.exp(np.mean([np.polyfit(np.arange(3), stage, 1)[0] for stage in stages]))
+    return np.exp(
+        np.mean([np.polyfit(np.arange(3), stage, 1)[0] for stage in stages])
+    )
 
 
 figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
-for name, measured in parametric.items():
-    axes.plot(measured["log_variance"] / np.log(10), "o-", markersize=3, label=name)
-    print(f"{name:36} grows by {growth_per_block(measured):.2f} per block")
-axes.set(xlabel="input layer and blocks", ylabel="log10 activation variance")
+for (name, block), measured in parametric.items():
+    words, line = blocks[block]
+    axes.semilogy(
+        np.exp(measured["log_variance"]),
+        f"o{line}",
+        color=NORMALIZER_COLORS[name],
+        markersize=3,
+        label=names[name] + words,
+    )
+    print(
+        f"{names[name] + words:40} grows by"
+        f" {growth_per_block(measured):.2f} per block"
+    )
+axes.set(xlabel="block (0: input layer)", ylabel="activation variance")
 figure.legend(loc="outside right upper")
 plt.show()
 
@@ -159,15 +192,25 @@ plt.show()
 
 # %%
 group_sizes = np.array([1, 4, 16, 64])
-ranks = [measure(f"uniform30w64:group_norm:size={g}", noise)["stable_rank"][-1] for g in group_sizes]
+ranks = [
+    measure(f"uniform30w64:group_norm:size={g}", noise)["stable_rank"][-1]
+    for g in group_sizes
+]
 roots = np.sqrt(64 / group_sizes)
 slope, intercept = np.polyfit(roots, ranks, 1)
 print(f"correlation {np.corrcoef(roots, ranks)[0, 1]:.3f}")
 
 figure, axes = plt.subplots(figsize=(4.5, 3), layout="constrained")
-axes.plot(roots, ranks, "o", label="measured")
-axes.plot(roots, slope * roots + intercept, "--", label="linear fit")
-axes.set(xlabel=r"$\sqrt{\mathrm{width} / \mathrm{group\ size}}$", ylabel="stable rank")
+axes.plot(
+    roots, ranks, "o", color=NORMALIZER_COLORS["group_norm"], label="measured"
+)
+axes.plot(
+    roots, slope * roots + intercept, "--", color="#000000", label="linear fit"
+)
+axes.set(
+    xlabel=r"$\sqrt{\mathrm{width} / \mathrm{group\ size}}$",
+    ylabel="stable rank",
+)
 axes.legend()
 plt.show()
 
@@ -178,18 +221,32 @@ plt.show()
 
 # %%
 names = {
-    "InstanceNorm": "cnn10w8:instance_norm",
-    "BatchNorm": "cnn10w8:batch_norm",
-    "GroupNorm": "cnn10w8:group_norm:groups=4",
-    "LayerNorm": "cnn10w8:layer_norm",
+    "instance_norm": "InstanceNorm",
+    "batch_norm": "BatchNorm",
+    "group_norm": "GroupNorm, 4 groups",
+    "layer_norm": "LayerNorm",
 }
-gradients = {label: measure(name, images, gradients=True) for label, name in names.items()}
+options = {"group_norm": ":groups=4"}
+gradients = {
+    name: measure(
+        f"cnn10w8:{name}{options.get(name, '')}", images, gradients=True
+    )
+    for name in names
+}
 
 figure, axes = plt.subplots(figsize=(5.5, 3), layout="constrained")
-for label, measured in gradients.items():
-    axes.plot(np.arange(1, 11), measured["log_gradient_norm"] / np.log(10), "o-", markersize=3, label=label)
-    print(f"{label:13} first layer {np.exp(measured['log_gradient_norm'][0]):.3f}")
-axes.set(xlabel="layer", ylabel="log10 gradient norm")
+for name, measured in gradients.items():
+    norms = np.exp(measured["log_gradient_norm"])
+    axes.semilogy(
+        np.arange(1, 11),
+        norms,
+        "o-",
+        color=NORMALIZER_COLORS[name],
+        markersize=3,
+        label=names[name],
+    )
+    print(f"{names[name]:20} first layer {norms[0]:.3f}")
+axes.set(xlabel="layer", ylabel="gradient norm")
 axes.legend()
 plt.show()
 

@@ -13,12 +13,12 @@ StackedAxes = int | PyTree | Callable[[PyTree], PyTree] | None
 AxisName = str | tuple[str, ...] | PyTree | Callable[[PyTree], PyTree] | None
 FeatureAxis = int | tuple[int, ...] | PyTree | Callable[[PyTree], PyTree]
 
-# In place of a mask's boolean: the default rule decides.
+# Stands for a mask's boolean where the default rule decides.
 BY_DEFAULT = object()
 
 
 def is_function(option: Any) -> bool:
-    # An Equinox module of booleans is callable too, but it is a tree and not a leaf.
+    # An Equinox module of booleans is callable too, but it is a tree, not a function.
     return callable(option) and jax.tree_util.all_leaves([option])
 
 

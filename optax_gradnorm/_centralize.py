@@ -1,5 +1,7 @@
 """Gradient centralization."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import optax

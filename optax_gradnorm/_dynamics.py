@@ -1,5 +1,7 @@
 """Gradient statistics per layer, recorded in the optimizer's state."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
@@ -92,12 +94,12 @@ def track_gradient_dynamics(
       <https://arxiv.org/abs/2509.03677>`_, 2025.
     """
     resolve = layer_resolver(mask, stacked_axes, axis_name, stacked_axis_name)
-    # The structure of the state, for optax.tree_map_params, which does not say it; None if several were seen.
+    # Structure of the state for optax.tree_map_params, which does not pass it; None if `init` saw several.
     seen: list[Any] = []
 
     def init_fn(params):
         if isinstance(params, _PLACEHOLDER):
-            # Statistics are not parameters, so each must be a leaf of its own in the answer.
+            # Statistics are not parameters, so each must be a leaf of its own in the result.
             return seen[0] if len(seen) == 1 else GradientDynamicsState(*map(jnp.zeros, [()] * 4))
         layers = resolve_at_init(resolve, params, mask)
         leaves, structure = jax.tree.flatten(params)
@@ -109,7 +111,7 @@ def track_gradient_dynamics(
             ]
             return _without_boxes(jax.tree.unflatten(structure, values))
 
-        # Each array its own buffer: a state may be donated.
+        # Each array gets its own buffer, because a state may be donated.
         state = GradientDynamicsState(
             step=jnp.zeros((), jnp.int32),
             mean=per_layer(lambda g: jnp.complex64 if jnp.iscomplexobj(g) else jnp.float32),
@@ -124,7 +126,7 @@ def track_gradient_dynamics(
     def update_fn(updates, state, params=None):
         del params
         leaves = jax.tree.leaves(updates)
-        # By path, because gradients may come in another container than parameters, in another order.
+        # By path: gradients may come in another container than the parameters, and in another order.
         found = {
             path: measure(g, layer)
             for path, g, layer in zip(path_parts(updates), leaves, resolve(updates), strict=True)

@@ -1,5 +1,7 @@
 """Gradient autoscaled normalization."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -148,7 +150,7 @@ def gan(
             for leaf, layer in zip(leaves, layers, strict=True)
         )
         zero = zero_global(leaves, layers, jnp.float64 if is_double else jnp.float32)
-        # Three buffers, not one thrice: a state may be donated.
+        # Three separate buffers, because a state may be donated.
         return GanState(zero, zero + 0, zero + 1)
 
     def update_fn(updates, state, params=None):
@@ -165,7 +167,7 @@ def gan(
         usable = jnp.isfinite(sigma) & (sigma > 0)
         seen = state.first_sigma > 0
         first_sigma = jnp.where(seen | ~usable, state.first_sigma, sigma)
-        # Until there is a first standard deviation every layer is 0 or NaN: any stand-in will do.
+        # Before the first standard deviation every layer is 0 or NaN, so any value will do.
         scale = autoscale(sigma, jnp.where(first_sigma > 0, first_sigma, 1))
         scale = _check_scale(scale).astype(dtype)
 

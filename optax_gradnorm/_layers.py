@@ -86,7 +86,7 @@ def layer_resolver(
     def resolve(tree: PyTree) -> list[Layer | None]:
         leaves = jax.tree.leaves(tree)
         if not any(hasattr(leaf, "shape") for leaf in leaves):
-            # Nothing but Python numbers, or the placeholder with which optax.tree_map_params calls `init`.
+            # Only Python numbers, or the placeholder with which optax.tree_map_params calls `init`.
             return [None] * len(leaves)
         values = [
             [check(value) for value in per_leaf(argument, option, tree, is_leaf)]
@@ -228,7 +228,7 @@ def without_replicated(layer: Layer, leaf: jax.Array) -> Layer:
 
 def _not_replicated(leaf: jax.Array, names: tuple[str, ...]) -> tuple[str, ...]:
     varying = varying_axes(leaf)
-    # Where JAX does not keep track (pmap, check_vma=False), not even an axis's own index varies.
+    # Where JAX does not track this (pmap, check_vma=False), even an axis's own index counts as replicated.
     return tuple(name for name in names if name in varying or name not in varying_axes(lax.axis_index(name)))
 
 

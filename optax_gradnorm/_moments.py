@@ -13,7 +13,7 @@ from jax import lax
 from optax_gradnorm._arguments import PyTree
 from optax_gradnorm._layers import Layer, layer_size, varying_axes, without_replicated
 
-# From so many elements on, XLA on CPU takes its fast kernels for plain sums.
+# XLA on CPU has fast kernels for plain sums of at least this many elements.
 MANY = 2**15
 
 
@@ -49,7 +49,7 @@ def measure(gradient: jax.Array, layer: Layer) -> Measured:
     return Measured(mean, std, layer_size(gradient, layer), layer.stacked_axis_names)
 
 
-# Layers of one shape are traced once.
+# Layers of the same shape are traced once.
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _moments(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]) -> Moments:
     # XLA must not know the zeros of a frozen layer: it would rearrange what follows into 0 * inf.
@@ -68,7 +68,7 @@ def _moments(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, 
     size = _size(gradient, axes)
     if gradient.dtype != jnp.float32 or size < MANY or axis_names:
         return careful(gradient)
-    # Elsewhere a branch would wait for the host, and both reads of `careful` are fused.
+    # On accelerators a branch would wait for the host, and both reads of `careful` are fused.
     return lax.platform_dependent(
         gradient, cpu=functools.partial(_plain_moments, axes, careful), default=careful
     )
@@ -91,11 +91,11 @@ def _careful_moments(x: jax.Array, axes: tuple[int, ...], axis_names: tuple[str,
     share = 1 / (_size(x, axes) * (lax.axis_size(axis_names) if axis_names else 1))
     y = lax.stop_gradient(x)  # The result does not depend on where and in what unit one counts.
     largest = jnp.max(jnp.abs(y), axes, keepdims=True)
-    # A share of each element, since the sum of all may overflow.
+    # Divided before the sum, which may overflow otherwise.
     rough = jnp.sum(y * share, axes, keepdims=True)
     if axis_names:
         largest, rough = lax.pmax(largest, axis_names), lax.psum(rough, axis_names)
-    # A rough mean that reaches the magnitude is that magnitude: so equal elements lie at exactly 0.
+    # If the rough mean reaches the magnitude, use the magnitude: equal elements then give exactly 0.
     origin = jnp.where(jnp.abs(rough) >= (1 - 2.0**-12) * largest, lax.sign(rough) * largest, rough)
 
     unit = power_of_two(largest)
@@ -138,7 +138,7 @@ def norm(arrays: Sequence[jax.Array], weights: Sequence[Any] | None = None) -> j
     per_unit = 1 / unit
     squares = [jnp.square(x * per_unit) for x in arrays]
     if weights is not None:
-        # Not before they are squared: XLA would gather the factors of a product into a subnormal one.
+        # Only after squaring: XLA would merge the factors of a product into a subnormal number.
         squares = [square * weight for square, weight in zip(squares, weights, strict=True)]
     return unit * _sqrt(sum(jnp.sum(square) for square in squares))
 
@@ -151,7 +151,7 @@ def norm_of(tree: PyTree) -> jax.Array:
         for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))
     ]
     dtype = jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in leaves) else jnp.float32)
-    # As in `_moments`: XLA must not know of zeros.
+    # As above, XLA must not see constant zeros.
     return norm(lax.optimization_barrier([x.astype(dtype) for x in leaves]))
 
 

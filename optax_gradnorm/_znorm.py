@@ -1,5 +1,7 @@
 """Z-score gradient normalization."""
 
+from __future__ import annotations
+
 from numbers import Real
 from typing import Any
 

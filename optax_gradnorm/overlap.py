@@ -155,7 +155,7 @@ def operator_norm(
         raise ValueError(f"iterations must be at least 1, got {iterations}")
     x = jax.tree.map(jnp.asarray, x)
     _check_inexact("x", x)
-    # Of Python's numbers too, which f may return.
+    # Python numbers too, which f may return.
     output, jvp = jax.linearize(lambda x: jax.tree.map(jnp.asarray, f(x)), x)
     _check_inexact("f(x)", output)
     transpose = jax.linear_transpose(jvp, x)
@@ -169,13 +169,13 @@ def operator_norm(
         norm = norm_of(u)
         w = vjp(_divide(u, norm))
         distance = norm_of(jax.tree.map(lambda w, v: widen(w) - norm.astype(widen(v).dtype) * widen(v), w, v))
-        # Of a Jacobian of zeros 0, of one of NaN or infinity NaN.
+        # 0 for a Jacobian of zeros, NaN for one with a NaN or an infinity.
         error = jnp.where(norm == 0, 0, distance.astype(norm.dtype) / jnp.where(norm == 0, 1, norm))
         return _divide(w, norm_of(w)), OperatorNorm(norm, error)
 
     leaves, structure = jax.tree.flatten(x)
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(leaves))
-    # Added to zeros, which are sharded as the leaf is.
+    # Added to zeros that are sharded like the leaf.
     start = [
         jnp.zeros_like(leaf) + jax.random.normal(k, leaf.shape, leaf.dtype)
         for k, leaf in zip(keys, leaves, strict=True)
@@ -344,7 +344,7 @@ def gradient_bounds(
     dtype = statistics_dtype(alphas.dtype) if jnp.issubdtype(alphas.dtype, jnp.floating) else jnp.float32
     alphas, shortcut_alphas = alphas.astype(dtype), shortcut_alphas.astype(dtype)
     log_norm = jnp.log(output_gradient_norm.astype(dtype))
-    # Beside the 1 of an identity, small alphas would lose their digits.
+    # Added to 1, small alphas would lose their digits.
     factors = jnp.where(shortcut_alphas == 1, jnp.log1p(alphas), jnp.log(shortcut_alphas + alphas))
     log_residual = jnp.sum(factors) + log_norm
     log_plain = jnp.sum(jnp.log(alphas)) + log_norm
@@ -354,7 +354,7 @@ def gradient_bounds(
 def _check_norms(name: str, values: jax.Array) -> None:
     if jnp.iscomplexobj(values):
         raise TypeError(f"{name} must be real, got {values.dtype}")
-    # What is traced has no values yet; the logarithm of a negative number will be NaN.
+    # Traced arrays have no values yet; a negative number then gives a logarithm of NaN.
     if isinstance(values, jax.core.Tracer) or not values.size:
         return
     with jax.ensure_compile_time_eval():

@@ -1,51 +1,162 @@
-"""The Python examples of README.md and docs/, each page pasted into a fresh script."""
+"""The pages that people read: their examples run, their links lead somewhere, their numbers are measured ones."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+import optax_gradnorm
 from benchmarks import dynamics, training, transforms
 from experiments import studies
 from experiments.report import findings, summary
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LISTED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+# Of a source distribution, without git, the pages that are there.
+DOCUMENTS = [ROOT / name for name in LISTED if (ROOT / name).exists()] or sorted(ROOT.glob("*.md"))
+EXAMPLES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+# Sphinx reads these names of included parts; what follows the markers in README.md has to exist.
+README = (ROOT / "README.md").read_text()
+
+
+def name_of(page: pathlib.Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def blocks(page: pathlib.Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in EXAMPLES if blocks(page)], ids=name_of)
 def test_examples_run(page, tmp_path):
     script = tmp_path / "pasted.py"
     script.write_text("\n".join(blocks(page)))
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-W", "error::UserWarning:optax_gradnorm", script]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=os.environ | {"MPLBACKEND": "agg"}
+    )
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_relative_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+@pytest.mark.parametrize("page", [page for page in EXAMPLES if page.name != "README.md"], ids=name_of)
+def test_code_fits_the_column_of_the_pages(page):
+    for block in blocks(page):
+        for line in block.splitlines():
+            assert len(line) <= 79, line
 
 
-def test_the_readmes_results_are_those_of_the_committed_report():
-    """A row of its table stands in the report word for word, where the report has more columns."""
-    readme = (ROOT / "README.md").read_text()
-    report = (ROOT / "experiments/results/compare/digits/report.md").read_text()
-    reported = {tuple(cell.strip() for cell in row.split("|")) for row in report.splitlines()}
-    section = readme[readme.index("## What the demo shows") :]
-    rows = re.findall(r"^\| (?:SGDM|Adam) .*$", section, flags=re.MULTILINE)
-    assert rows
-    for row in rows:
-        cells = {cell.strip() for cell in row.split("|")}
-        assert any(cells <= set(line) for line in reported), row
+def anchors(page: pathlib.Path) -> set[str]:
+    """The anchors that a page's headings get, on GitHub and by Sphinx alike."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```(?!\{include\}).*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^()\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path) if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=name_of)
+def test_included_parts_exist(page):
+    for path, options in re.findall(r"^```\{include\} (\S+)\n(.*?)^```", page.read_text(), re.M | re.S):
+        included = (page.parent / path).read_text()
+        for marker in re.findall(r"^:(?:start-after|end-before): (.*)$", options, re.M):
+            assert included.count(marker) == 1, marker
+
+
+def test_every_make_target_that_is_named_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    files = [ROOT / ".ci/run", *ROOT.glob(".github/workflows/*.yml")]
+    named = {
+        name for file in files for name in re.findall(r"(?:^|run: )make ([a-z-]+)", file.read_text(), re.M)
+    }
+    for page in DOCUMENTS:
+        named |= set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.M))
+    assert {"lint", "test", "docs", "demo"} <= named <= targets
+
+
+def naive(gradient):
+    return (gradient - gradient.mean()) / (gradient.std() + 1e-10)
+
+
+def normalize(gradient, **arguments):
+    transform = optax_gradnorm.znorm(**arguments)
+    return transform.update(gradient, transform.init(gradient))[0]
+
+
+NOISE = jax.random.normal(jax.random.key(0), (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "wrong"),
+    [(1e20, jnp.float32, 0.0), (300.0, jnp.float16, 0.0), (1e-4, jnp.float16, np.nan)],
+)
+def test_three_lines_of_ones_own_fail_where_the_readme_says(scale, dtype, wrong):
+    gradient = (NOISE * scale).astype(dtype)
+    if wrong == 0:
+        assert not naive(gradient).any()
+    else:
+        assert not jnp.isfinite(naive(gradient)).any()
+    normalized = np.asarray(normalize(gradient), np.float64)
+    assert normalized.std() == pytest.approx(1, abs=2e-3)
+    assert normalized.mean() == pytest.approx(0, abs=2e-3)
+
+
+def test_three_lines_of_ones_own_mix_layers_where_the_readme_says():
+    scales = jnp.array([1e-3, 1.0])[:, None, None]
+    stack = scales * NOISE.reshape(2, 32, 64)
+    assert naive(stack)[0].std() < 1e-2
+    np.testing.assert_allclose(normalize(stack, stacked_axes=1).std(axis=(1, 2)), 1, atol=1e-3)
+
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+
+    def per_device(function):
+        # Elements of one layer, half of them on each device.
+        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=P("data"), out_specs=P("data")))
+
+    shards = jax.device_put(stack.reshape(64, 64), NamedSharding(mesh, P("data")))
+    np.testing.assert_allclose(np.asarray(per_device(naive)(shards))[:32].std(), 1, atol=1e-3)
+    whole = per_device(lambda g: normalize(g, axis_name="data", mask=True))(shards)
+    np.testing.assert_allclose(whole, normalize(stack.reshape(64, 64)), atol=1e-5)
+
+    bias = {"bias": 1e-6 * NOISE[0]}
+    mask = {"bias": False}
+    assert naive(bias["bias"]).std() == pytest.approx(1, abs=1e-3)
+    np.testing.assert_array_equal(normalize(bias, mask=mask)["bias"], bias["bias"])
+
+
+def test_an_update_of_znorm_has_the_norm_that_the_readme_says():
+    for size in (8, 64):
+        updates = normalize(NOISE[:size, :size] * 1e-7)
+        assert float(jnp.linalg.norm(updates)) == pytest.approx(size, rel=1e-3)
+
+
+def test_the_readmes_cost_is_that_of_the_committed_records():
+    cost = README[README.index("<!-- cost: begin -->") : README.index("<!-- cost: end -->")]
+    said = " ".join(cost.split())
+    results = ROOT / "benchmarks/results"
+    record = json.loads((results / "transforms-cpu.json").read_text())
+    assert transforms.summary(record["results"]) in said
+    record = json.loads((results / "training-cpu.json").read_text())
+    assert training.summary(record["batch_size"], record["results"]) in said
 
 
 def test_the_benchmarks_tables_are_those_of_the_committed_records():

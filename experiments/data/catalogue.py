@@ -15,9 +15,9 @@ PREPARED = {
     # Patches of lymph node sections; the label says whether the centre 32 x 32 pixels hold tumour. Veeling, Linmans,
     # Winkens, Cohen and Welling, "Rotation Equivariant CNNs for Digital Pathology", 2018, arXiv 1806.03962.
     "patch_camelyon": _PATCHES,
-    # The validation patches stand as the test patches: settings are chosen on slides neither trained on nor tested.
+    # The validation patches serve as test patches: settings are chosen on slides that are in neither set.
     "patch_camelyon:validation": dataclasses.replace(_PATCHES, test_split="validation"),
-    # The centres alone, the pixels that decide the label, for networks of the size of CIFAR's.
+    # Only the centre, which decides the label, for networks of CIFAR's image size.
     "pcam32": PreparedSet(
         "pcam32",
         image_shape=(32, 32, 3),

@@ -56,7 +56,7 @@ def make_dataset(
     name, train_images, train_labels, test_images, test_labels, num_classes: int, **groups
 ) -> Dataset:
     """Builds a `Dataset`, with mean and standard deviation measured on the training images."""
-    # In parts, because counting needs eight times the memory of what it counts.
+    # In parts, because counting needs eight times the memory of the data.
     parts = (train_images[start : start + 10_000] for start in range(0, len(train_images), 10_000))
     mean, std = mean_and_std(parts)
     label_dtype = np.uint8 if np.ndim(train_labels) == 3 else np.int32
@@ -74,7 +74,7 @@ def make_dataset(
 
 
 def mean_and_std(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Of all images, uint8 [n, height, width, channels] in parts, exactly: from how often each value occurs.
+    """Exact mean and deviation of images, uint8 [n, height, width, channels] in parts, by counting their values.
 
     Returns:
       Mean and standard deviation as in `Dataset`.

@@ -88,7 +88,7 @@ def load(wanted: PreparedSet, data_dir: str | Path | None = None, *, stream: boo
 
 
 def _load_arrays(wanted: PreparedSet, folder: Path) -> Dataset:
-    # Before the decoded arrays: making a split checks that the folder is the set that is wanted.
+    # Before the decoded arrays: making a split checks that the folder holds the right data set.
     train, test = (Split(wanted, folder, name) for name in ("train", wanted.test_split))
     cache = _cache_path(wanted, folder, "decoded")
     arrays = _read_cache(cache, CACHED)
@@ -177,7 +177,7 @@ def _prepared_folder(wanted: PreparedSet, data_dir: Path) -> Path:
 
 
 def _cache_path(wanted: PreparedSet, folder: Path, kind: str) -> Path:
-    """Named by everything that decides the arrays: what was wanted, and every file."""
+    """The file of decoded arrays, named by everything that decides them: what was wanted, and every file."""
     digest = hashlib.sha256(f"{wanted.dataset_name} {wanted.image_shape} {wanted.num_classes}\n".encode())
     files = [folder / "dataset_info.json", folder / "features.json", *folder.glob("*.array_record-*")]
     for file in sorted(files):
@@ -263,7 +263,7 @@ def _write_cache(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         np.savez(temporary, allow_pickle=False, **arrays)
         temporary.replace(path)
-        # Those of files that have changed since; a process that is reading them has them open, and goes on.
+        # Decoded copies of files that have changed since; a process that is reading one keeps it open.
         for old in path.parent.glob(f"{path.name.rpartition('-')[0]}-*.npz"):
             if old != path:
                 old.unlink()
@@ -272,7 +272,7 @@ def _write_cache(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _remove_half_written(folder: Path) -> None:
-    """Removes what processes that were killed while they wrote left behind: each is named by its process."""
+    """Removes half-written files of killed processes; each is named by its process."""
     for path in folder.glob(f"{HALF_WRITTEN}-*.npz"):
         if machine.has_ended(path.stem.removeprefix(f"{HALF_WRITTEN}-")):
             with contextlib.suppress(OSError):

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments import machine
 
-# What is decoded ahead of its use, in images; a batch or chunk of batches is gathered from it.
+# Number of images decoded ahead; batches and chunks of batches are gathered from them.
 PREFETCHED = 512
 THREADS_PER_CORE = 2
 
@@ -34,7 +34,7 @@ class StreamedImages:
         return len(self._indices)
 
     def __getitem__(self, taken: np.ndarray) -> Self:
-        """Those that indices or booleans name, as of an array; nothing is read."""
+        """The subset that indices or booleans select, as in an array; nothing is read."""
         return type(self)(self._split, self._indices[taken], self.shape[1:])
 
     def read(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

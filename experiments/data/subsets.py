@@ -71,7 +71,7 @@ class _Part(NamedTuple):
         return _Part(self.images[taken], self.labels[taken], groups)
 
     def shuffled_groups(self, seed: int) -> list[np.ndarray]:
-        """Indices of every group's images; without groups every image is its own."""
+        """Indices of every group's images; without groups every image is a group."""
         groups = np.arange(len(self.labels)) if self.groups is None else self.groups
         random = np.random.RandomState(seed)  # Unlike default_rng, its numbers never change between versions.
         return [np.flatnonzero(groups == group) for group in random.permutation(np.unique(groups))]
@@ -130,7 +130,7 @@ def _stratified(train: _Part, count: int, seed: int, num_classes: int) -> np.nda
     sizes = np.bincount(labels, minlength=num_classes)
     shares = sizes * count / len(labels)
     counts = np.floor(shares).astype(int)
-    # What rounding left over goes to the classes that lost most by it.
+    # The images left over by rounding go to the classes that lost most.
     by_loss = np.argsort(counts - shares, kind="stable")
     counts[by_loss[: count - counts.sum()]] += 1
     random = np.random.RandomState(seed)  # Unlike default_rng, its numbers never change between versions.

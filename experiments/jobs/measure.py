@@ -41,7 +41,7 @@ class Measurement:
 
 
 def find_missing(measurements: Sequence[Measurement], out: Path) -> list[Measurement]:
-    """Those that have no file yet.
+    """The measurements that have no file yet.
 
     Raises:
       RecordError: a file is damaged.
@@ -91,10 +91,10 @@ class _Progress:
         self.failures: dict[str, str] = {}
 
     def started(self, job: Measurement, worker: int) -> None:
-        """Says nothing: measurements are many and short."""
+        """Prints nothing: measurements are many and short."""
 
     def told(self, job: Measurement, news: Any, worker: int) -> None:
-        """Measurements tell nothing on the way."""
+        """Measurements report no progress."""
 
     def ended(self, job: Measurement, result: float, worker: int) -> None:
         self.done += 1

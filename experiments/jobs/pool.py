@@ -18,7 +18,7 @@ ATTEMPTS = 2
 
 
 class Named(Protocol):
-    """A job: what is to be done once, and is sent to a worker process."""
+    """Something to do once; it is sent to a worker process."""
 
     @property
     def name(self) -> str: ...
@@ -26,18 +26,18 @@ class Named(Protocol):
 
 Job = TypeVar("Job", bound=Named)
 JobTold = TypeVar("JobTold", bound=Named, contravariant=True)
-# Does a job and returns its result; the function that it is given tells the listener news on the way.
+# Does a job and returns its result; it reports progress by the function that it is given.
 Work = Callable[[Job, Callable[[Any], None]], Any]
 
 
 class Listener(Protocol[JobTold]):
-    """Is told what becomes of every job, in the process that called `run_all`; `worker` is a process id."""
+    """Hears what becomes of every job, in the process that called `run_all`; `worker` is a process id."""
 
     def started(self, job: JobTold, worker: int) -> None:
         """A worker has taken the job."""
 
     def told(self, job: JobTold, news: Any, worker: int) -> None:
-        """What the work tells while it is under way."""
+        """News from the work while it is under way."""
 
     def ended(self, job: JobTold, result: Any, worker: int) -> None:
         """The job is done."""

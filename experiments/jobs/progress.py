@@ -43,7 +43,7 @@ class Progress:
             self.live.stop()
 
     def add(self, runs: Iterable[Run]) -> None:
-        """Makes runs known that are to be made, beside those of before."""
+        """Adds runs that are still to be made."""
         for run in runs:
             self.runs[run.name] = run
             self.epochs_done.setdefault(run.name, 0)
@@ -78,7 +78,7 @@ class Progress:
             self.best[images] = record
 
     def _best_shown(self) -> RunRecord | None:
-        """On test images; on validation images only as long as there is none."""
+        """The best run on test images; on validation images only until there is one."""
         return self.best.get("test") or self.best.get("validation")
 
     def _counts(self) -> tuple[int, int, int]:
@@ -87,7 +87,7 @@ class Progress:
         return done, running, len(self.runs) - done - running
 
     def _seconds_left(self) -> float | None:
-        """As many seconds per epoch as so far, compilation included."""
+        """An estimate from the seconds per epoch so far, compilation included."""
         if not self.trained:
             return None
         left = sum(
@@ -142,7 +142,7 @@ class Progress:
 
     def _describe_event(self, event: Event) -> str:
         run, record = event.run, event.record
-        # The model is left out where it is the same everywhere.
+        # The model is left out if all runs have the same one.
         model = f"{run.model} " if len({known.model for known in self.runs.values()}) > 1 else ""
         name = f"{model}{run.method} {run.optimizer} {run.learning_rate:g} s{run.seed}"
         if event.message:

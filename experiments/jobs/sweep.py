@@ -144,7 +144,7 @@ class _Trainer:
         self.loaded: tuple[str, Dataset] | None = None
 
     def __call__(self, run: Run, on_epoch: Callable[[Any], None]) -> RunRecord:
-        # Imported by the process that trains, after it was pinned to its core.
+        # Imported in the training process, after it was pinned to its core.
         from experiments import data, training
 
         if self.loaded is None or self.loaded[0] != run.dataset:

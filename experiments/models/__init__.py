@@ -83,7 +83,7 @@ def create(
 
 def takes_any_size(name: str) -> bool:
     """Whether a model takes images of other sizes than the one it was built for."""
-    # The last layer of VGG sees every pixel on its own, and a Vision Transformer learns of every position.
+    # VGG's last layer and a Vision Transformer's position embeddings depend on the image size.
     return not name.startswith(("vgg", "vit"))
 
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Patches of a few images at a time stay in a core's cache; those of a whole batch fill the memory.
+# Patches of a few images fit a core's cache; those of a whole batch would fill the memory.
 PATCH_BYTES = 4 * 2**20
-# The same for the images, and the gradients of their outputs, that a kernel's gradient takes at a time.
+# The same limit for the images and output gradients in one step of the kernel's gradient.
 CHUNK = 16
 
 
@@ -46,7 +46,7 @@ def conv_general_dilated(
     strides, padding = tuple(strides), tuple(tuple(pair) for pair in padding)
     height, width, _, features = kernel.shape
     if images.shape[1] < height or images.shape[2] < width:
-        # Such as the last layers of VGG: XLA's own convolution takes a hundred times as long there.
+        # Small images, as in VGG's last layers: XLA's own convolution takes a hundred times as long there.
         return _patches(images, height, width, strides, padding) @ kernel.reshape(-1, features)
     return _conv(images, kernel, strides, padding)
 
@@ -65,13 +65,13 @@ def _conv(images, kernel, strides, padding):
     return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=LAYOUT)
 
 
-# A rule for tangents, not for gradients: JAX transposes it, so that every mode of differentiation works.
+# A forward-mode rule: JAX transposes it, so that every mode of differentiation works.
 @_conv.defjvp
 def _conv_jvp(strides, padding, primals, tangents):
     images, kernel = primals
     images_dot, kernel_dot = tangents
     by_images = _conv_by_images(images_dot, kernel, strides, padding)
-    # A 1x1 kernel's patches are the pixels themselves.
+    # The patches of a 1x1 kernel are the pixels themselves.
     convolve = conv_by_patches if kernel.shape[:2] == (1, 1) else _conv_by_kernel
     by_kernel = convolve(images, kernel_dot, strides, padding)
     return _conv(images, kernel, strides, padding), by_images + by_kernel
@@ -82,7 +82,7 @@ def _conv_by_images(images, kernel, strides, padding):
     if any(stride > 1 for stride in strides):
         swapped = ("NHWC", "HWOI", "NHWC")
         return lax.conv_general_dilated(images, kernel.mT, strides, padding, dimension_numbers=swapped)
-    # Reversed first and transposed then: XLA would merge a reversal with the convolution beside it, and that is slow.
+    # Reversed before it is transposed: XLA would merge a later reversal into the convolution, which is slow.
     kernel_back = kernel[::-1, ::-1].mT
     padding_back = [
         (size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape[:2], padding, strict=True)
@@ -100,7 +100,7 @@ def _conv_by_kernel(images, kernel, strides, padding):
 
     That gradient is a convolution too: the features of the images are its batch, and the images its features.
     """
-    # Summed in single precision at least: XLA on CPU would add up halves in half precision.
+    # Summed in at least single precision: XLA on CPU would sum half precision in half precision.
     dtype = jnp.float32 if jnp.finfo(kernel.dtype).bits < 32 else kernel.dtype
     kernel = kernel.astype(dtype).transpose(2, 0, 1, 3)
 
@@ -124,11 +124,11 @@ def _conv_by_kernel(images, kernel, strides, padding):
 def conv_by_patches(images, kernel, strides, padding):
     """The convolution as matrix products: its transpose, the gradient of the kernel, is one too."""
     height, width, _, features = kernel.shape
-    # Products and their sums in single precision at least: XLA on CPU would add up halves in half precision.
+    # Products and sums in at least single precision: XLA on CPU would sum half precision in half precision.
     dtype = jnp.float32 if jnp.finfo(kernel.dtype).bits < 32 else kernel.dtype
     matrix = kernel.astype(dtype).reshape(-1, features).T
 
-    # Kept for the backward pass are the images, not their patches.
+    # The backward pass keeps the images, not their patches.
     @jax.checkpoint
     def convolve(some_images):
         patches = _patches(some_images, height, width, strides, padding)

@@ -39,7 +39,7 @@ class BatchNorm(nnx.BatchNorm):
     """
 
     def __init__(self, features: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
-        # The other, one-pass variance loses digits where a channel's mean is large, and is no faster here.
+        # The one-pass variance loses digits where a channel's mean is large, and is no faster here.
         super().__init__(
             features, momentum=0.9, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, rngs=rngs
         )

@@ -33,7 +33,7 @@ class UpConv(nnx.Module):
     """
 
     def __init__(self, in_features: int, features: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
-        # An output pixel sees one input pixel: the four positions do not add to its fan-in.
+        # Each output pixel depends on one input pixel, so the four positions do not count in the fan-in.
         initialize = nnx.initializers.he_normal(batch_axis=(0, 1))
         self.kernel = nnx.Param(initialize(rngs.params(), (2, 2, in_features, features)))
         self.bias = nnx.Param(jnp.zeros(features))
@@ -101,7 +101,7 @@ class UNet(nnx.Module):
         for block in encoder:
             x = block(x, train=train)
             skips.append(x)
-            # Padding at the end of an odd size keeps its last row, which the decoder crops to.
+            # Padding an odd size at its end keeps the last row; the decoder crops to the original size.
             x = nnx.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
         x = bottom(x, train=train)
         for up, block in zip(self.ups, self.decoder, strict=True):

@@ -104,6 +104,15 @@ def test_a_reader_that_goes_after_the_first_line_gets_no_traceback(undisturbed):
     assert process.wait(timeout=240) == 128 + signal.SIGPIPE
 
 
+@pytest.mark.parametrize("command", ["list", "--help"])
+def test_a_reader_that_goes_at_once_gets_no_traceback(command):
+    process = start(command)
+    process.stdout.close()
+    with process.stderr as stream:
+        assert stream.read() == ""
+    assert process.wait(timeout=240) == 128 + signal.SIGPIPE
+
+
 def test_one_file_is_one_data_set_however_its_path_is_spelt(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (80, 8, 8), np.uint8)
