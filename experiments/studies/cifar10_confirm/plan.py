@@ -7,10 +7,9 @@ from experiments.records import RunRecord
 from experiments.report.cells import make_cells
 from experiments.run import Run
 from experiments.studies.overlap_table1 import OPTIMIZERS
-from experiments.studies.study import Size, default_learning_rate, grid, with_seeds
+from experiments.studies.study import METHODS, Size, default_learning_rate, grid, with_seeds
 from experiments.studies.tuning import extend_grids, make_tuning_runs, tune
 
-METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 IN_THE_PAPER = ("baseline", "centralization", "clipping", "znorm")
 TUNING_SEEDS = (100, 101)  # none of them is reported
 WARMUP_EPOCHS = 0.5
