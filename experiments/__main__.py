@@ -4,7 +4,7 @@ Start with `compare`, which needs no download and takes about a minute. `list` s
 `reproduce` makes the tables.
 """
 
-import dataclasses
+import functools
 import json
 import math
 import os
@@ -198,14 +198,7 @@ def publish(
     chosen = find_study(study)
     target = out / study / preset
 
-    def check(records: Sequence) -> None:
-        known = {dataclasses.replace(run, dynamics=False) for run in chosen.runs(preset, records)}
-        for record in records:
-            if dataclasses.replace(record.run, dynamics=False) not in known:
-                raise UsageError(
-                    f"{record.run.name} is no run of {study}, preset {preset}; nothing was published"
-                )
-
+    check = functools.partial(chosen.check_records, preset)
     count = publish(source or RUNS / study / preset, target, check)
     waiting = f"; {count.unfinished} more have not ended" if count.unfinished else ""
     print(f"Published: {target}, {count.runs} runs and {count.measurements} measurements{waiting}")
@@ -239,8 +232,28 @@ def report(
     for p, folder in folders.items():
         check_out(folder)
         records = read_records(folder / "records") if exists(folder / "records") else []
+        chosen.check_records(p, records)
         write_report(chosen, p, records, folder)
         print(f"Report: {folder / 'report.md'}")
+
+
+def findings(out: Path = RESULTS, readme: Path = Path("README.md"), docs: Path = Path("docs")) -> None:
+    """Writes what all studies found: the README's table, docs/findings.md and the forest plot.
+
+    Args:
+      out: what `publish` was given.
+      readme: page with the markers `<!-- findings: begin -->` and `<!-- findings: end -->`.
+      docs: folder of the page and the plot.
+    """
+    from experiments.report.summary import collect, write_summary
+
+    if not (found := collect(out, NAMES)):
+        raise UsageError(f"no findings below {out}; make them with `python -m experiments report STUDY`")
+    try:
+        written = write_summary(found, readme, docs, f"{out.as_posix()}/")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write the findings into {readme}: {error}") from error
+    print(f"Findings of {len(found)} studies: {', '.join(map(str, written))}")
 
 
 def _find_folder(out: Path | None, study: str, preset: str) -> Path | None:
@@ -333,6 +346,7 @@ COMMANDS = {
     "reproduce": reproduce,
     "publish": publish,
     "report": report,
+    "findings": findings,
     "predict": predict,
     "prepare": prepare,
 }

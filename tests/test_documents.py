@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from benchmarks import dynamics, training, transforms
+from experiments import studies
+from experiments.report import findings, summary
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,7 +41,7 @@ def test_the_readmes_results_are_those_of_the_committed_report():
     report = (ROOT / "experiments/results/compare/digits/report.md").read_text()
     reported = {tuple(cell.strip() for cell in row.split("|")) for row in report.splitlines()}
     section = readme[readme.index("## What the demo shows") :]
-    rows = re.findall(r"^\| (?:sgdm|adam) .*$", section, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (?:SGDM|Adam) .*$", section, flags=re.MULTILINE)
     assert rows
     for row in rows:
         cells = {cell.strip() for cell in row.split("|")}
@@ -60,17 +62,14 @@ def test_the_benchmarks_tables_are_those_of_the_committed_records():
         assert training.table(title, rows) in readme
 
 
-def test_the_readmes_findings_are_those_of_the_reports_they_link_to():
+def test_the_readmes_claims_are_the_findings_of_the_studies():
+    """Every line and number of the table, between its markers, is rendered from a findings.json."""
     readme = (ROOT / "README.md").read_text()
-    section = readme[readme.index("## What the studies found") : readme.index("## Papers")]
-    findings = re.split(r"^- ", section, flags=re.MULTILINE)[1:]
-    assert findings
-    for finding in findings:
-        link = re.search(r"\((experiments/results/[^)]*report\.md)\)", finding)
-        assert link, finding
-        report = (ROOT / link[1]).read_text()
-        numbers = re.findall(
-            r"[+-]?\d\.\d+e\+\d+|[+-]\d\.\d{4} \[[^\]]+\]|\d\.\d{4} ± \d\.\d{4}|\d+ of \d+", finding
-        )
-        for number in (" ".join(number.split()) for number in numbers):
-            assert number in report, number
+    found = summary.collect(ROOT / "experiments/results", studies.NAMES)
+    assert findings.insert(readme, summary.headline_table(found, "experiments/results/")) == readme
+    table = readme[readme.index(findings.BEGIN) : readme.index(findings.END)]
+    links = re.findall(r"\]\((experiments/results/[^)]*report\.md)\)", table)
+    assert 8 <= len(links) <= 24
+    for link in links:
+        report = (ROOT / link).read_text()
+        assert "## Results" in report

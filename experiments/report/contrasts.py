@@ -114,6 +114,9 @@ class Contrast:
             parts.append(f"{'above' if larger else 'below'} the paper's effect")
         if self.interval.is_known and self.pooled_verdict != self.verdict:
             parts.append(f"by the pooled interval {self.pooled_verdict}")
+        ours, theirs = self.row.cell.run, self.row.baseline and self.row.baseline.run
+        if self.endpoint.unit == "ratio" and theirs and ours.learning_rate != theirs.learning_rate:
+            parts.append(f"at its own rate {ours.learning_rate:g}, not {theirs.learning_rate:g}")
         if self.row.cell.diverged or (self.row.baseline and self.row.baseline.diverged):
             parts.append("with diverged runs")
         return "; ".join(parts)
@@ -194,6 +197,7 @@ def make_findings(
     setting: str,
     source: Callable[[Run], str] = lambda run: "",
     headline: Callable[[Run], bool] = lambda run: False,
+    forest: Callable[[Run], bool] = lambda run: False,
     versus: str = "",
 ) -> list[Finding]:
     """One finding per contrast whose runs have ended.
@@ -202,7 +206,8 @@ def make_findings(
       contrasts: of one endpoint.
       setting: what all rows have in common, such as 'CIFAR-10'.
       source: who claims it of a run's method; empty for a question of ours.
-      headline: whether a summary of all studies names it.
+      headline: whether the table of all studies names it.
+      forest: whether the forest plot draws it.
       versus: what it is compared with, where that is not the baseline.
     """
     found = []
@@ -230,6 +235,7 @@ def make_findings(
                 label=method,
                 question=f"{endpoint.title[:1].upper()}{endpoint.title[1:]} against the {versus or 'baseline'}",
                 headline=headline(run),
+                forest=forest(run),
             )
         )
     return found

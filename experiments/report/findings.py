@@ -39,7 +39,8 @@ class Finding:
       group: heading over the effects that are drawn together.
       label: of this one among them.
       question: what it answers together with others, such as 'test accuracy against the baseline'.
-      headline: whether a summary of all studies names it.
+      headline: whether the table of all studies in the README names it.
+      forest: whether the forest plot of all studies draws it.
     """
 
     claim: str
@@ -58,6 +59,7 @@ class Finding:
     label: str = ""
     question: str = ""
     headline: bool = False
+    forest: bool = False
 
     def __post_init__(self):
         if self.verdict not in VERDICTS:
@@ -102,16 +104,34 @@ MOST_NAMED = 4
 
 
 def describe(findings: Sequence[Finding]) -> str:
-    """The answer, a sentence for every question: which claims are shown, which are not."""
+    """The answer in a sentence: the first question's claims by name, if few, and counts of the others."""
     if not findings:
         return "Nothing can be said yet: no run has ended that could be compared."
-    by_question: dict[str, list[Finding]] = {}
+    first, *others = _by_question(findings).items()
+    parts = [f"{first[0]}: {_describe(first[1], MOST_NAMED)}"]
+    parts += [f"{_lower(question)}: {_describe(some, 0)}" for question, some in others]
+    return "; ".join(parts) + "."
+
+
+def describe_fully(findings: Sequence[Finding]) -> str:
+    """A line for every question, which names all claims with a verdict."""
+    lines = [f"- {question}: {_describe(some)}." for question, some in _by_question(findings).items()]
+    return "\n".join(lines)
+
+
+def _by_question(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
+    questions: dict[str, list[Finding]] = {}
     for finding in findings:
-        by_question.setdefault(finding.question or "The claims", []).append(finding)
-    return "\n\n".join(f"{question}: {_describe(some)}." for question, some in by_question.items())
+        questions.setdefault(finding.question or "The claims", []).append(finding)
+    return questions
 
 
-def _describe(findings: Sequence[Finding]) -> str:
+def _lower(text: str) -> str:
+    """With a small first letter, if it is not of a word such as F1."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def _describe(findings: Sequence[Finding], most: int = 1_000) -> str:
     shared = set.intersection(*(set(_parts(finding)) for finding in findings))
     words = []
     for word in (SHOWN, f"harm {SHOWN}", *VERDICTS[1:]):
@@ -119,7 +139,7 @@ def _describe(findings: Sequence[Finding]) -> str:
         if some:
             named = [_name(finding, shared if len(findings) > 1 else set()) for finding in some]
             told = f" ({'; '.join(named)})"
-            tell = word not in (UNTOLD, TOO_SMALL) or len(some) <= MOST_NAMED
+            tell = len(some) <= min(most, MOST_NAMED if word in (UNTOLD, TOO_SMALL) else most)
             words.append(f"**{word}** in {len(some)} of {len(findings)}{told if tell else ''}")
     return ", ".join(words)
 
@@ -149,7 +169,7 @@ def describe_detectable(findings: Iterable[Finding]) -> str:
         if finding.detectable is not None:
             ranges.setdefault((finding.question, finding.unit), []).append(finding.detectable)
     words = [
-        f"{question[:1].lower()}{question[1:]} {_span(values)} {'%' if unit == 'ratio' else unit}"
+        f"{_lower(question)} {_span(values)} {'%' if unit == 'ratio' else unit}"
         for (question, unit), values in ranges.items()
     ]
     text = "Smallest detectable differences (80 % power, two-sided 5 %): "
@@ -161,18 +181,20 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def claims_table(findings: Iterable[Finding], prefix: str = "") -> str:
+def claims_table(findings: Iterable[Finding], prefix: str = "", *, short: bool = False) -> str:
     """A Markdown table claim | source | measured | verdict, each verdict linked to its report.
 
     Args:
       findings: of one study or of several.
       prefix: from the page to the folder of all results, such as 'experiments/results/'; empty for no links.
+      short: leaves out notes, and of what was measured all but the first part.
     """
     rows = [["claim", "source", "measured [95 % interval]", "verdict"]]
     for finding in findings:
         word = f"[{finding.word}]({prefix}{finding.link})" if prefix else f"**{finding.word}**"
-        note = f"; {finding.note}" if finding.note else ""
-        rows.append([finding.claim, finding.source or "-", finding.measured, word + note])
+        note = f"; {finding.note}" if finding.note and not short else ""
+        measured = finding.measured.partition("; ")[0] if short else finding.measured
+        rows.append([finding.claim, finding.source or "-", measured, word + note])
     return markdown_table(rows, left=4)
 
 

@@ -19,6 +19,18 @@ OPTIMIZERS = {
     "lars": "LARS",
     "lamb": "LAMB",
 }
+NORMALIZERS = {
+    "batch_norm": "BatchNorm",
+    "layer_norm": "LayerNorm",
+    "instance_norm": "InstanceNorm",
+    "group_norm": "GroupNorm",
+    "frn": "filter response normalization",
+    "variance_norm": "variance normalization",
+    "evonorm_b0": "EvoNorm-B0",
+    "evonorm_s0": "EvoNorm-S0",
+    "weight_norm": "weight normalization",
+    "scaled_ws": "scaled weight standardization",
+}
 DATASETS = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
@@ -36,11 +48,21 @@ def model(name: str) -> str:
         return f"{ {'resnet': 'ResNet', 'plain': 'plain', 'vgg': 'VGG'}[family] }-{depth}" + (
             "-BN" if norm else ""
         )
+    if found := re.fullmatch(r"(cnn|uniform|resnet)(\d+)w(\d+)(?::(.*))?", name):
+        family, depth, width, norm = found.groups()
+        base = f"ResNet-{depth}" if family == "resnet" else f"{depth} plain layers"
+        return f"{base}, width {width}" + (f", {normalizer(norm)}" if norm else "")
     if found := re.fullmatch(r"unet(\d+)", name):
         return f"U-Net of width {found[1]}"
     if found := re.fullmatch(r"vit(\d+)_small(_stacked)?", name):
         return f"ViT of width {found[1]}"
     return name
+
+
+def normalizer(name: str) -> str:
+    """A normalizer with its options, such as 'GroupNorm, size 8'; others as they are."""
+    base, *options = name.split(":")
+    return ", ".join([NORMALIZERS.get(base, base), *(o.replace("=", " ").replace("_", " ") for o in options)])
 
 
 def dataset(name: str) -> str:

@@ -82,9 +82,14 @@ def describe_completeness(cells: Iterable[Cell]) -> str:
     missing = sum(cell.missing for cell in cells)
     if not missing:
         return f"All {ended} runs have ended."
-    settings = [f"{c.run.model} {c.run.method} {c.run.optimizer} ({c.missing})" for c in cells if c.missing]
-    more = len(settings) - 8
-    listed = ", ".join(settings[:8]) + (f" and {more} more settings" if more > 0 else "")
+    settings = [
+        f"{names.model(c.run.model)}, {names.OPTIMIZERS[c.run.optimizer]} {c.run.learning_rate:g}, "
+        f"{names.METHODS[c.run.method]} ({c.missing})"
+        for c in cells
+        if c.missing
+    ]
+    more = len(settings) - 4
+    listed = "; ".join(settings[:4]) + (f" and {more} more settings" if more > 0 else "")
     return f"**{missing} of {ended + missing} runs are missing**: {listed}."
 
 
@@ -145,6 +150,7 @@ def write_report(
         findings_module.write_findings(folder, findings)
     completeness = describe_completeness(cells)
     is_whole = not any(cell.missing for cell in cells)
+    fully = findings_module.describe_fully(findings)
     parts = [
         f"# {title}",
         answer or findings_module.describe(findings),
@@ -152,6 +158,7 @@ def write_report(
         "" if is_whole else completeness,
         settings,
         "## Results",
+        fully if len(findings) > 1 else "",
         *results,
         "## Method",
         *method,

@@ -53,8 +53,9 @@ its centring and through changes of its multiplier over time. The multiplier's f
 
 QUESTION = Question(
     setting="CIFAR-100, AdamW",
-    source=lambda run: "Yun 2025, arXiv 2509.03677" if run.method == "gan" else "",
-    headline=lambda run: run.method in ("gan", "znorm", "centralization"),
+    source=lambda run: "Yun 2025, arXiv 2509.03677: it is kept" if run.method == "gan" else "",
+    headline=lambda run: run.method == "gan" and run.model == "resnet20",
+    forest=lambda run: run.method in ("gan", "znorm", "centralization"),
 )
 
 

@@ -32,7 +32,8 @@ class Question:
       paper: difference of the accuracies to the baseline that the paper printed for a run's row.
       smallest: smallest difference of accuracies of interest; by default one point.
       smallest_speed: smallest difference of interest of the mean log training loss; by default that of 5 %.
-      headline: whether a summary of all studies names a run's accuracy.
+      headline: whether the table of all studies in the README names a run's accuracy.
+      forest: whether the forest plot of all studies draws it.
       scores: further endpoints, such as the area under a curve; whether a summary names them as well.
       described: methods that are compared without being a part of the family.
       versus: what the rows are compared with, where that is not the baseline.
@@ -44,6 +45,7 @@ class Question:
     smallest: Callable[[Run], float] | None = None
     smallest_speed: float = SPEED.smallest
     headline: Callable[[Run], bool] = lambda run: False
+    forest: Callable[[Run], bool] = lambda run: False
     scores: Sequence[Endpoint] = ()
     described: Sequence[str] = ()
     versus: str = ""
@@ -109,6 +111,7 @@ def compare_methods(rows: Sequence[Row], question: Question) -> Answers:
                 setting=question.setting,
                 source=question.source,
                 headline=question.headline if of_accuracy else lambda run: False,
+                forest=question.forest if of_accuracy else lambda run: False,
                 versus=question.versus,
             )
     return Answers(rows, contrasts, findings)

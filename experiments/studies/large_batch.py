@@ -55,7 +55,11 @@ same for every method, and was not tuned. LARS and LAMB rescale every layer's up
 normalizer does to its scale cancels."""
 
 
-QUESTION = Question(setting="CIFAR-10", headline=lambda run: run.method == "znorm")
+QUESTION = Question(
+    setting="CIFAR-10",
+    headline=lambda run: (run.method, run.optimizer) == ("znorm", "lamb") and run.batch_size == 512,
+    forest=lambda run: run.method in ("znorm", "gan"),
+)
 
 
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:

@@ -188,7 +188,8 @@ def _question(protocol: str) -> Question:
         ),
         paper=paper_effect,
         smallest=smallest_effect,
-        headline=lambda run: protocol == "tuned" and run.method in ("znorm", "gan", "centralization"),
+        headline=lambda run: protocol == "tuned" and run.method == "znorm",
+        forest=lambda run: protocol == "tuned" and run.method in ("znorm", "gan", "centralization"),
     )
 
 

@@ -1,12 +1,12 @@
 """What a study is: what to train for one table, how large each preset is, and how to report it."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.jobs.measure import Measurement
-from experiments.records import RunRecord
+from experiments.records import RecordError, RunRecord
 from experiments.report import names
 from experiments.report.tables import markdown_table
 from experiments.run import Run
@@ -131,7 +131,11 @@ def _words(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(_words, value)) or "none"
     if isinstance(value, str):
-        return names.METHODS.get(value) or names.OPTIMIZERS.get(value) or names.dataset(names.model(value))
+        return (
+            names.METHODS.get(value)
+            or names.OPTIMIZERS.get(value)
+            or names.dataset(names.normalizer(names.model(value)))
+        )
     return "all" if value is None else f"{value:,}"
 
 
@@ -149,6 +153,7 @@ class Study:
         measured lies in the folder's `measurements`.
       measurements: from a preset's name to what is measured beside the runs, after they have ended.
       keep_checkpoints: whether the measurements need the trained models.
+      named: all runs that the protocol names, where `runs` leaves out those whose turn has not come.
     """
 
     name: str
@@ -157,3 +162,20 @@ class Study:
     report: Callable[[str, Sequence[RunRecord], Path], None]
     measurements: Callable[[str], Sequence[Measurement]] = lambda preset: ()
     keep_checkpoints: bool = False
+    named: Callable[[str, Sequence[RunRecord]], Collection[Run]] | None = None
+
+    def check_records(self, preset: str, records: Sequence[RunRecord]) -> None:
+        """Every record is of a run that the protocol names: records of two protocols are not mixed.
+
+        Raises:
+          RecordError: one is not; the message names it.
+        """
+        runs = self.runs(preset, records) if self.named is None else self.named(preset, records)
+        # Recording the gradients changes no metric.
+        named = {dataclasses.replace(run, dynamics=False) for run in runs}
+        for record in records:
+            if dataclasses.replace(record.run, dynamics=False) not in named:
+                raise RecordError(
+                    f"the record {record.run.name} is of no run that the protocol of {self.name}, preset {preset}, "
+                    "names; records of two protocols are not mixed: move it to another folder"
+                )

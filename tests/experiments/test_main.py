@@ -233,6 +233,13 @@ def test_a_report_names_the_record_that_is_damaged_and_what_to_do(undisturbed, t
     (line,) = err.strip().splitlines()
     assert str(damaged) in line
     assert line.endswith("remove it to start the run again")
+    # Those that are left are of another protocol.
+    damaged.unlink()
+    code, _out, err = run("report", "gan_cifar100", "--out", tmp_path)
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert "no run that the protocol of gan_cifar100, preset smoke, names" in line
+    assert not (records.parent / "report.md").exists()
 
 
 def test_devices_share_each_batch_and_learn_the_same(undisturbed, tmp_path):

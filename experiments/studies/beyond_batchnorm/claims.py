@@ -247,10 +247,10 @@ class Explosion:
         return not self.broken
 
     @property
-    def broken(self) -> list[str]:
-        """Where the means over seeds do not come in the order claimed."""
+    def broken(self) -> list[tuple[str, str]]:
+        """Where the means over seeds do not come in the order claimed: the first should be the larger one."""
         return [
-            f"{first} >= {second}"
+            (first, second)
             for first, second in itertools.pairwise(COMPARED)
             if self.early[first].mean() < self.early[second].mean()
         ]

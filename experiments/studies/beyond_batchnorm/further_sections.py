@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 
+from experiments.report import names
 from experiments.report.tables import markdown_table
 from experiments.studies.beyond_batchnorm import further
-from experiments.studies.beyond_batchnorm.results import Results, Section, claim, describe_network
+from experiments.studies.beyond_batchnorm.results import Results, Section, claim
 
 VANISHES = 0.9  # growth of the variance per layer below which it counts as vanishing
 EXPLODES = 1.1
@@ -22,20 +23,20 @@ def describe_further(results: Results) -> Section:
     growth = further.layer_growth(results, size.deep)
     if growth:
         means = {normalizer: float(factors.mean()) for normalizer, factors in growth.items()}
-        vanishing = [f"{n} x {m:.3f}" for n, m in means.items() if m < VANISHES]
-        exploding = [f"{n} x {m:.3f}" for n, m in means.items() if m > EXPLODES]
+        vanishing = [f"{names.normalizer(n)} x {m:.3f}" for n, m in means.items() if m < VANISHES]
+        exploding = [f"{names.normalizer(n)} x {m:.3f}" for n, m in means.items() if m > EXPLODES]
         others = [m for m in means.values() if VANISHES <= m <= EXPLODES]
         found.append(
             claim(
                 "Most normalizers keep the variance from exploding and vanishing without shortcuts: "
-                f"{describe_network(size.deep)}",
+                f"{names.model(size.deep)}",
                 len(others) > len(means) / 2,
                 f"per layer x {min(others):.3f} to {max(others):.3f} in {len(others)} of {len(means)}; "
                 f"vanishing: {', '.join(vanishing) or 'none'}; exploding: {', '.join(exploding) or 'none'}"
                 if others
                 else "in none",
                 label="figure 10",
-                note=f"refuted were half of them or more outside {VANISHES} to {EXPLODES}",
+                note=f"would be refuted by half of them or more outside {VANISHES} to {EXPLODES}",
             )
         )
         deviations = further.preactivation_deviation(results, size.deep)
@@ -49,9 +50,11 @@ def describe_further(results: Results) -> Section:
         ]
         for normalizer, factors in growth.items():
             ends = f"{factors.min():.3f}, {factors.max():.3f}"
-            table.append([normalizer, f"{factors.mean():.3f}", ends, f"{deviations[normalizer]:.3f}"])
+            table.append(
+                [names.normalizer(normalizer), f"{factors.mean():.3f}", ends, f"{deviations[normalizer]:.3f}"]
+            )
         parts += [
-            f"Figure 10, {describe_network(size.deep)}; the paper's proof of a pre-activation deviation is "
+            f"Figure 10, {names.model(size.deep)}; the paper's proof of a pre-activation deviation is "
             f"sqrt((pi - 1) / pi) = {PREDICTED_DEVIATION:.3f}:",
             markdown_table(table),
         ]
@@ -63,10 +66,12 @@ def describe_further(results: Results) -> Section:
     }
     if similar:
         normalizers = list(dict.fromkeys(name for by_name in similar.values() for name in by_name))
-        table = [["normalizer", *map(describe_network, similar)]]
+        table = [["normalizer", *map(names.model, similar)]]
         for normalizer in normalizers:
             cells = [by_name.get(normalizer) for by_name in similar.values()]
-            table.append([normalizer, *("-" if c is None else f"{c.mean():.3f}" for c in cells)])
+            table.append(
+                [names.normalizer(normalizer), *("-" if c is None else f"{c.mean():.3f}" for c in cells)]
+            )
         most = {
             n: max(by_name, key=lambda k, b=by_name: float(b[k].mean())) for n, by_name in similar.items()
         }
@@ -76,9 +81,9 @@ def describe_further(results: Results) -> Section:
                 "LayerNorm's activations are the most alike",
                 times == len(most),
                 f"in {times} of {len(most)} networks; most alike: "
-                + ", ".join(f"{most[n]} in {describe_network(n)}" for n in most),
+                + ", ".join(f"{names.normalizer(most[n])} in {names.model(n)}" for n in most),
                 label="figure 15",
-                note="refuted were one network in which another normalizer's are more alike",
+                note="would be refuted by one network in which another normalizer's are more alike",
             )
         )
         parts += [
@@ -100,8 +105,8 @@ def describe_further(results: Results) -> Section:
         for normalizer, ratio in further.batch_ratios(results, network).items():
             table.append(
                 [
-                    describe_network(network),
-                    normalizer,
+                    names.model(network),
+                    names.normalizer(normalizer),
                     *(f"{g:.4f}" for g in ratio.growth),
                     f"{ratio.norm:.2f}",
                 ]
@@ -117,7 +122,7 @@ def describe_further(results: Results) -> Section:
                 f"it changes by at most {max(changes):.1%} from batch {size.batch_size} to 16; norms change by "
                 f"x {np.min(ratios):.2f} to {np.max(ratios):.2f}, sqrt({size.batch_size} / 16) = {expected:.2f}",
                 label="batch size",
-                note=f"refuted were a change of {SAME_GROWTH:.0%}",
+                note=f"would be refuted by a change of {SAME_GROWTH:.0%}",
                 source="",
             )
         )

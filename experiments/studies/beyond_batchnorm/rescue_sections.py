@@ -5,8 +5,7 @@ from pathlib import Path
 
 from experiments.records import RunRecord
 from experiments.report import names
-from experiments.report.cells import Cell, make_cells, make_rows
-from experiments.report.curves import add_learning_curves
+from experiments.report.cells import make_cells, make_rows
 from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol
 from experiments.report.tables import markdown_table, results_table
@@ -21,7 +20,7 @@ from experiments.studies.beyond_batchnorm.plan import (
     make_run,
     rescue_runs,
 )
-from experiments.studies.beyond_batchnorm.results import Results, Section, claim, describe_network
+from experiments.studies.beyond_batchnorm.results import Results, Section, claim
 
 
 def describe_beyond(results: Results, records: Sequence[RunRecord], folder: Path) -> Section:
@@ -35,11 +34,11 @@ def describe_beyond(results: Results, records: Sequence[RunRecord], folder: Path
         for normalizer in (failing, "batch_norm"):
             sizes = trainings.optimizer_input(results, network, normalizer)
             if sizes:
-                inputs[f"{describe_network(network)}\n{normalizer}"] = sizes
+                inputs[f"{names.model(network)}\n{names.normalizer(normalizer)}"] = sizes
                 spreads.append(
                     [
-                        describe_network(network),
-                        normalizer,
+                        names.model(network),
+                        names.normalizer(normalizer),
                         *(f"{trainings.spread(rows):.2f}" for rows in sizes.values()),
                     ]
                 )
@@ -56,16 +55,7 @@ def describe_beyond(results: Results, records: Sequence[RunRecord], folder: Path
                 source="",
             )
         )
-    rows = make_rows(cells.values(), lambda run: (run.model, names.METHODS[run.method]))
-    by_model: dict[str, list[Cell]] = {}
-    for cell in cells.values():
-        by_model.setdefault(cell.run.model, []).append(cell)
-    # Runs that all diverged have no curve, and their losses of up to 1e9 would flatten all others.
-    diverged = [
-        m for m, some in by_model.items() if all(c.ended and c.diverged == len(c.ended) for c in some)
-    ]
-    panels = {m.replace(":", "\n"): some for m, some in by_model.items() if m not in diverged}
-    left_out = f"Not drawn, since every run diverged: {', '.join(diverged)}." if diverged else ""
+    rows = make_rows(cells.values(), lambda run: (names.model(run.model), names.METHODS[run.method]))
     protocols = "\n".join(
         f"- {protocol}." for protocol in dict.fromkeys(describe_protocol(c.run) for c in cells.values())
     )
@@ -77,8 +67,6 @@ def describe_beyond(results: Results, records: Sequence[RunRecord], folder: Path
 {results_table(("network", "method"), rows)}
 
 {_rescue_notes(size)}
-
-{add_learning_curves(folder, "beyond_curves", "Trainings behind each method", panels)} {left_out}
 
 Deviation over layers of log10 of the root mean square of each kernel's gradient at initialisation:
 
@@ -94,9 +82,7 @@ def _rescue_notes(size: Extent) -> str:
     for network, _ in size.rescued:
         run = make_run(size, network, "batch_norm", "baseline", 0)
         rate = LEARNING_RATES[family(network)]
-        rates.append(
-            f"{run.learning_rate:.4g} = {rate:g} * {run.batch_size} / 256 in {describe_network(network)}"
-        )
+        rates.append(f"{run.learning_rate:.4g} = {rate:g} * {run.batch_size} / 256 in {names.model(network)}")
         if run.train_examples is not None:
             steps.append(f"{run.epochs * run.train_examples // run.batch_size:,}")
     length = f"{' and '.join(dict.fromkeys(steps))} steps long" if steps else f"{size.epochs} epochs long"
@@ -111,9 +97,9 @@ equally strong."""
 
 def _rescue(results: Results, network: str, failing: str) -> Finding:
     rescue = trainings.rescue(results, network, failing)
-    sentence = f"ZNorm or GAN rescues {failing} in {describe_network(network)}"
+    sentence = f"ZNorm or GAN rescues {names.normalizer(failing)} in {names.model(network)}"
     if rescue is None:
-        return claim(sentence, None, "", label=f"rescue of {failing}", source="")
+        return claim(sentence, None, "", label=f"rescue of {names.normalizer(failing)}", source="")
     rescuers = [names.METHODS[m] for m in METHODS if m != "baseline" and rescue.trains(m)]
     told = rescue.is_told and not rescue.trains("baseline")
     note = f"by {' and '.join(rescuers)}" if rescuers else "not at these rates, tuned for none of them"
@@ -128,8 +114,8 @@ def _rescue(results: Results, network: str, failing: str) -> Finding:
         sentence,
         # One rate for each method, tuned for none: that it does not train at it refutes nothing.
         True if told and rescuers else None,
-        f"last training accuracy {', '.join(reached)}; batch_norm {rescue.reference:.1%}",
-        label=f"rescue of {failing}",
-        note=f"{note}; shown were half-way from guessing to BatchNorm",
+        f"last training accuracy {', '.join(reached)}; BatchNorm {rescue.reference:.1%}",
+        label=f"rescue of {names.normalizer(failing)}",
+        note=f"{note}; would be shown by half-way from guessing to BatchNorm",
         source="",
     )

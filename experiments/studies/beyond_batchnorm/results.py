@@ -73,22 +73,10 @@ def to_array(rows: Any) -> np.ndarray:
     return np.asarray(rows, dtype=object).astype(float)
 
 
-def verdict(holds: bool | None) -> str:
-    """In words; `None` where too little was measured."""
-    return {True: "**holds**", False: "**does not hold**", None: "not measured"}[holds]
-
-
-def describe_network(network: str) -> str:
-    """A network in words."""
-    width = network.split("w")[1]
-    base = network.split("w")[0]
-    kind = {"cnn10": "10 plain layers", "cnn20": "20 plain layers", "uniform30": "30 plain layers"}
-    return f"{kind.get(base, base.replace('resnet', 'ResNet-'))}, width {width}"
-
-
 SOURCE = "Lubana et al. 2021, arXiv 2106.05956"
 Section = tuple[list[Finding], str]
 QUESTION = "The paper's claims"
+HEADLINES = ("claim 1", "claim 2", "claim 3 as a line", "claim 4 with figure 8")
 
 
 def claim(
@@ -104,5 +92,5 @@ def claim(
         note=note if measured else "not measured",
         label=label,
         question=QUESTION if source else "Beyond the paper",
-        headline=bool(source),
+        headline=label in HEADLINES,
     )

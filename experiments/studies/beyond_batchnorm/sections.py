@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.report.findings import Finding
+from experiments.report import names
+from experiments.report.findings import Finding, judge
 from experiments.report.tables import format_number, markdown_table
 from experiments.studies.beyond_batchnorm import claims, figures, trainings
 from experiments.studies.beyond_batchnorm.further import EXPONENTS, fit_exponents
@@ -17,7 +18,7 @@ from experiments.studies.beyond_batchnorm.plan import (
     SIZES,
     model_name,
 )
-from experiments.studies.beyond_batchnorm.results import Results, Section, claim, describe_network, verdict
+from experiments.studies.beyond_batchnorm.results import Results, Section, claim
 
 BLOCKS = {
     "": "standard",
@@ -33,9 +34,10 @@ def describe_claim1(results: Results, folder: Path) -> Section:
     table = [["normalizer", "slope per block", "R^2 linear", "R^2 exponential", "growth per block", "growth"]]
     for name, g in growth.items():
         numbers = [f"{g.slope:.3f}", f"{g.linear:.3f}", f"{g.exponential:.3f}", f"{g.factor:.3f}"]
-        table.append([name, *numbers, g.kind])
+        table.append([names.normalizer(name), *numbers, g.kind])
     kinds = {
-        k: [name for name, g in growth.items() if g.kind == k] for k in ("linear", "none", "exponential")
+        k: [names.normalizer(name) for name, g in growth.items() if g.kind == k]
+        for k in ("linear", "none", "exponential")
     }
     holds = not kinds["exponential"] if growth else None
     measured = ""
@@ -48,12 +50,12 @@ def describe_claim1(results: Results, folder: Path) -> Section:
         holds,
         measured,
         label="claim 1",
-        note="refuted were a normalizer whose variance an exponential fits better",
+        note="would be refuted by a normalizer whose variance an exponential fits better",
     )
     shown = {name: results.initialization(model_name(results.size.residual, name)) for name in growth}
     figure = figures.draw_activation_growth(folder, {k: v for k, v in shown.items() if v}) if growth else ""
     text = f"""\
-## Claim 1: activation normalizers ({describe_network(results.size.residual)})
+## Claim 1: activation normalizers ({names.model(results.size.residual)})
 
 Fits to the blocks of each stage, both by least squares on the variance itself; means over stages and seeds. A
 variance that grows by less than {claims.NO_GROWTH} per block does not grow; otherwise the better fit decides.
@@ -71,18 +73,20 @@ def describe_claim2(results: Results, folder: Path) -> Section:
     for (normalizer, residual), factor in growth.items():
         claimed = {True: "explodes", False: "does not", None: "-"}[factor.explodes]
         numbers = [f"{factor.mean:.3f}", f"{factor.lowest:.3f}, {factor.highest:.3f}"]
-        judged = "" if factor.explodes is None else verdict(factor.holds)
-        table.append([normalizer, BLOCKS[residual], *numbers, claimed, judged])
+        judged = "" if factor.explodes is None else f"**{judge(factor.holds)}**"
+        table.append([names.normalizer(normalizer), BLOCKS[residual], *numbers, claimed, judged])
     standard = {n: growth[n, ""] for n in PARAMETRIC if (n, "") in growth}
     explode = all(factor.holds for factor in standard.values()) if len(standard) == 2 else None
-    factors = ", ".join(f"x {factor.mean:.2f} per block ({n})" for n, factor in standard.items())
+    factors = ", ".join(
+        f"x {factor.mean:.2f} per block ({names.normalizer(n)})" for n, factor in standard.items()
+    )
     found = [
         claim(
             "Parametric normalizers let the variance grow exponentially in standard blocks",
             explode,
             factors,
             label="claim 2",
-            note=f"predicted x 2; refuted were growth below {claims.EXPLODES}",
+            note=f"predicted x 2; would be refuted by growth below {claims.EXPLODES}",
         ),
         *(_figure3(growth, residual, label, sentence) for residual, label, sentence in FIGURE3),
     ]
@@ -94,7 +98,7 @@ def describe_claim2(results: Results, folder: Path) -> Section:
     }
     figure = figures.draw_parametric_growth(folder, shown) if shown else ""
     text = f"""\
-## Claim 2: parametric normalizers ({describe_network(results.size.residual)})
+## Claim 2: parametric normalizers ({names.model(results.size.residual)})
 
 Exponential fits to the blocks of each stage, mean over stages and seeds. A block that grows by more than
 {claims.EXPLODES} explodes, one below {claims.STABLE} does not. The claim's proof also gives 2 for the non-linearity
@@ -127,8 +131,12 @@ def _figure3(growth, residual: str, label: str, sentence: str) -> Finding:
     holds = None
     if len(cells) == 2:
         holds = all(bool(factor.holds) for factor in cells.values())
-    measured = ", ".join(f"x {factor.mean:.3f} per block ({n})" for n, factor in cells.items())
-    return claim(sentence, holds, measured, label=label, note=f"refuted were growth above {claims.STABLE}")
+    measured = ", ".join(
+        f"x {factor.mean:.3f} per block ({names.normalizer(n)})" for n, factor in cells.items()
+    )
+    return claim(
+        sentence, holds, measured, label=label, note=f"would be refuted by growth above {claims.STABLE}"
+    )
 
 
 def describe_claim3(results: Results, folder: Path) -> Section:
@@ -142,21 +150,19 @@ def describe_claim3(results: Results, folder: Path) -> Section:
             exponents.fits(0.5) if exponents else None,
             exponents.describe(0.5) if exponents else "",
             label="claim 3 as a line",
-            note="refuted where the seeds' own errors reject the line (chi-squared, 5 %)",
+            note="would be refuted where the seeds' own errors reject the line (chi-squared, 5 %)",
         ),
         claim(
             "The stable rank grows at least as sqrt(width / group size)",
             exponents.best >= 0.5 if exponents else None,
             f"exponent {exponents.best:.2f} fits best" if exponents else "",
             label="claim 3 as a bound",
-            note="refuted were a best exponent below 0.5",
+            note="would be refuted by a best exponent below 0.5",
         ),
     ]
     similarities = {
-        describe_network(size.deep): claims.similarities(results, size.deep, size.group_sizes),
-        describe_network(size.residual): claims.similarities(
-            results, size.residual, size.residual_group_sizes
-        ),
+        names.model(size.deep): claims.similarities(results, size.deep, size.group_sizes),
+        names.model(size.residual): claims.similarities(results, size.residual, size.residual_group_sizes),
     }
     sizes = list(size.group_sizes)
     table = [["group size", *map(str, sizes)]]
@@ -174,7 +180,7 @@ def describe_claim3(results: Results, folder: Path) -> Section:
                     order > 0.8,
                     f"rank correlation {order:.2f}",
                     label=f"figure 6, {network}",
-                    note="refuted were a rank correlation of 0.8 or less",
+                    note="would be refuted by a rank correlation of 0.8 or less",
                 )
             )
     powers = [["exponent", *(f"{e:.2f}" for e in EXPONENTS)]]
@@ -211,17 +217,25 @@ def describe_claim4(results: Results, folder: Path) -> Section:
         for batch_size, small in ((size.batch_size, False), (16, True)):
             explosion = claims.explosion(results, network, small=small)
             if explosion.norms:
-                explosions[describe_network(network), batch_size] = explosion
+                explosions[names.model(network), batch_size] = explosion
     pairs = list(itertools.pairwise(COMPARED))
-    table = [["network", "batch", *COMPARED, *(f"{a} >= {b}" for a, b in pairs), "order"]]
+    table = [
+        [
+            "network",
+            "batch",
+            *map(names.normalizer, COMPARED),
+            *(_inequality(*pair) for pair in pairs),
+            "order",
+        ]
+    ]
     for (network, batch_size), explosion in explosions.items():
         if explosion.holds is not None:
             norms = [f"{math.exp(explosion.early[name].mean()):.3g}" for name in COMPARED]
             seeds = [explosion.seeds_in_order(a, b) for a, b in pairs]
-            table.append([network, str(batch_size), *norms, *seeds, verdict(explosion.holds)])
+            table.append([network, str(batch_size), *norms, *seeds, f"**{judge(explosion.holds)}**"])
     judged = [explosion.holds for explosion in explosions.values() if explosion.holds is not None]
     broken = [
-        f"{inequality} in {network}"
+        f"{_inequality(*inequality)} in {network}"
         for (network, _), explosion in explosions.items()
         if explosion.holds is False
         for inequality in explosion.broken
@@ -235,7 +249,7 @@ def describe_claim4(results: Results, folder: Path) -> Section:
         all(judged) if judged else None,
         measured,
         label="claim 4 with figure 8",
-        note="refuted were one network in which the means over seeds are in another order",
+        note="would be refuted by one network in which the means over seeds are in another order",
     )
     means = [["network", *(f"{a} >= {b}" for a, b in claims.INEQUALITIES)]]
     for network in networks:
@@ -243,7 +257,7 @@ def describe_claim4(results: Results, folder: Path) -> Section:
         if inequalities:
             means.append(
                 [
-                    describe_network(network),
+                    names.model(network),
                     *(f"{share:.0%}, ratio {ratio:.2f}" for share, ratio in inequalities.values()),
                 ]
             )
@@ -267,6 +281,10 @@ the ratio.
     return [found], text
 
 
+def _inequality(first: str, second: str) -> str:
+    return f"{names.normalizer(first)} >= {names.normalizer(second)}"
+
+
 def describe_figures5_7_9(results: Results, folder: Path) -> Section:
     """Figures 5, 7 and 9: similarity and speed, gradient norms in the first steps, group size."""
     found, parts = [], ["## Figures 5, 7 and 9"]
@@ -281,15 +299,15 @@ def describe_figures5_7_9(results: Results, folder: Path) -> Section:
             holds = True if len(tests) == 2 and all(with_all.falls.values()) else None if tests else False
         found.append(
             claim(
-                f"Similarity at initialisation predicts the speed of training: {describe_network(network)}",
+                f"Similarity at initialisation predicts the speed of training: {names.model(network)}",
                 holds,
                 f"without InstanceNorm, as in the paper: {without}; with it: {with_all}",
                 label="figure 5",
-                note="shown were both correlations significant, with InstanceNorm and without; refuted were none",
+                note="would be shown by both correlations significant with InstanceNorm and without, refuted by none",
             )
         )
     if speeds:
-        parts.append(figures.draw_speed(folder, {describe_network(n): s for n, s in speeds.items()}))
+        parts.append(figures.draw_speed(folder, {names.model(n): s for n, s in speeds.items()}))
     steps = trainings.first_steps(results)
     if steps is not None:
         start = steps.transient
@@ -298,14 +316,14 @@ def describe_figures5_7_9(results: Results, folder: Path) -> Section:
         found.append(
             claim(
                 "Gradient norms follow the inverse product of the deviations ahead in the first "
-                f"{steps.norms.shape[1]} steps: {describe_network(results.size.followed)}",
+                f"{steps.norms.shape[1]} steps: {names.model(results.size.followed)}",
                 None if enough and not later_enough else enough,
                 f"correlation {_describe_means(everything)}, without the first {start} steps "
                 f"{_describe_means(later)} (paper: 0.6 to 0.9)",
                 label="figure 7",
                 note=(
-                    f"batch {results.size.training_batch_size}; full: {describe_network(SIZES['full'].followed)}, "
-                    f"batch {SIZES['full'].training_batch_size}; refuted were a layer below 0.6"
+                    f"batch {results.size.training_batch_size}; full: {names.model(SIZES['full'].followed)}, "
+                    f"batch {SIZES['full'].training_batch_size}; would be refuted by a layer below 0.6"
                 ),
             )
         )
@@ -316,12 +334,12 @@ def describe_figures5_7_9(results: Results, folder: Path) -> Section:
         found.append(
             claim(
                 "A larger group raises similarity and lowers the gradient's growth: "
-                f"{describe_network(results.size.deep)}",
+                f"{names.model(results.size.deep)}",
                 tradeoff.holds,
                 f"from group size {tradeoff.group_sizes[0]} to {tradeoff.group_sizes[-1]} similarity "
                 f"{similarity[0]:.2f} to {similarity[-1]:.2f}, growth per layer {rate[0]:.2f} to {rate[-1]:.2f}",
                 label="figure 9",
-                note="the paper takes similarity for slowness; refuted were a rank correlation within 0.8 of 0",
+                note="the paper takes similarity for slowness; refuted by a rank correlation within 0.8 of 0",
             )
         )
         parts.append(figures.draw_tradeoff(folder, tradeoff))

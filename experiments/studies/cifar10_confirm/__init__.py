@@ -16,7 +16,7 @@ Expected, from a pilot: test accuracy about 0.80 where tuned; about 1,750 core-m
 Both on images that are not augmented, without weight decay, with all test images.
 """
 
-from experiments.studies.cifar10_confirm.analysis import make_report
+from experiments.studies.cifar10_confirm.analysis import make_report, named_runs
 from experiments.studies.cifar10_confirm.plan import SIZES as SIZES
 from experiments.studies.cifar10_confirm.plan import TUNING_SEEDS as TUNING_SEEDS
 from experiments.studies.cifar10_confirm.plan import make_runs
@@ -27,4 +27,5 @@ STUDY = Study(
     title="does ZNorm, GAN or centralization help on CIFAR-10? Fixed before the runs (see its PROTOCOL.md)",
     runs=make_runs,
     report=make_report,
+    named=named_runs,
 )

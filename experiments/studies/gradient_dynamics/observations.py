@@ -61,10 +61,9 @@ def _falls(setting: tuple[str, str], runs, steps: int) -> Finding:
         effect=math.exp(interval.mean) if interval.n else None,
         unit="ratio",
         detectable=100 * (math.exp(intervals.smallest_detectable(interval)) - 1) if known else None,
-        group=_where(setting),
-        label="falls",
+        label=_where(setting),
         question="The global deviation falls from the first epoch to the last",
-        headline=setting[1] == "baseline",
+        headline=setting == ("resnet56", "baseline"),
     )
 
 
@@ -85,10 +84,9 @@ def _part(setting: tuple[str, str], runs, steps: int) -> Finding:
         interval=None,
         verdict=judge(holds),
         note=_short(steps) if holds is None else "",
-        group=_where(setting),
-        label="layers part",
+        label=_where(setting),
         question="Some layers rise while others fall",
-        headline=setting[1] == "baseline",
+        headline=setting == ("resnet56", "baseline"),
     )
 
 
@@ -101,7 +99,7 @@ def _amplifies(measured: Settings, steps: Mapping[str, int]) -> list[Finding]:
         vgg = [factor for model, factor in largest.items() if model.startswith("vgg")]
         others = [factor for model, factor in largest.items() if not model.startswith("vgg")]
         holds = min(vgg) > max(others) if vgg and others else None
-        numbers = ", ".join(f"{names.model(model)} {factor:.2g}" for model, factor in largest.items())
+        numbers = ", ".join(f"{names.model(model)} {factor:,.0f}" for model, factor in largest.items())
         short = _short(max(steps.values())) if holds is False else ""
         found.append(
             Finding(

@@ -114,10 +114,9 @@ def make_findings(networks: Networks, states: Mapping[str, str]) -> list[Finding
                     detectable=100 * (math.exp(intervals.smallest_detectable(interval)) - 1)
                     if interval.is_known
                     else None,
-                    group=where,
-                    label="sum over shortcut",
+                    label=where,
                     question="The sum of both paths is longer than the shortcut's gradient",
-                    headline=state != "znorm",
+                    headline=(model, state) == ("resnet56", "initialisation"),
                 )
             )
     for state, words in states.items():
@@ -135,7 +134,7 @@ def make_findings(networks: Networks, states: Mapping[str, str]) -> list[Finding
                     ),
                     interval=None,
                     verdict=judge(bool(np.median(cosine) > ALIGNED)),
-                    note=f"shown were a median cosine above {ALIGNED}",
+                    note=f"would be shown by a median cosine above {ALIGNED}",
                     label=words,
                     question="The two paths' gradients are aligned, as the simulation takes them to be",
                     headline=state == "initialisation",
@@ -167,8 +166,7 @@ def _growth_findings(networks: Networks, states: Mapping[str, str]) -> list[Find
                 effect=difference.mean,
                 unit="log10",
                 detectable=intervals.smallest_detectable(difference),
-                group=where,
-                label="growth",
+                label=where,
                 question="The gradient grows more with shortcuts than without",
                 note="the plain twin hardly trains" if state != "initialisation" else "",
             )

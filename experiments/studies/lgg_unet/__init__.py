@@ -217,7 +217,8 @@ def _make_findings(contrasts: Mapping[Endpoint, Sequence[Contrast]]) -> list[Fin
             source=lambda run, of=endpoint: (
                 "Yun 2024, arXiv 2408.01215" if run.method == "znorm" and of.title in CLAIMED else ""
             ),
-            headline=lambda run, of=endpoint: (
+            headline=lambda run, of=endpoint: of.title == "F1" and run.method == "znorm",
+            forest=lambda run, of=endpoint: (
                 of.title == "F1" and run.method in ("znorm", "gan", "centralization")
             ),
         )

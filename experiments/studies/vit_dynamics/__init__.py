@@ -166,7 +166,8 @@ def _report_model(model: str, cells: Sequence[Cell], folder: Path) -> tuple[list
         setting="CIFAR-100, AdamW",
         smallest=lambda run: SMALLEST_ACCURACY,
         smallest_speed=SMALLEST_SPEED,
-        headline=lambda run: run.method in ("znorm", "gan"),
+        headline=lambda run: run.method == "gan",
+        forest=lambda run: run.method in ("znorm", "gan", "centralization"),
     )
     answers = compare_methods(rows, question)
     figure = f"global_std_{model}"

@@ -245,17 +245,17 @@ def test_a_report_of_planted_numbers_says_what_was_planted(tmp_path):
     assert text.splitlines()[0] == "# Beyond BatchNorm: four claims about normalizers"
     found = {finding.label: finding for finding in read_findings(tmp_path / "findings.json")}
     for label, verdict, measured in (
-        ("claim 1", "shown", "linear: batch_norm, layer_norm"),
-        ("claim 2", "shown", "x 2.00 per block (weight_norm), x 2.00 per block (scaled_ws)"),
+        ("claim 1", "shown", "linear: BatchNorm, LayerNorm"),
+        ("claim 2", "shown", "x 2.00 per block (weight normalization), x 2.00 per block (scaled"),
         # As planted, scaled_ws explodes with SkipInit, which the claim says it does not.
-        ("figure 3 b", "contradicted", "x 3.000 per block (scaled_ws)"),
+        ("figure 3 b", "contradicted", "x 3.000 per block (scaled weight standardization)"),
         ("figure 3 c as printed", "shown", "x 1.000 per block (weight_norm)"),
         ("figure 6, 10 plain layers, width 8", "shown", "rank correlation 1.00"),
         ("claim 4 with figure 8", "shown", "the order is met in 4 of 4"),
         ("figure 9", "shown", "growth per layer"),
         ("figure 10", "shown", "vanishing: none"),
         # The same in all networks and normalizers without groups.
-        ("rescue of instance_norm", "cannot be told", "not measured"),
+        ("rescue of InstanceNorm", "cannot be told", "not measured"),
     ):
         assert found[label].verdict == verdict, label
         assert measured in found[label].measured, label
