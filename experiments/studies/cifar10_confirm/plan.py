@@ -52,15 +52,14 @@ SIZES = {
         schedules=("cosine", "constant"),
     ),
 }
+_UNTUNED = {"tuning_epochs": 0, "validation_examples": 0, "tuning_examples": 0, "schedules": ("constant",)}
 # The paper's regime: many epochs on few images, so that the training loss runs towards 0.
 REGIMES = {
-    "smoke": dataclasses.replace(
-        SIZES["smoke"], methods=("baseline", "znorm"), epochs=3, train_examples=200, seeds=(0, 1)
-    ),
+    "smoke": dataclasses.replace(SIZES["smoke"], epochs=3, train_examples=200, **_UNTUNED),
     "cpu": dataclasses.replace(
-        SIZES["cpu"], methods=IN_THE_PAPER, epochs=30, train_examples=10_000, seeds=(0, 1, 2)
+        SIZES["cpu"], methods=IN_THE_PAPER, epochs=30, train_examples=10_000, seeds=(0, 1, 2), **_UNTUNED
     ),
-    "full": dataclasses.replace(SIZES["full"], methods=IN_THE_PAPER, epochs=100),
+    "full": dataclasses.replace(SIZES["full"], methods=IN_THE_PAPER, epochs=100, **_UNTUNED),
 }
 # Half decades; ZNorm makes gradients larger and clipping smaller, which Adam does not see and SGDM does.
 GRID = {
