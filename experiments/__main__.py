@@ -4,7 +4,7 @@ Start with `compare`, which needs no download and takes about a minute. `list` s
 `reproduce` makes the tables.
 """
 
-import dataclasses
+import functools
 import json
 import math
 import os
@@ -202,14 +202,7 @@ def publish(
     chosen = find_study(study)
     target = out / study / preset
 
-    def check(records: Sequence) -> None:
-        known = {dataclasses.replace(run, dynamics=False) for run in chosen.runs(preset, records)}
-        for record in records:
-            if dataclasses.replace(record.run, dynamics=False) not in known:
-                raise UsageError(
-                    f"{record.run.name} is no run of {study}, preset {preset}; nothing was published"
-                )
-
+    check = functools.partial(chosen.check_records, preset)
     count = publish(source or RUNS / study / preset, target, check)
     waiting = f"; {count.unfinished} more have not ended" if count.unfinished else ""
     print(f"Published: {target}, {count.runs} runs and {count.measurements} measurements{waiting}")
@@ -248,22 +241,11 @@ def report(
         print(f"Report: {folder / 'report.md'}")
 
 
-def _find_folder(out: Path | None, study: str, preset: str) -> Path | None:
-    """Where records or measurements of a preset lie: what was published, else the working files."""
-    from experiments.records import exists
-
-    for root in (RESULTS, RUNS) if out is None else (out,):
-        folder = root / study / preset
-        if exists(folder / "records") or exists(folder / "measurements"):
-            return folder
-    return None
-
-
 def findings(out: Path = RESULTS, readme: Path = Path("README.md"), docs: Path = Path("docs")) -> None:
     """Writes what all studies found: the README's table, docs/findings.md and the forest plot.
 
     Args:
-      out: what `reproduce` was given.
+      out: what `publish` was given.
       readme: page with the markers `<!-- findings: begin -->` and `<!-- findings: end -->`.
       docs: folder of the page and the plot.
     """
@@ -276,6 +258,17 @@ def findings(out: Path = RESULTS, readme: Path = Path("README.md"), docs: Path =
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot write the findings into {readme}: {error}") from error
     print(f"Findings of {len(found)} studies: {', '.join(map(str, written))}")
+
+
+def _find_folder(out: Path | None, study: str, preset: str) -> Path | None:
+    """Where records or measurements of a preset lie: what was published, else the working files."""
+    from experiments.records import exists
+
+    for root in (RESULTS, RUNS) if out is None else (out,):
+        folder = root / study / preset
+        if exists(folder / "records") or exists(folder / "measurements"):
+            return folder
+    return None
 
 
 def list_studies(out: OptionalPath = None) -> None:

@@ -14,9 +14,7 @@ from experiments.records import RunRecord
 from experiments.report import names
 from experiments.run import Run
 from experiments.studies.grid import Question, write_grid_report
-from experiments.studies.study import Size, Study, grid, settings_table
-
-METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
+from experiments.studies.study import METHODS, Size, Study, grid, settings_table
 
 SIZES = {
     "smoke": Size(

@@ -1,7 +1,5 @@
 """What the two studies of medical images share, after Yun 2024, "ZNorm: Z-Score Gradient Normalization"."""
 
-METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
-
 SEEDS_ALONE = """\
 The intervals are over seeds alone: the initialisation, the order of the images and their flips differ, the patients
 never do. How much other patients would change is a further uncertainty, which nothing here measures."""

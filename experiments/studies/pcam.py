@@ -18,8 +18,8 @@ from experiments.report.contrasts import ONE_POINT, Endpoint
 from experiments.report.pages import describe_images
 from experiments.run import Run
 from experiments.studies.grid import Question, write_grid_report
-from experiments.studies.medical import METHODS, PAPER, SEEDS_ALONE
-from experiments.studies.study import Size, Study, grid, settings_table
+from experiments.studies.medical import PAPER, SEEDS_ALONE
+from experiments.studies.study import METHODS, Size, Study, grid, settings_table
 from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
 
 SCORES = (

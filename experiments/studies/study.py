@@ -12,6 +12,8 @@ from experiments.report.tables import markdown_table
 from experiments.run import Run
 
 PRESETS = ("smoke", "cpu", "full")
+# What most studies compare: the optimizer alone, and four methods in front of it.
+METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 
 # One per optimizer, for all methods: so that the methods are compared and not their tuning. Of SGD with momentum and
 # Adam also the rates of what a study calls shared or not tuned.

@@ -44,7 +44,7 @@ WEIGHT_DECAY = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class Extent:
     """How large a preset is. Networks are named as in `models.signal_propagation.names`, with their width.
 
     Attributes:
@@ -97,7 +97,7 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size(
+    "smoke": Extent(
         residual="resnet20w4",
         plain=("cnn10w8",),
         deep="cnn10w8",
@@ -121,7 +121,7 @@ SIZES = {
         residual_train_examples=200,
         test_examples=100,
     ),
-    "cpu": Size(
+    "cpu": Extent(
         batches=1,
         small_batches=4,
         gaussian_size=16,
@@ -135,7 +135,7 @@ SIZES = {
         residual_train_examples=1_000,
         test_examples=500,
     ),
-    "full": Size(),
+    "full": Extent(),
 }
 
 
@@ -166,7 +166,7 @@ def initialization_name(model: str, batch_size: int, dataset: str = DATASET) -> 
     return f"init-{dataset}-{file_name(model)}-b{batch_size}"
 
 
-def _at_initialization(size: Size, model: str, *, backward: bool, small: bool = False) -> Measurement:
+def _at_initialization(size: Extent, model: str, *, backward: bool, small: bool = False) -> Measurement:
     batch_size = 16 if small else size.batch_size
     return Measurement(
         initialization_name(model, batch_size),
@@ -265,11 +265,11 @@ def optimizer_input_name(network: str, normalizer: str) -> str:
     return f"optimizer-input-{file_name(model_name(network, normalizer))}"
 
 
-def _learning_rate(size: Size, network: str) -> float:
+def _learning_rate(size: Extent, network: str) -> float:
     return LEARNING_RATES[family(network)] * size.training_batch_size / 256
 
 
-def make_run(size: Size, network: str, normalizer: str, method: str, seed: int, options: str = "") -> Run:
+def make_run(size: Extent, network: str, normalizer: str, method: str, seed: int, options: str = "") -> Run:
     """One training."""
     znorm = method == "znorm"
     is_residual = family(network) == "resnet"
@@ -292,7 +292,7 @@ def make_run(size: Size, network: str, normalizer: str, method: str, seed: int, 
     )
 
 
-def speed_runs(size: Size) -> list[Run]:
+def speed_runs(size: Extent) -> list[Run]:
     """Trainings whose speed is compared with the similarity at initialisation."""
     return [
         make_run(size, network, normalizer, "baseline", seed)
@@ -302,7 +302,7 @@ def speed_runs(size: Size) -> list[Run]:
     ]
 
 
-def rescue_runs(size: Size) -> list[Run]:
+def rescue_runs(size: Extent) -> list[Run]:
     """Trainings of the normalizers that fail, behind each method, and of BatchNorm for comparison."""
     return [
         make_run(size, network, normalizer, method, seed)

@@ -15,7 +15,7 @@ from experiments.studies.beyond_batchnorm.plan import (
     METHODS,
     WEIGHT_DECAY,
     ZNORM_LEARNING_RATE,
-    Size,
+    Extent,
     family,
     make_run,
     rescue_runs,
@@ -76,7 +76,7 @@ Deviation over layers of log10 of the root mean square of each kernel's gradient
     return found, text
 
 
-def _rescue_notes(size: Size) -> str:
+def _rescue_notes(size: Extent) -> str:
     """What the trainings can tell and what not, and where their learning rates come from."""
     rates, steps = [], []
     for network, _ in size.rescued:

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.records import MeasurementRecord, RunRecord
 from experiments.report.findings import Finding, judge
-from experiments.studies.beyond_batchnorm.plan import DATASET, Size, initialization_name
+from experiments.studies.beyond_batchnorm.plan import DATASET, Extent, initialization_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Results:
       records: of the trainings.
     """
 
-    size: Size
+    size: Extent
     measurements: Mapping[str, MeasurementRecord]
     records: Sequence[RunRecord]
 

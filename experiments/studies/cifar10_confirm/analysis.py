@@ -21,6 +21,7 @@ from experiments.report.tables import (
 from experiments.run import Run
 from experiments.studies.cifar10_confirm.plan import (
     IN_THE_PAPER,
+    REGIMES,
     SIZES,
     TUNING_SEEDS,
     make_runs,
@@ -121,7 +122,13 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         [*tuning.values(), *(cell for arm in arms for cell in arm.cells)],
         findings,
         answer="\n\n".join(answer),
-        settings=settings_table(preset, size, SIZES["full"]),
+        settings="\n\n".join(
+            [
+                settings_table(preset, size, SIZES["full"]),
+                "In the paper's regime:",
+                settings_table(preset, REGIMES[preset], REGIMES["full"]),
+            ]
+        ),
         results=results,
         method=[
             f"- Questions, endpoints and analysis were fixed before the runs: {PROTOCOL}.\n"

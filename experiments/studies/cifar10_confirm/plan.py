@@ -7,10 +7,9 @@ from experiments.records import RunRecord
 from experiments.report.cells import make_cells
 from experiments.run import Run
 from experiments.studies.overlap_table1 import OPTIMIZERS
-from experiments.studies.study import Size, default_learning_rate, grid, with_seeds
+from experiments.studies.study import METHODS, Size, default_learning_rate, grid, with_seeds
 from experiments.studies.tuning import extend_grids, make_tuning_runs, tune
 
-METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 IN_THE_PAPER = ("baseline", "centralization", "clipping", "znorm")
 TUNING_SEEDS = (100, 101)  # none of them is reported
 WARMUP_EPOCHS = 0.5
@@ -53,15 +52,14 @@ SIZES = {
         schedules=("cosine", "constant"),
     ),
 }
+_UNTUNED = {"tuning_epochs": 0, "validation_examples": 0, "tuning_examples": 0, "schedules": ("constant",)}
 # The paper's regime: many epochs on few images, so that the training loss runs towards 0.
 REGIMES = {
-    "smoke": dataclasses.replace(
-        SIZES["smoke"], methods=("baseline", "znorm"), epochs=3, train_examples=200, seeds=(0, 1)
-    ),
+    "smoke": dataclasses.replace(SIZES["smoke"], epochs=3, train_examples=200, **_UNTUNED),
     "cpu": dataclasses.replace(
-        SIZES["cpu"], methods=IN_THE_PAPER, epochs=30, train_examples=10_000, seeds=(0, 1, 2)
+        SIZES["cpu"], methods=IN_THE_PAPER, epochs=30, train_examples=10_000, seeds=(0, 1, 2), **_UNTUNED
     ),
-    "full": dataclasses.replace(SIZES["full"], methods=IN_THE_PAPER, epochs=100),
+    "full": dataclasses.replace(SIZES["full"], methods=IN_THE_PAPER, epochs=100, **_UNTUNED),
 }
 # Half decades; ZNorm makes gradients larger and clipping smaller, which Adam does not see and SGDM does.
 GRID = {

@@ -38,7 +38,7 @@ STATES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class Extent:
     """How large a preset is.
 
     Attributes:
@@ -65,7 +65,7 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size(
+    "smoke": Extent(
         models=("resnet8", "plain8"),
         trained_models=("resnet8", "plain8"),
         seeds=(0, 1),
@@ -76,7 +76,7 @@ SIZES = {
         train_examples=500,
         test_examples=200,
     ),
-    "cpu": Size(
+    "cpu": Extent(
         trained_models=("resnet20", "plain20", "resnet56", "plain56"),
         batch_size=32,
         iterations=50,
@@ -85,7 +85,7 @@ SIZES = {
         train_examples=1_000,
         test_examples=500,
     ),
-    "full": Size(),
+    "full": Extent(),
 }
 
 NOTES = """\

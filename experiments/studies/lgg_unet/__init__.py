@@ -23,8 +23,8 @@ from experiments.report.tables import certainty_table, format_score, remarks, ro
 from experiments.run import Run
 from experiments.studies import medical
 from experiments.studies.lgg_unet.masks import draw_masks, measure_masks, measure_slices
-from experiments.studies.medical import METHODS, SEEDS_ALONE
-from experiments.studies.study import Size, Study, grid, settings_table
+from experiments.studies.medical import SEEDS_ALONE
+from experiments.studies.study import METHODS, Size, Study, grid, settings_table
 from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
 
 SIZES = {
