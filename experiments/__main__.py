@@ -32,7 +32,8 @@ from experiments.preflight import (
 from experiments.run import METHODS
 from experiments.studies import NAMES
 
-RESULTS = Path("experiments/results")
+RUNS = Path("runs")  # working files, unknown to git
+RESULTS = Path("experiments/results")  # what was published
 # Shown as `PATH`, where the parser would write `{None}|PATH`.
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
@@ -52,7 +53,7 @@ def compare(
     learning_rate: OptionalFloat = None,
     train_examples: OptionalInt = None,
     dynamics: bool = False,
-    out: Path = Path("runs"),
+    out: Path = RUNS / "compare",
     data_dir: OptionalPath = None,
     workers: OptionalInt = None,
     devices: int = 1,
@@ -76,21 +77,16 @@ def compare(
       learning_rate: for all runs; by default one per optimizer, the same for every method.
       train_examples: take only so many training images, equally many of each class.
       dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
-      out: folder of the records, the report (report.md) and the figure (learning_curves.png).
+      out: folder of the records (records/NAME.json), the report (report.md) and the figure (learning_curves.svg).
       data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
         ~/tensorflow_datasets.
       workers: worker processes on a CPU; by default one per core.
       devices: devices that share each batch.
       keep_checkpoints: keep the trained networks, for `predict`.
     """
-    from experiments.jobs.progress import Progress
-    from experiments.studies.compare import (
-        LEARNING_RATES,
-        Comparison,
-        terminal_remarks,
-        terminal_table,
-        write,
-    )
+    from experiments.jobs.reproduce import reproduce
+    from experiments.studies.compare import make_study, make_table_rows, terminal_remarks, terminal_table
+    from experiments.studies.study import DEFAULT_LEARNING_RATES
 
     check_out(out)
     check_machine(workers, devices, [batch_size])
@@ -102,9 +98,9 @@ def compare(
         raise UsageError(f"--learning-rate must be a number above 0, got {learning_rate:g}")
     check_model(model)
     check_names("--methods", methods, METHODS)
-    check_names("--optimizers", optimizers, LEARNING_RATES)
+    check_names("--optimizers", optimizers, DEFAULT_LEARNING_RATES)
     check_seeds(seeds)
-    comparison = Comparison(
+    study = make_study(
         resolve_dataset(dataset),
         model,
         methods,
@@ -115,17 +111,23 @@ def compare(
         learning_rate,
         train_examples,
     )
-    check_data(comparison.runs, data_dir)
-
-    runs = [dataclasses.replace(run, dynamics=dynamics) for run in comparison.runs]
-    with Progress("compare") as progress:
-        records = _sweep(progress, runs, out, data_dir, workers, devices, keep_checkpoints)
-    rows = write(comparison, records, out)
-    _write_dynamics(out, out, records)
+    runs = study.runs("", [])
+    check_data(runs, data_dir)
+    records, _ = reproduce(
+        study,
+        "",
+        out,
+        dynamics=dynamics,
+        data_dir=data_dir,
+        workers=workers,
+        devices=devices,
+        keep_checkpoints=keep_checkpoints,
+    )
+    rows = make_table_rows(runs, records)
     _print(terminal_table(rows))
     for line in terminal_remarks(rows):
         print(line)
-    print(f"Report: {out / 'report.md'}, figure: {out / 'learning_curves.png'}, records: {out}/*.json")
+    print(f"Report: {out / 'report.md'}, figure: {out / 'learning_curves.svg'}, records: {out / 'records'}")
     _exit_if_failed(records)
 
 
@@ -134,7 +136,7 @@ def reproduce(
     preset: Literal["smoke", "cpu", "full"] = "smoke",
     dynamics: bool = False,
     data_dir: OptionalPath = None,
-    out: Path = RESULTS,
+    out: OptionalPath = None,
     workers: OptionalInt = None,
     devices: int = 1,
     keep_checkpoints: bool = False,
@@ -148,99 +150,146 @@ def reproduce(
       dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
       data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
         ~/tensorflow_datasets.
-      out: one folder per study and preset is made in it.
+      out: of working files and report, STUDY/PRESET is made in it; by default runs, where what was published
+        counts as made. Another folder starts anew.
       workers: worker processes on a CPU; by default one per core.
       devices: devices that share each batch.
       keep_checkpoints: keep the trained networks, for `predict`.
     """
-    from experiments.jobs.measure import Context, find_missing, measure
-    from experiments.jobs.progress import Progress
+    from experiments.jobs.reproduce import reproduce
+    from experiments.records import take_published
 
     chosen = find_study(study)
-    folder = out / study / preset
+    folder = (out or RUNS) / study / preset
     check_out(folder)
     runs = chosen.runs(preset, [])
     check_machine(workers, devices, [run.batch_size for run in runs])
     check_data(runs, data_dir)
-
-    records_folder, measurements_folder = folder / "records", folder / "measurements"
-    measurements = chosen.measurements(preset)
-    needs_networks = chosen.keep_checkpoints and bool(find_missing(measurements, measurements_folder))
-    keep_checkpoints = keep_checkpoints or needs_networks
-    records, made = [], set()
-    with Progress(f"{study} {preset}") as progress:
-        # Later runs may depend on earlier ones' records, as the tuned ones do.
-        while new := [run for run in runs if run.name not in made]:
-            new = [dataclasses.replace(run, dynamics=True) for run in new] if dynamics else new
-            records += _sweep(progress, new, records_folder, data_dir, workers, devices, keep_checkpoints)
-            made.update(run.name for run in runs)
-            runs = chosen.runs(preset, records)
-    context = Context(data_dir, records_folder)
-    failures = measure(measurements, out=measurements_folder, context=context, workers=workers)
-    chosen.report(preset, records, folder)
-    _write_dynamics(folder, records_folder, records)
-    print(f"Report: {folder / 'report.md'}, records: {records_folder}")
+    if out is None:
+        take_published(RESULTS / study / preset, folder)
+    records, failures = reproduce(
+        chosen,
+        preset,
+        folder,
+        dynamics=dynamics,
+        data_dir=data_dir,
+        workers=workers,
+        devices=devices,
+        keep_checkpoints=keep_checkpoints,
+    )
+    print(f"Report: {folder / 'report.md'}, records: {folder / 'records'}")
     _exit_if_failed(records, failures)
+
+
+def publish(
+    study: StudyName,
+    preset: Literal["smoke", "cpu", "full"] = "cpu",
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+    out: Path = RESULTS,
+) -> None:
+    """Merges the runs that have ended into the files that git holds: one line per run, the same bytes each time.
+
+    Runs that have not ended are left out; the same command takes them when they have. `report` renders the result.
+
+    Args:
+      study: which one; `list` says what each is.
+      preset: which one.
+      source: working folder, which holds records or measurements; by default runs/STUDY/PRESET.
+      out: of what is published; STUDY/PRESET is made in it.
+    """
+    from experiments.records import publish
+
+    chosen = find_study(study)
+    target = out / study / preset
+
+    def check(records: Sequence) -> None:
+        known = {dataclasses.replace(run, dynamics=False) for run in chosen.runs(preset, records)}
+        for record in records:
+            if dataclasses.replace(record.run, dynamics=False) not in known:
+                raise UsageError(
+                    f"{record.run.name} is no run of {study}, preset {preset}; nothing was published"
+                )
+
+    count = publish(source or RUNS / study / preset, target, check)
+    waiting = f"; {count.unfinished} more have not ended" if count.unfinished else ""
+    print(f"Published: {target}, {count.runs} runs and {count.measurements} measurements{waiting}")
 
 
 def report(
     study: StudyName,
     preset: Literal["smoke", "cpu", "full"] | None = None,
-    out: Path = RESULTS,
+    out: OptionalPath = None,
 ) -> None:
     """Renders a study's tables and figures from the records there are; trains nothing.
 
     Args:
       study: which one; `list` says what each is.
       preset: which one; by default every preset that has records.
-      out: what `reproduce` was given.
+      out: what `reproduce` was given; by default what was published, and of presets that were not, the working
+        files in runs.
     """
-    from experiments.records import read_records
+    from experiments.jobs.reproduce import write_report
+    from experiments.records import exists, read_records
     from experiments.studies.study import PRESETS
 
     chosen = find_study(study)
-    folders = {p: out / study / p for p in ([preset] if preset else PRESETS)}
-    found = {}
-    for p, folder in folders.items():
-        if (folder / "records").is_dir():
-            found[p] = read_records(folder / "records")
-        elif (folder / "measurements").is_dir():
-            found[p] = []
-    if not found:
-        where = out / study / (preset or "PRESET") / "records"
+    presets = [preset] if preset else PRESETS
+    folders = {p: folder for p in presets if (folder := _find_folder(out, study, p))}
+    if not folders:
+        where = (out or RUNS) / study / (preset or "PRESET") / "records"
         raise UsageError(
             f"there are no records in {where}; make them with `python -m experiments reproduce {study}`"
         )
-    for p, records in found.items():
-        check_out(folders[p])
-        chosen.report(p, records, folders[p])
-        _write_dynamics(folders[p], folders[p] / "records", records)
-        print(f"Report: {folders[p] / 'report.md'}")
+    for p, folder in folders.items():
+        check_out(folder)
+        records = read_records(folder / "records") if exists(folder / "records") else []
+        chosen.check_records(p, records)
+        write_report(chosen, p, records, folder)
+        print(f"Report: {folder / 'report.md'}")
 
 
-def list_studies(out: Path = RESULTS) -> None:
+def _find_folder(out: Path | None, study: str, preset: str) -> Path | None:
+    """Where records or measurements of a preset lie: what was published, else the working files."""
+    from experiments.records import exists
+
+    for root in (RESULTS, RUNS) if out is None else (out,):
+        folder = root / study / preset
+        if exists(folder / "records") or exists(folder / "measurements"):
+            return folder
+    return None
+
+
+def findings(out: Path = RESULTS, readme: Path = Path("README.md"), docs: Path = Path("docs")) -> None:
+    """Writes what all studies found: the README's table, docs/findings.md and the forest plot.
+
+    Args:
+      out: what `reproduce` was given.
+      readme: page with the markers `<!-- findings: begin -->` and `<!-- findings: end -->`.
+      docs: folder of the page and the plot.
+    """
+    from experiments.report.summary import collect, write_summary
+
+    if not (found := collect(out, NAMES)):
+        raise UsageError(f"no findings below {out}; make them with `python -m experiments report STUDY`")
+    try:
+        written = write_summary(found, readme, docs, f"{out.as_posix()}/")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write the findings into {readme}: {error}") from error
+    print(f"Findings of {len(found)} studies: {', '.join(map(str, written))}")
+
+
+def list_studies(out: OptionalPath = None) -> None:
     """Shows every study: what it asks, the data it needs, and the minutes that its records took.
 
     Minutes are those of one core, training and compilation added up over all records; with four cores a
     study takes about a quarter of them.
 
     Args:
-      out: what `reproduce` was given.
+      out: what `reproduce` was given; by default what was published, and else the working files in runs.
     """
-    from rich.table import Table
+    from experiments.studies.overview import overview_table
 
-    from experiments.studies import load_studies
-    from experiments.studies.study import PRESETS
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("study", "what", "data"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("core-minutes", justify="right")
-    for name, study in load_studies().items():
-        data = sorted({run.data_name for run in study.runs("cpu", [])})
-        minutes = [f"{preset} {m:,.0f}" for preset in PRESETS if (m := _core_minutes(out / name / preset))]
-        table.add_row(name, study.title, ", ".join(data), "\n".join(minutes) or "not run")
-    _print(table)
+    _print(overview_table(lambda study, preset: _find_folder(out, study, preset)))
 
 
 def _print(table: RenderableType) -> None:
@@ -250,16 +299,6 @@ def _print(table: RenderableType) -> None:
         console.print(table)
     # Printed by `print`: a rich console would end with code 1 if the reader has gone.
     print(capture.get(), end="")
-
-
-def _core_minutes(folder: Path) -> float:
-    from experiments.records import read_measurements, read_records
-
-    records = read_records(folder / "records") if (folder / "records").is_dir() else []
-    seconds = sum(r.compile_seconds + sum(epoch.seconds for epoch in r.epochs) for r in records)
-    if (folder / "measurements").is_dir():
-        seconds += sum(m.seconds for m in read_measurements(folder / "measurements").values())
-    return seconds / 60
 
 
 def predict(
@@ -275,7 +314,7 @@ def predict(
     see `--keep-checkpoints` of compare and reproduce.
 
     Args:
-      run: a run's record, such as runs/NAME.json, or with --records the NAME alone.
+      run: a run's record, such as runs/compare/records/NAME.json, or with --records the NAME alone.
       image: a file of any format that Pillow reads.
       out: what to write, FILE.png for a mask, FILE.json for a class.
       records: folder of the records.
@@ -308,36 +347,6 @@ def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: OptionalPath =
         raise UsageError(str(error)) from error
 
 
-def _sweep(
-    progress,
-    runs: Sequence,
-    out: Path,
-    data_dir: Path | None,
-    workers: int | None,
-    devices: int,
-    keep_checkpoints: bool,
-) -> list:
-    from experiments.jobs.sweep import sweep
-
-    progress.add(runs)
-    return sweep(
-        runs,
-        out=out,
-        data_dir=data_dir,
-        workers=workers,
-        devices=devices,
-        keep_checkpoints=keep_checkpoints,
-        on_event=progress,
-    )
-
-
-def _write_dynamics(folder: Path, records_folder: Path, records: Sequence) -> None:
-    from experiments.report.dynamics import write_page
-
-    if page := write_page(folder, records_folder, records):
-        print(f"Gradient dynamics: {page}")
-
-
 def _exit_if_failed(records: Sequence, measurements: Mapping[str, str] | None = None) -> None:
     failed = {record.run.name: record.message for record in records if record.status == "failed"}
     failed |= measurements or {}
@@ -355,7 +364,9 @@ COMMANDS = {
     "compare": compare,
     "list": list_studies,
     "reproduce": reproduce,
+    "publish": publish,
     "report": report,
+    "findings": findings,
     "predict": predict,
     "prepare": prepare,
 }

@@ -15,7 +15,7 @@ METHODS = ("baseline", "centralization", "clipping", "clipping_1", "clipping_val
 OPTIMIZERS = ("sgdm", "adam", "adamw", "rmsprop", "lars", "lamb")
 SCHEDULES = ("constant", "cosine", "step")
 CROSS_ENTROPY = "cross_entropy"
-LOSSES = (CROSS_ENTROPY, "bce_dice", "tversky", "focal_tversky")
+LOSSES = (CROSS_ENTROPY, "bce_dice", "tversky")
 AUGMENTATIONS = ("none", "flip", "crop_flip", "flip_rotate")
 DTYPES = ("float32", "bfloat16")
 

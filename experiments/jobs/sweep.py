@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.files import FileError
 from experiments.jobs import pool
-from experiments.records import RunRecord, has_ended, read_record, write_record
+from experiments.records import RunRecord, has_ended, read_published, read_record, write_record
 from experiments.run import Run
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def sweep(
 
     Args:
       runs: what to train; runs of the same name are made once.
-      out: folder of the records.
+      out: folder of the records; what was published of it counts as made.
       data_dir: folder of prepared data sets.
       workers: worker processes on CPU; by default one per core that this process may use.
       devices: devices that share each batch; more than one trains in this process.
@@ -93,12 +93,13 @@ class _Progress:
         self.out = setup.out
         self.keep_checkpoints = setup.keep_checkpoints
         self.notify = on_event
+        self.published = read_published(setup.out)
         self.records: dict[str, RunRecord] = {}
 
     def add(self, run: Run) -> bool:
         """Whether the run is still to be made."""
         try:
-            record = read_record(self.out, run)
+            record = read_record(self.out, run) or self.published.get(run.name)
         except FileError as error:
             self.failed(run, str(error), None, is_file_error=True)
             return False

@@ -25,15 +25,9 @@ VISION_TRANSFORMERS = {
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in CIFAR_DEPTHS},
-    **{
-        f"resnet{depth}_identity_pad": partial(cifar_resnet, depth, shortcut="identity_pad")
-        for depth in CIFAR_DEPTHS
-    },
     **{f"plain{depth}": partial(cifar_resnet, depth, shortcut="none") for depth in CIFAR_DEPTHS},
     "resnet50": partial(bottleneck_resnet, 50),
-    "resnet50_small": partial(bottleneck_resnet, 50, small_stem=True),
     "resnet101": partial(bottleneck_resnet, 101),
-    "resnet101_small": partial(bottleneck_resnet, 101, small_stem=True),
     "vgg16": partial(VGG, use_batch_norm=False),
     "vgg16_bn": partial(VGG, use_batch_norm=True),
     **VISION_TRANSFORMERS,
@@ -55,8 +49,8 @@ def create(
 
     Args:
       name: one of `MODELS`. 'resnet20' and its like are the CIFAR family (so 'resnet152' is not the
-        ImageNet network of that depth); 'resnet50' and 'resnet101' are the bottleneck networks, with
-        '_small' with a 3x3 stem for small images; 'plain56' is 'resnet56' without skip connections.
+        ImageNet network of that depth); 'resnet50' and 'resnet101' are the bottleneck networks;
+        'plain56' is 'resnet56' without skip connections.
         'vit_tiny' has patches of 16 pixels; 'vit96_small' and 'vit192_small', of that width, have patches of 4
         for small images; with '_stacked' the blocks' parameters are stacked, with '_drop' they have stochastic
         depth 0.1.

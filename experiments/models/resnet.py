@@ -12,7 +12,7 @@ from flax import nnx
 
 from experiments.models.layers import BatchNorm, conv
 
-Shortcut = Literal["projection", "identity_pad", "none"]
+Shortcut = Literal["projection", "none"]
 
 
 class Projection(nnx.Module):
@@ -26,20 +26,12 @@ class Projection(nnx.Module):
         return self.norm(self.conv(x), train=train)
 
 
-def identity_pad(x: jax.Array, out_features: int, strides: int) -> jax.Array:
-    """Shortcut without parameters: every `strides`-th pixel, new channels filled with zeros (option A)."""
-    x = x[:, ::strides, ::strides]
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, out_features - x.shape[-1])))
-
-
 class Block(nnx.Module):
     """A residual block: relu(branch(x) + shortcut(x)), or relu(branch(x)) in a plain network."""
 
     def __init__(
         self, in_features: int, out_features: int, strides: int, *, shortcut: Shortcut, dtype, rngs: nnx.Rngs
     ):
-        self.out_features = out_features
-        self.strides = strides
         self.plain = shortcut == "none"
         changes_shape = strides != 1 or in_features != out_features
         self.projection = (
@@ -53,12 +45,10 @@ class Block(nnx.Module):
         raise NotImplementedError
 
     def shortcut(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """What is added to the branch: the identity, or the option for changed shapes."""
+        """What is added to the branch: the identity, or the projection where the shape changes."""
         if self.plain:
             raise ValueError("a block of a plain network has no shortcut")
-        if self.projection is not None:
-            return self.projection(x, train=train)
-        return identity_pad(x, self.out_features, self.strides)
+        return x if self.projection is None else self.projection(x, train=train)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = self.branch(x, train=train)
@@ -188,7 +178,7 @@ def cifar_resnet(depth: int, *, shortcut: Shortcut = "projection", image_size: i
     return ResNet(BasicBlock, (n, n, n), (16, 32, 64), shortcut=shortcut, small_stem=True, **options)
 
 
-def bottleneck_resnet(depth: int, *, small_stem: bool = False, image_size: int, **options) -> ResNet:
+def bottleneck_resnet(depth: int, *, image_size: int, **options) -> ResNet:
     """ResNet-50 or ResNet-101, with stride 2 in the 3x3 convolution of a block as is usual today."""
     del image_size
     depths = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -199,6 +189,6 @@ def bottleneck_resnet(depth: int, *, small_stem: bool = False, image_size: int, 
         depths[depth],
         (64, 128, 256, 512),
         shortcut="projection",
-        small_stem=small_stem,
+        small_stem=False,
         **options,
     )

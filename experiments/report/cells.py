@@ -7,14 +7,55 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from experiments.records import RunRecord
+from experiments.report import intervals
+from experiments.report.intervals import Interval
 from experiments.run import Run
 
-# With fewer, an interval tells how a network came out, not how a method does.
-FEWEST_SEEDS = 3
+# A constant learning rate leaves the accuracy of each epoch to chance.
+LAST_EPOCHS = 3
 
 
-# Differences of equal accuracies come out unequal in their last digits.
-ROUNDING = 1e-9
+def final_accuracy(record: RunRecord) -> float:
+    """What an ended run counts with: where its rate is constant, the mean accuracy of the last three epochs.
+
+    Otherwise, and for a run that diverged, the accuracy after the last epoch.
+    """
+    averaged = record.run.schedule == "constant" and record.status == "finished"
+    last = record.epochs[-LAST_EPOCHS:] if averaged else record.epochs[-1:]
+    return statistics.fmean(epoch.test_accuracy for epoch in last)
+
+
+def best_accuracy(record: RunRecord) -> float:
+    """Accuracy of the epoch that was best on the test images, which nobody knows beforehand."""
+    return max(epoch.test_accuracy for epoch in record.epochs)
+
+
+def log_final_loss(record: RunRecord) -> float | None:
+    """Logarithm of the last epoch's training loss; `None` if the run diverged or the loss is not above 0."""
+    loss = record.epochs[-1].train_loss
+    return math.log(loss) if record.status == "finished" and loss > 0 else None
+
+
+def mean_log_loss(record: RunRecord) -> float | None:
+    """Mean over the epochs of the logarithm of the training loss: the lower, the faster the training."""
+    losses = [epoch.train_loss for epoch in record.epochs]
+    if record.status != "finished" or min(losses) <= 0:
+        return None
+    return statistics.fmean(map(math.log, losses))
+
+
+ENDPOINTS: Mapping[str, Callable[[RunRecord], float | None]] = {
+    "accuracy": lambda record: record.epochs[-1].test_accuracy,
+    "final_accuracy": final_accuracy,
+    "best_accuracy": best_accuracy,
+    "log_final_loss": log_final_loss,
+    "mean_log_loss": mean_log_loss,
+}
+
+
+def epochs_until(record: RunRecord, loss: float) -> int | None:
+    """The first epoch whose training loss is at most this; `None` if there is none."""
+    return next((epoch.epoch for epoch in record.epochs if epoch.train_loss <= loss), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +74,11 @@ class Cell:
     missing: int = 0
     messages: tuple[str, ...] = ()
 
-    @property
-    def accuracies(self) -> dict[int, float]:
-        """Accuracy after the last epoch, by seed."""
-        return {seed: record.epochs[-1].test_accuracy for seed, record in self.ended.items()}
-
     def values(self, score: str) -> dict[int, float]:
-        """'accuracy', or a score of the finished runs (a diverged run has none), by seed."""
-        if score == "accuracy":
-            return self.accuracies
-        return {seed: record.scores[score] for seed, record in self.ended.items() if score in record.scores}
+        """One of `ENDPOINTS`, or a score of the finished runs, by seed; what a run does not have is left out."""
+        endpoint = ENDPOINTS.get(score, lambda record: record.scores.get(score))
+        found = {seed: endpoint(record) for seed, record in self.ended.items()}
+        return {seed: value for seed, value in found.items() if value is not None}
 
     @property
     def losses(self) -> list[float]:
@@ -103,8 +139,8 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     return mean, statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def paired_difference(cell: Cell, baseline: Cell, score: str = "accuracy") -> tuple[float, float, int]:
-    """Mean difference of the accuracies or another score, paired by seed, and its 95 % t-interval.
+def paired_difference(cell: Cell, baseline: Cell, score: str = "final_accuracy") -> Interval:
+    """Mean difference of an endpoint or a score, paired by seed.
 
     Args:
       cell: the method's runs.
@@ -112,21 +148,11 @@ def paired_difference(cell: Cell, baseline: Cell, score: str = "accuracy") -> tu
       score: see `Cell.values`.
 
     Returns:
-      The mean difference, half the width of its interval (NaN with fewer than two seeds), and the number
-      of seeds that both have.
+      Its interval over the seeds that both have.
     """
     ours, theirs = cell.values(score), baseline.values(score)
-    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    return *t_interval(differences), len(differences)
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % Student t-interval; NaN where there are too few values."""
-    from scipy import stats
-
-    mean, std = mean_and_std(values)
-    n = len(values)
-    return mean, float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n) if n > 1 else math.nan
+    seeds = sorted(ours.keys() & theirs.keys())
+    return intervals.paired([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +178,7 @@ def make_rows(
     cells: Iterable[Cell],
     labels: Callable[[Run], tuple[str, ...]],
     paper: Callable[[Run], tuple[float | None, float | None]] = lambda run: (None, None),
+    versus: str = "baseline",
 ) -> list[Row]:
     """One row per cell, beside the baseline whose labels are the same but for the method.
 
@@ -159,20 +186,13 @@ def make_rows(
       cells: of all methods.
       labels: of a run's row; the last one is the method.
       paper: accuracy and loss that the paper printed, where it did.
+      versus: the method that takes the place of the baseline, with which this one is not compared then.
     """
     cells = list(cells)
-    baselines = {labels(c.run)[:-1]: c for c in cells if c.run.method == "baseline"}
+    baselines = {labels(c.run)[:-1]: c for c in cells if c.run.method == versus}
     rows = []
     for cell in cells:
         own = labels(cell.run)
-        baseline = None if cell.run.method == "baseline" else baselines.get(own[:-1])
+        baseline = None if cell.run.method in ("baseline", versus) else baselines.get(own[:-1])
         rows.append(Row(own, cell, baseline, *paper(cell.run)))
     return rows
-
-
-def leaves_out_zero(row: Row, score: str = "accuracy") -> bool | None:
-    """Whether the interval of the difference to the baseline leaves out 0; `None` with too few seeds."""
-    if row.baseline is None:
-        return None
-    mean, half, n = paired_difference(row.cell, row.baseline, score)
-    return None if n < FEWEST_SEEDS else half >= ROUNDING and abs(mean) > half

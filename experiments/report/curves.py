@@ -7,10 +7,17 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.report import style
+from experiments.report import names, style
 from experiments.report.cells import Cell
 
 Curve = Literal["test_accuracy", "test_loss"]
+
+
+def describe_setting(cell: Cell, *parts: str) -> str:
+    """A figure's title: data set, network, number of seeds and what else is the same in it."""
+    run = cell.run
+    base = names.dataset(run.data_name), names.model(run.model)
+    return ", ".join([*base, *parts, f"{len(cell.ended) + cell.missing} seeds"])
 
 
 def add_learning_curves(
@@ -20,11 +27,11 @@ def add_learning_curves(
     panels: Mapping[str, Sequence[Cell]],
     above: Curve = "test_accuracy",
 ) -> str:
-    """Draws learning curves as NAME.png and NAME.svg; returns the Markdown that shows them."""
-    draw_learning_curves(folder / name, title, panels, above)
+    """Draws learning curves as NAME.svg; returns the Markdown that shows them."""
+    draw_learning_curves(folder / f"{name}.svg", title, panels, above)
     return (
         f"![{title}: {above.replace('_', ' ')} and training loss over epochs]({name}.svg)\n\n"
-        "Line: mean over seeds; band: lowest to highest seed; cross: a run diverged."
+        "Line: mean over seeds; band: lowest to highest seed; cross: a run diverged; after the method its rate."
     )
 
 
@@ -37,7 +44,7 @@ def draw_learning_curves(
     epoch in which a run diverged.
 
     Args:
-      path: of the figure without suffix; writes .png and .svg.
+      path: of the figure, which ends with .svg.
       title: above the figure.
       panels: the cells of each column, by the column's title.
       above: the metric, a field of `EpochMetrics`.
@@ -46,31 +53,35 @@ def draw_learning_curves(
     from matplotlib.figure import Figure
 
     with mpl.rc_context(style.STYLE):
-        figure = Figure(figsize=(max(3.6 * len(panels), 5.4), 5.4), dpi=150, layout="constrained")
-        axes = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
-        lines = {}
+        figure = Figure(figsize=(max(3.6 * len(panels), 5.4), 6.2), dpi=150, layout="constrained")
+        # Tasks of one data set share their scale; a method that fails would flatten the panels of the others.
+        axes = figure.subplots(2, len(panels), sharex="col", squeeze=False)
         for column, (name, cells) in enumerate(panels.items()):
             upper, lower = axes[:, column]
             upper.set_title(name)
             lower.set_yscale("log")
             lower.set_xlabel("epoch")
             lower.xaxis.get_major_locator().set_params(integer=True)
+            lines = {}
             for cell in cells:
                 if cell.ended:
-                    lines[cell.run.method] = _draw_cell(upper, cell, above)
+                    lines[f"{names.METHODS[cell.run.method]} {cell.run.learning_rate:g}"] = _draw_cell(
+                        upper, cell, above
+                    )
                     _draw_cell(lower, cell, "train_loss")
-        style.label_narrow_log_axis(axes[1, 0].yaxis)
+            style.label_narrow_log_axis(lower.yaxis)
+            if lines:
+                options = {"fontsize": 7, "frameon": False, "ncols": 2}
+                lower.legend(
+                    list(lines.values()),
+                    list(lines),
+                    loc="upper center",
+                    bbox_to_anchor=(0.5, -0.2),
+                    **options,
+                )
         axes[0, 0].set_ylabel(above.replace("_", " "))
         axes[1, 0].set_ylabel("training loss")
         figure.suptitle(title)
-        methods = [method for method in style.METHOD_STYLES if method in lines]
-        if methods:
-            figure.legend(
-                [lines[method] for method in methods],
-                methods,
-                loc="outside lower center",
-                ncols=min(len(methods), 6),
-            )
         style.save(figure, path)
 
 
@@ -84,7 +95,7 @@ def _draw_cell(axes, cell: Cell, metric: str):
     epochs = np.arange(1, values.shape[1] + 1)
     if len(records) > 1:
         axes.fill_between(
-            epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0
+            epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.12, linewidth=0
         )
     (line,) = axes.plot(epochs, values.mean(axis=0), dashes, color=color, linewidth=1.4)
     for record in records:

@@ -72,8 +72,8 @@ def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunReco
 
 
 def add_figure(folder: Path, name: str, title: str, seeds: Sequence[GradientDynamics]) -> str:
-    """Draws one setting as NAME.png and NAME.svg; returns the Markdown that shows them."""
-    draw(folder / name, title, seeds)
+    """Draws one setting as NAME.svg; returns the Markdown that shows them."""
+    draw(folder / f"{name}.svg", title, seeds)
     return f"![{title}: standard deviation of the gradients per layer and epoch]({name}.svg)"
 
 
@@ -81,7 +81,7 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
     """Draws a heat map layers x epochs, the global curve below it and the amplification beside it.
 
     Args:
-      path: of the figure without suffix; writes .png and .svg.
+      path: of the figure, which ends with .svg.
       title: above the figure.
       seeds: statistics of runs that differ in the seed alone.
     """
@@ -160,7 +160,7 @@ def draw_global(
     """Draws the global standard deviation over epochs: one column per panel, one line per method.
 
     Args:
-      path: of the figure without suffix; writes .png and .svg.
+      path: of the figure, which ends with .svg.
       title: above the figure.
       panels: statistics of the seeds by method, by title of the panel.
     """

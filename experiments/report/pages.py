@@ -1,29 +1,18 @@
 """Pages: what all reports say of their runs, in words, and the files they are written to."""
 
-import textwrap
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from experiments.files import write_whole
+from experiments.report import findings as findings_module
+from experiments.report import names
 from experiments.report.cells import Cell
+from experiments.report.findings import Finding
 from experiments.run import CROSS_ENTROPY, Run
 
-HOW_TO_READ = (
-    'Every run counts with its {score} after the last epoch, never with its best epoch. "mean ± s": mean and '
-    'sample standard deviation over seeds. "vs baseline": mean difference to the baseline of the same protocol, '
-    "model and optimizer, paired by seed, with its 95 % Student t-interval; an interval that contains 0 does not "
-    "show a difference, nor do seeds that agree to the last digit, which give no interval. Intervals speak of the "
-    "seeds alone, neither of other images nor of the choice of a learning rate. A run whose loss or parameters "
-    "stopped being finite is ended there and called diverged: "
-    "{diverged} Seconds per epoch are the median, without compilation. Non-finite steps are summed over the seeds."
-)
-DIVERGED = {
-    "accuracy": "its network is evaluated as it is (chance level, once a parameter is NaN) and counts with that "
-    "accuracy; its loss does not count.",
-    "scores": "it has no scores, and its loss does not count.",
-}
-WIDTH = 110
+HOW_TO_READ = "[How to read this report](../../../README.md#how-to-read-a-report)"
+REPORT = "report.md"
 
 
 def describe_protocol(run: Run) -> str:
@@ -44,7 +33,7 @@ def describe_protocol(run: Run) -> str:
         "step": f"learning rate x {run.step_factor:g} every {_count(run.step_epochs, 'epoch')}",
     }[run.schedule]
     parts = [
-        f"{run.data_name}, {images} training images, {evaluated}",
+        f"{names.dataset(run.data_name)}, {images} training images, {evaluated}",
         {
             "none": "no augmentation",
             "flip": "random flips",
@@ -93,8 +82,14 @@ def describe_completeness(cells: Iterable[Cell]) -> str:
     missing = sum(cell.missing for cell in cells)
     if not missing:
         return f"All {ended} runs have ended."
-    names = [f"{c.run.model} {c.run.method} {c.run.optimizer} ({c.missing})" for c in cells if c.missing]
-    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more settings" if len(names) > 8 else "")
+    settings = [
+        f"{names.model(c.run.model)}, {names.OPTIMIZERS[c.run.optimizer]} {c.run.learning_rate:g}, "
+        f"{names.METHODS[c.run.method]} ({c.missing})"
+        for c in cells
+        if c.missing
+    ]
+    more = len(settings) - 4
+    listed = "; ".join(settings[:4]) + (f" and {more} more settings" if more > 0 else "")
     return f"**{missing} of {ended + missing} runs are missing**: {listed}."
 
 
@@ -126,28 +121,52 @@ def describe_origin(cells: Iterable[Cell]) -> str:
 
 def write_report(
     folder: Path,
-    heading: str,
+    title: str,
     cells: Sequence[Cell],
-    sections: Sequence[str],
-    score: Literal["accuracy", "scores"] = "accuracy",
+    findings: Sequence[Finding],
+    *,
+    settings: str = "",
+    results: Sequence[str],
+    method: Sequence[str] = (),
+    answer: str = "",
+    keep_findings: bool = True,
 ) -> None:
-    """Writes report.md.
+    """Writes report.md and findings.json.
 
     Args:
       folder: where to.
-      heading: first line; says what was reduced.
+      title: a few words.
       cells: everything that the report is about.
-      sections: Markdown, after what all reports have in common.
-      score: what runs are judged by: their accuracy, or the other scores alone.
+      findings: the answers, from which its head is made.
+      settings: a table of what is set here and in the paper.
+      results: Markdown of the tables and figures.
+      method: Markdown of how they came about; where the runs were made follows.
+      answer: of the study in a sentence; by default made of the findings.
+      keep_findings: writes findings.json too, which has no place among records.
     """
+    link = f"{folder.parent.name}/{folder.name}/{REPORT}"
+    findings = [dataclasses.replace(finding, link=link) for finding in findings]
+    if keep_findings:
+        findings_module.write_findings(folder, findings)
+    completeness = describe_completeness(cells)
+    is_whole = not any(cell.missing for cell in cells)
+    fully = findings_module.describe_fully(findings)
     parts = [
-        f"# {heading}",
-        describe_completeness(cells),
+        f"# {title}",
+        answer or findings_module.describe(findings),
+        findings_module.describe_detectable(findings),
+        "" if is_whole else completeness,
+        settings,
+        "## Results",
+        fully if len(findings) > 1 else "",
+        *results,
+        "## Method",
+        *method,
+        completeness if is_whole else "",
         describe_origin(cells),
-        textwrap.fill(HOW_TO_READ.format(score=score, diverged=DIVERGED[score]), WIDTH),
-        *sections,
+        f"{HOW_TO_READ}.",
     ]
-    write_page(folder / "report.md", parts)
+    write_page(folder / REPORT, parts)
 
 
 def write_page(path: Path, parts: Iterable[str]) -> None:

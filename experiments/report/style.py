@@ -66,25 +66,20 @@ def label_narrow_log_axis(axis: Any) -> None:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Writes a figure as PATH.png and PATH.svg, and makes their folder.
+    """Writes a figure as SVG or PNG, and makes its folder.
 
     Args:
       figure: drawn, as it is saved, within `matplotlib.rc_context(STYLE)`.
-      path: without suffix; a dot in its name is part of the name.
+      path: ends with .svg or, for pictures of many points, .png.
 
     Raises:
-      FileError: a file cannot be written; an older one is left as it was.
+      FileError: the file cannot be written; an older one is left as it was.
     """
     import matplotlib as mpl
 
-    def write(suffix: str, metadata: dict[str, None]) -> None:
-        write_whole(
-            path.with_name(path.name + suffix),
-            lambda file: figure.savefig(file, format=suffix[1:], metadata=metadata),
-        )
-
+    kind = path.suffix.removeprefix(".")
+    # Neither a date nor a version in the file.
+    metadata = {"svg": {"Date": None}, "png": {"Software": None}}[kind]
     # Of the style, the salt alone is read when saving, and drawings without the style need it too.
     with mpl.rc_context({"svg.hashsalt": STYLE["svg.hashsalt"]}):
-        # Neither a date nor a version in the files.
-        write(".png", {"Software": None})
-        write(".svg", {"Date": None})
+        write_whole(path, lambda file: figure.savefig(file, format=kind, metadata=metadata))

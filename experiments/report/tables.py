@@ -1,100 +1,162 @@
 """Markdown tables of cells, and how their numbers are written."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from experiments.report.cells import (
-    ROUNDING,
-    Cell,
-    Row,
-    leaves_out_zero,
-    mean_and_std,
-    paired_difference,
-)
+from tabulate import tabulate
+
+from experiments.report.cells import Cell, Row, mean_and_std
+
+if TYPE_CHECKING:
+    from experiments.report.contrasts import Contrast
+
+# Scores that are shares, and printed in percent; others, such as distances, are not.
+DECIMALS = {"hausdorff": 2, "hausdorff95": 2}
 
 
-def results_table(headings: Sequence[str], rows: Sequence[Row]) -> str:
-    """A Markdown table of accuracies, losses and speed, beside the paper's numbers if there are any.
+def results_table(
+    headings: Sequence[str],
+    rows: Sequence[Row],
+    contrasts: Sequence["Contrast"] = (),
+    *,
+    best_epoch: bool = False,
+) -> str:
+    """Accuracies in percent beside the paper's, if there are any, and the differences to the baseline.
 
     Args:
       headings: of the rows' labels.
       rows: one per cell.
+      contrasts: of the accuracy, for the rows that have one.
+      best_epoch: also says what the epoch had that was best on the test images.
     """
-    columns = {
-        "learning rate": lambda row: f"{row.cell.run.learning_rate:g}",
+    by_row = {id(contrast.row): contrast for contrast in contrasts}
+
+    def difference(row: Row) -> str:
+        contrast = by_row.get(id(row))
+        return contrast.endpoint.write_interval(contrast.interval) if contrast else _no_difference(row)
+
+    columns: dict[str, Callable[[Row], str]] = {
+        "rate": lambda row: f"{row.cell.run.learning_rate:g}",
         "seeds": lambda row: str(len(row.cell.ended)),
-        "test accuracy": lambda row: format_score(row.cell),
-        "paper accuracy": lambda row: format_number(row.paper_accuracy, ".4f"),
-        "vs baseline [95 % interval]": format_difference,
-        "training loss": lambda row: format_number(mean_and_std(row.cell.losses)[0], ".2e"),
-        "paper loss": lambda row: format_number(row.paper_loss, ".1e"),
-        "s/epoch": lambda row: format_number(row.cell.seconds_per_epoch, ".2f"),
-        "non-finite steps": lambda row: str(row.cell.nonfinite_steps),
+        "test accuracy, %": lambda row: format_score(row.cell, "final_accuracy"),
+        "the paper, %": lambda row: format_number(_percent(row.paper_accuracy), ".1f"),
+        "vs baseline, points [95 %]": difference,
+        "verdict": lambda row: by_row[id(row)].word if id(row) in by_row else "",
+        "best epoch, %": lambda row: format_score(row.cell, "best_accuracy"),
         "remarks": lambda row: remarks(row.cell),
     }
-    if all(row.paper_accuracy is None for row in rows):
-        del columns["paper accuracy"]
-    if all(row.paper_loss is None for row in rows):
-        del columns["paper loss"]
-    lines = [[*row.labels, *(column(row) for column in columns.values())] for row in rows]
-    return markdown_table([[*headings, *columns], *lines], left=len(headings))
+    if not contrasts:
+        del columns["vs baseline, points [95 %]"], columns["verdict"]
+    if not best_epoch:
+        del columns["best epoch, %"]
+    return row_table(headings, rows, columns, text=("verdict", "remarks"), tell=True, keep=_RESULTS)
 
 
-def scores_table(headings: Sequence[str], rows: Sequence[Row], scores: Mapping[str, str]) -> str:
-    """A Markdown table of the finished networks' scores, each with its difference to the baseline.
+def training_table(
+    headings: Sequence[str],
+    rows: Sequence[Row],
+    contrasts: Sequence[Sequence["Contrast"]] = (),
+    versus: str = "baseline",
+) -> str:
+    """Training losses, their ratios to the baseline's, and time.
 
     Args:
       headings: of the rows' labels.
       rows: one per cell.
-      scores: headings of the columns, and names in `RunRecord.scores`.
+      contrasts: of each endpoint of the training loss.
+      versus: what the rows are compared with, for people.
     """
-    columns = [column for heading in scores for column in (heading, "vs baseline [95 % interval]")]
-    lines = [[*headings, *columns]]
-    for row in rows:
-        cells = [
-            text
-            for score in scores.values()
-            for text in (format_score(row.cell, score), format_difference(row, score))
-        ]
-        lines.append([*row.labels, *cells])
-    return markdown_table(lines, left=len(headings))
+
+    def of(some: Sequence["Contrast"]) -> Callable[[Row], str]:
+        by_row = {id(contrast.row): contrast for contrast in some}
+
+        def write(row: Row) -> str:
+            contrast = by_row.get(id(row))
+            return contrast.endpoint.write_interval(contrast.interval) if contrast else _no_difference(row)
+
+        return write
+
+    columns: dict[str, Callable[[Row], str]] = {
+        "final training loss": lambda row: format_number(mean_and_std(row.cell.losses)[0], ".2e"),
+        "the paper": lambda row: format_number(row.paper_loss, ".1e"),
+    }
+    for some in contrasts:
+        if some:
+            columns[f"{some[0].endpoint.title}: ratio to {versus} [95 %]"] = of(some)
+    columns["s/epoch"] = lambda row: format_number(row.cell.seconds_per_epoch, ".2f")
+    columns["non-finite steps"] = lambda row: str(row.cell.nonfinite_steps)
+    return row_table(headings, rows, columns)
 
 
-def format_score(cell: Cell, score: str = "accuracy") -> str:
-    """Mean ± standard deviation, or the mean alone of a single seed."""
-    mean, std = mean_and_std(list(cell.values(score).values()))
+def certainty_table(headings: Sequence[str], contrasts: Sequence["Contrast"]) -> str:
+    """What stands behind each verdict: adjusted p, the interval of the pooled variance, what could have been seen."""
+    if not contrasts:
+        return ""
+    by_row = {id(contrast.row): contrast for contrast in contrasts}
+    endpoint = contrasts[0].endpoint
+    per_unit = {"points": "points", "ratio": "%"}.get(endpoint.unit, endpoint.unit)
+
+    def pooled(row: Row) -> str:
+        interval = by_row[id(row)].pooled
+        return endpoint.write_ends(interval) if interval.is_known else "-"
+
+    def detectable(row: Row) -> str:
+        return format_number(endpoint.convert_size(by_row[id(row)].detectable), ".2g")
+
+    def paper(row: Row) -> str:
+        effect = by_row[id(row)].paper
+        return "-" if effect is None else endpoint.write(effect)
+
+    columns: dict[str, Callable[[Row], str]] = {
+        "the paper's effect": paper,
+        f"smallest of interest, {per_unit}": lambda row: (
+            f"{endpoint.convert_size(by_row[id(row)].smallest):.3g}"
+        ),
+        f"smallest detectable, {per_unit}": detectable,
+        "p (Holm)": lambda row: format_number(by_row[id(row)].p, ".2g"),
+        "pooled variance [95 %]": pooled,
+    }
+    return row_table(headings, [contrast.row for contrast in contrasts], columns)
+
+
+def scores_table(
+    headings: Sequence[str], rows: Sequence[Row], contrasts: Sequence[Sequence["Contrast"]]
+) -> str:
+    """Several scores of the finished networks, each with its difference to the baseline.
+
+    Args:
+      headings: of the rows' labels.
+      rows: one per cell.
+      contrasts: of each score.
+    """
+    columns: dict[str, Callable[[Row], str]] = {}
+    for some in contrasts:
+        if some:
+            add_score(columns, some)
+    return row_table(headings, rows, columns, keep=tuple(columns))
+
+
+def add_score(columns: dict[str, Callable[[Row], str]], contrasts: Sequence["Contrast"]) -> None:
+    """Adds a score and its difference to the columns of a table."""
+    endpoint = contrasts[0].endpoint
+    by_row = {id(contrast.row): contrast for contrast in contrasts}
+
+    def difference(row: Row) -> str:
+        contrast = by_row.get(id(row))
+        return endpoint.write_interval(contrast.interval) if contrast else _no_difference(row)
+
+    columns[endpoint.title] = lambda row: format_score(row.cell, endpoint.score)
+    columns[f"{endpoint.title} vs baseline [95 %]"] = difference
+
+
+def format_score(cell: Cell, score: str) -> str:
+    """Mean ± standard deviation, or the mean alone of a single seed; shares in percent."""
+    scale, decimals = (1, DECIMALS[score]) if score in DECIMALS else (100, 1)
+    mean, std = mean_and_std([scale * value for value in cell.values(score).values()])
     if math.isnan(mean):
         return "-"
-    return f"{mean:.4f}" if math.isnan(std) else f"{mean:.4f} ± {std:.4f}"
-
-
-def format_difference(row: Row, score: str = "accuracy") -> str:
-    """Mean difference to the baseline with its interval."""
-    if row.cell.run.method == "baseline":
-        return ""
-    if row.baseline is None:
-        return "-"
-    mean, half, n = paired_difference(row.cell, row.baseline, score)
-    if n == 0:
-        return "-"
-    if math.isnan(half):
-        return f"{mean:+.4f} [one seed]"
-    pairs = "" if n == len(row.cell.values(score)) else f" ({n} seeds)"
-    interval = "seeds agree" if half < ROUNDING else f"{mean - half:+.4f}, {mean + half:+.4f}"
-    return f"{mean:+.4f} [{interval}]{pairs}"
-
-
-def describe_chance(rows: Iterable[Row], scores: Sequence[str] = ("accuracy",)) -> str:
-    """How many intervals leave out 0, and how many would by chance; nothing where no seeds suffice."""
-    rows = list(rows)
-    found = [leaves_out_zero(row, score) for row in rows for score in scores]
-    told = [answer for answer in found if answer is not None]
-    if not told:
-        return ""
-    return (
-        f"Intervals of 95 % that leave out 0: {sum(told)} of {len(told)}. If no method changed anything, about "
-        f"{len(told) / 20:.1f} would by chance alone."
-    )
+    return f"{mean:.{decimals}f}" if math.isnan(std) else f"{mean:.{decimals}f} ± {std:.{decimals}f}"
 
 
 def format_number(value: float | None, spec: str) -> str:
@@ -110,27 +172,74 @@ def remarks(cell: Cell) -> str:
     if cell.missing:
         parts.append(f"{cell.missing} missing")
     parts += [f"failed: {message}" for message in dict.fromkeys(cell.messages)]
-    return "; ".join(parts).replace("|", "/")
+    return "; ".join(parts)
 
 
-def markdown_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+def _no_difference(row: Row) -> str:
+    return "" if row.cell.run.method == "baseline" else "-"
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+_RESULTS = ("test accuracy, %", "vs baseline, points [95 %]", "verdict")
+# What may be the same in every row of a table without being worth a column.
+_DROPPED_SILENTLY = ("", "-", "0")
+
+
+def row_table(
+    headings: Sequence[str],
+    rows: Sequence[Row],
+    columns: dict[str, Callable[[Row], str]],
+    text: Sequence[str] = (),
+    tell: bool = False,
+    keep: Sequence[str] = (),
+) -> str:
+    """A table without the columns that are the same in every row.
+
+    Args:
+      headings: of the rows' labels.
+      rows: one per cell.
+      columns: what a row has in each, by heading.
+      text: headings of columns of words, which are aligned to the left as labels are.
+      tell: adds a sentence of what was the same in every row.
+      keep: headings of columns that stay though they are the same in every row.
+    """
+    if not rows:
+        return ""
+    written: dict[str, list[str]] = {
+        heading: [row.labels[i] for row in rows] for i, heading in enumerate(headings)
+    }
+    written |= {heading: [column(row) for row in rows] for heading, column in columns.items()}
+    constant = {}
+    if len(rows) > 1:
+        constant = {h: cells[0] for h, cells in written.items() if len(set(cells)) == 1 and h not in keep}
+    kept = {h: cells for h, cells in written.items() if h not in constant}
+    told = [f"{h} {cell}" for h, cell in constant.items() if cell not in _DROPPED_SILENTLY]
+    left = {*headings, *text}
+    lines = [list(kept), *([cells[i] for cells in kept.values()] for i in range(len(rows)))]
+    table = markdown_table(lines, aligned_left=[heading in left for heading in kept])
+    return f"{table}\n\nThe same in every row: {', '.join(told)}." if told and tell else table
+
+
+def markdown_table(
+    rows: Sequence[Sequence[str]], left: int = 1, aligned_left: Sequence[bool] | None = None
+) -> str:
     """Lays out a Markdown table, readable as plain text too.
 
     Args:
       rows: the headings and then the rows.
       left: how many columns are aligned to the left; the others are aligned to the right.
+      aligned_left: the same, column by column.
     """
-    widths = [max(3, *(len(cell) for cell in column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| "
-        + " | ".join(
-            f"{cell:{'<' if i < left else '>'}{w}}"
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        + " |"
-        for row in rows
-    ]
-    rule = (
-        "|" + "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    sides = aligned_left or [i < left for i in range(len(rows[0]))]
+    cells = [[cell.replace("|", "/").replace("\n", " ") for cell in row] for row in rows]
+    return tabulate(
+        cells[1:],
+        headers=cells[0],
+        tablefmt="pipe",
+        colalign=["left" if side else "right" for side in sides] if len(cells) > 1 else None,
+        disable_numparse=True,
+        missingval="",
     )
-    return "\n".join([lines[0], rule, *lines[1:]])

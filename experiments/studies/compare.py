@@ -1,6 +1,5 @@
 """The main job: every method behind every optimizer, with seeds, on one data set and one model."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,58 +7,59 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.records import RunRecord
-from experiments.report.cells import Cell, Row, make_cells, make_rows, mean_and_std
+from experiments.report import names
+from experiments.report.cells import Cell, Row, make_cells, make_rows, mean_and_std, paired_difference
+from experiments.report.contrasts import ACCURACY
 from experiments.report.curves import add_learning_curves
 from experiments.report.pages import describe_protocol, write_report
-from experiments.report.tables import format_difference, format_number, format_score, remarks, results_table
+from experiments.report.tables import format_number, format_score, remarks
 from experiments.run import Run
-
-METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
-OPTIMIZERS = ("sgdm", "adam")
-
-# One for all methods, so that the methods are compared and not their tuning.
-LEARNING_RATES = {"sgdm": 0.01, "adam": 0.001, "adamw": 0.001, "rmsprop": 0.001, "lars": 1.0, "lamb": 0.01}
+from experiments.studies.grid import Question, compare_methods
+from experiments.studies.study import Size, Study, default_learning_rate, grid
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """What `python -m experiments compare` trains: one run per method, optimizer and seed."""
+def make_study(
+    dataset: str,
+    model: str,
+    methods: Sequence[str],
+    optimizers: Sequence[str],
+    seeds: Sequence[int],
+    epochs: int,
+    batch_size: int,
+    learning_rate: float | None = None,
+    train_examples: int | None = None,
+) -> Study:
+    """The study that `python -m experiments compare` makes of its arguments: one run per method, optimizer and seed.
 
-    dataset: str
-    model: str
-    methods: tuple[str, ...]
-    optimizers: tuple[str, ...]
-    seeds: tuple[int, ...]
-    epochs: int
-    batch_size: int
-    learning_rate: float | None
-    train_examples: int | None = None
-
-    @property
-    def runs(self) -> list[Run]:
-        """All runs, one seed after the other."""
-        return [
-            Run(
-                dataset=self.dataset,
-                model=self.model,
-                method=method,
-                optimizer=optimizer,
-                learning_rate=self.learning_rate or LEARNING_RATES[optimizer],
-                epochs=self.epochs,
-                batch_size=self.batch_size,
-                seed=seed,
-                train_examples=self.train_examples,
-            )
-            for seed in self.seeds
-            for optimizer in self.optimizers
-            for method in self.methods
-        ]
+    It has one size, whatever the preset.
+    """
+    size = Size(
+        models=(model,),
+        methods=tuple(methods),
+        epochs=epochs,
+        batch_sizes=(batch_size,),
+        seeds=tuple(seeds),
+        train_examples=train_examples,
+    )
+    runs = grid(
+        size.run(dataset),
+        seed=size.seeds,
+        optimizer=optimizers,
+        learning_rate=(learning_rate,) if learning_rate else default_learning_rate,
+        method=size.methods,
+    )
+    return Study(
+        name="compare",
+        title=f"{names.model(model)} on {names.dataset(dataset.partition(':')[0])}",
+        runs=lambda preset, records: runs,
+        report=lambda preset, records, folder: _write(runs, records, folder),
+    )
 
 
-def make_table_rows(comparison: Comparison, records: Sequence[RunRecord]) -> list[Row]:
+def make_table_rows(runs: Sequence[Run], records: Sequence[RunRecord]) -> list[Row]:
     """One row per optimizer and method; a method's baseline has the same optimizer."""
-    cells = make_cells(comparison.runs, records).values()
-    return make_rows(cells, lambda run: (run.optimizer, run.method))
+    cells = make_cells(runs, records).values()
+    return make_rows(cells, lambda run: (names.OPTIMIZERS[run.optimizer], names.METHODS[run.method]))
 
 
 def terminal_table(rows: Sequence[Row]) -> Table:
@@ -67,14 +67,17 @@ def terminal_table(rows: Sequence[Row]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("optimizer", overflow="fold")
     table.add_column("method", overflow="fold")
-    for heading in ("test accuracy", "train loss", "vs baseline [95 %]"):
+    for heading in ("test accuracy, %", "vs baseline [95 %]", "train loss"):
         table.add_column(heading, justify="right", overflow="fold")
     for i, row in enumerate(rows):
+        difference = ""
+        if row.baseline is not None:
+            difference = ACCURACY.write_interval(paired_difference(row.cell, row.baseline))
         table.add_row(
             *row.labels,
-            format_score(row.cell),
+            format_score(row.cell, "final_accuracy"),
+            escape(difference),
             format_number(mean_and_std(row.cell.losses)[0], ".2e"),
-            escape(format_difference(row)),
             end_section=i + 1 < len(rows) and rows[i + 1].labels[0] != row.labels[0],
         )
     return table
@@ -85,24 +88,24 @@ def terminal_remarks(rows: Sequence[Row]) -> list[str]:
     return [f"{' '.join(row.labels)}: {text}" for row in rows if (text := remarks(row.cell))]
 
 
-def write(comparison: Comparison, records: Sequence[RunRecord], folder: Path) -> list[Row]:
-    """Writes report.md and the figure of the learning curves into a folder.
-
-    Args:
-      comparison: what was to be trained.
-      records: what was trained.
-      folder: where to.
-
-    Returns:
-      The rows of the table.
-    """
-    rows = make_table_rows(comparison, records)
+def _write(runs: Sequence[Run], records: Sequence[RunRecord], folder: Path) -> None:
+    """Writes report.md and the figure of the learning curves."""
+    rows = make_table_rows(runs, records)
     panels: dict[str, list[Cell]] = {}
     for row in rows:
         panels.setdefault(row.labels[0], []).append(row.cell)
-    title = f"{comparison.model} on {comparison.dataset.partition(':')[0]}"
-    figure = add_learning_curves(folder, "learning_curves", title, panels)
-    protocol = f"Protocol of every row: {describe_protocol(comparison.runs[0])}."
-    table = results_table(("optimizer", "method"), rows)
-    write_report(folder, f"Comparison: {title}", [row.cell for row in rows], [protocol, table, figure])
-    return rows
+    title = f"{names.model(runs[0].model)} on {names.dataset(runs[0].dataset.partition(':')[0])}"
+    answers = compare_methods(rows, Question(setting=title))
+    figure_title = f"{title}, {len({run.seed for run in runs})} seeds"
+    write_report(
+        folder,
+        f"Every method: {title}",
+        [row.cell for row in rows],
+        answers.findings,
+        results=[
+            *answers.tables(("optimizer", "method")),
+            add_learning_curves(folder, "learning_curves", figure_title, panels),
+        ],
+        method=[f"Protocol of every row: {describe_protocol(runs[0])}."],
+        keep_findings=False,
+    )

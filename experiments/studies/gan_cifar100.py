@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
+from experiments.report import names
 from experiments.run import Run
-from experiments.studies.grid import write_grid_report
-from experiments.studies.study import Size, Study
+from experiments.studies.grid import Question, write_grid_report
+from experiments.studies.study import Size, Study, grid, settings_table
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 
@@ -52,46 +53,45 @@ numbers did not reach us. A constant multiplier cancels in Adam (up to its epsil
 its centring and through changes of its multiplier over time. The multiplier's formula is this project's own."""
 
 
+QUESTION = Question(
+    setting="CIFAR-100, AdamW",
+    source=lambda run: "Yun 2025, arXiv 2509.03677: it is kept" if run.method == "gan" else "",
+    headline=lambda run: run.method == "gan" and run.model == "resnet20",
+    forest=lambda run: run.method in ("gan", "znorm", "centralization"),
+)
+
+
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """Every model, method and seed; warm-up and steps shrink with the number of epochs."""
     del records
     size = SIZES[preset]
-    return [
-        Run(
-            dataset="cifar100",
-            model=model,
-            method=method,
-            optimizer="adamw",
-            learning_rate=1e-3,
-            epochs=size.epochs,
-            batch_size=size.batch_sizes[0],
-            seed=seed,
-            schedule="step",
-            warmup_epochs=5 * size.epochs / FULL_EPOCHS,
-            step_epochs=max(1, 30 * size.epochs // FULL_EPOCHS),
-            step_factor=0.75,
-            weight_decay=5e-5,
-            augment="crop_flip",
-            train_examples=size.train_examples,
-            test_examples=size.test_examples,
-        )
-        for seed in size.seeds
-        for model in size.models
-        for method in size.methods
-    ]
+    base = size.run(
+        "cifar100",
+        optimizer="adamw",
+        learning_rate=1e-3,
+        schedule="step",
+        warmup_epochs=5 * size.epochs / FULL_EPOCHS,
+        step_epochs=max(1, 30 * size.epochs // FULL_EPOCHS),
+        step_factor=0.75,
+        weight_decay=5e-5,
+        augment="crop_flip",
+    )
+    return grid(base, seed=size.seeds, model=size.models, method=size.methods)
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and one figure of learning curves."""
     write_grid_report(
         folder,
-        SIZES[preset].heading("AdamW with gradient normalization on CIFAR-100", preset, SIZES["full"]),
+        "AdamW with gradient normalization on CIFAR-100",
         make_runs(preset, records),
         records,
-        headings=("model", "method"),
-        labels=lambda run: (run.model, run.method),
-        figure=lambda run: "adamw",
-        panel=lambda run: run.model,
+        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
+        question=QUESTION,
+        headings=("network", "method"),
+        labels=lambda run: (names.model(run.model), names.METHODS[run.method]),
+        figure=lambda run: ("adamw", f"CIFAR-100, AdamW, {len(SIZES[preset].seeds)} seeds"),
+        panel=lambda run: names.model(run.model),
         notes=NOTES,
     )
 

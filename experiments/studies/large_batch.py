@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
+from experiments.report import names
 from experiments.run import Run
-from experiments.studies.grid import write_grid_report
-from experiments.studies.study import Size, Study
+from experiments.studies.grid import Question, write_grid_report
+from experiments.studies.study import Size, Study, grid, settings_table
 
 METHODS = ("baseline", "znorm", "gan")
 # At batch 256. LARS multiplies by its trust coefficient of 0.001 too, so its learning rate is of another order.
@@ -54,45 +55,60 @@ same for every method, and was not tuned. LARS and LAMB rescale every layer's up
 normalizer does to its scale cancels."""
 
 
+QUESTION = Question(
+    setting="CIFAR-10",
+    headline=lambda run: (run.method, run.optimizer) == ("znorm", "lamb") and run.batch_size == 512,
+    forest=lambda run: run.method in ("znorm", "gan"),
+)
+
+
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """Every optimizer, batch size, method and seed."""
     del records
     size = SIZES[preset]
-    return [
-        Run(
-            dataset="cifar10",
-            model=model,
-            method=method,
-            optimizer=optimizer,
-            learning_rate=float(f"{learning_rate * math.sqrt(batch_size / BASE_BATCH_SIZE):.3g}"),
-            epochs=size.epochs,
-            batch_size=batch_size,
-            seed=seed,
-            schedule="cosine",
-            warmup_epochs=0.05 * size.epochs,
-            weight_decay=1e-4,
-            augment="crop_flip",
-            train_examples=size.train_examples,
-            test_examples=size.test_examples,
-        )
-        for seed in size.seeds
-        for model in size.models
-        for optimizer, learning_rate in LEARNING_RATES.items()
-        for batch_size in size.batch_sizes
-        for method in size.methods
-    ]
+    base = size.run(
+        "cifar10",
+        schedule="cosine",
+        warmup_epochs=0.05 * size.epochs,
+        weight_decay=1e-4,
+        augment="crop_flip",
+    )
+    return grid(
+        base,
+        seed=size.seeds,
+        model=size.models,
+        optimizer=LEARNING_RATES,
+        batch_size=size.batch_sizes,
+        learning_rate=_scaled_learning_rate,
+        method=size.methods,
+    )
+
+
+def _scaled_learning_rate(run: Run) -> float:
+    return float(f"{LEARNING_RATES[run.optimizer] * math.sqrt(run.batch_size / BASE_BATCH_SIZE):.3g}")
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and one figure of learning curves per optimizer."""
     write_grid_report(
         folder,
-        SIZES[preset].heading("ZNorm and GAN before LARS and LAMB on CIFAR-10", preset, SIZES["full"]),
+        "ZNorm and GAN with LARS and LAMB on CIFAR-10",
         make_runs(preset, records),
         records,
-        headings=("model", "optimizer", "batch", "method"),
-        labels=lambda run: (run.model, run.optimizer, str(run.batch_size), run.method),
-        figure=lambda run: run.optimizer,
+        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
+        question=QUESTION,
+        headings=("network", "optimizer", "batch", "method"),
+        labels=lambda run: (
+            names.model(run.model),
+            names.OPTIMIZERS[run.optimizer],
+            f"batch {run.batch_size}",
+            names.METHODS[run.method],
+        ),
+        figure=lambda run: (
+            run.optimizer,
+            f"CIFAR-10, {names.model(run.model)}, {names.OPTIMIZERS[run.optimizer]}, "
+            f"{len(SIZES[preset].seeds)} seeds",
+        ),
         panel=lambda run: f"batch {run.batch_size}",
         notes=NOTES,
     )

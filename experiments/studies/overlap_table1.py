@@ -19,16 +19,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
+from experiments.report import names
 from experiments.report.cells import Cell, make_cells, make_rows
+from experiments.report.contrasts import ONE_POINT
 from experiments.report.curves import add_learning_curves
+from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, write_report
-from experiments.report.tables import describe_chance, results_table
 from experiments.run import Run
-from experiments.studies.study import Size, Study
+from experiments.studies.grid import Question, compare_methods
+from experiments.studies.study import (
+    DEFAULT_LEARNING_RATES,
+    Size,
+    Study,
+    default_learning_rate,
+    grid,
+    settings_table,
+    with_seeds,
+)
 from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
 
 METHODS = ("baseline", "centralization", "clipping", "clipping_value", "znorm", "gan")
-SHARED_LEARNING_RATES = {"sgdm": 0.01, "adam": 0.001}
+OPTIMIZERS = ("sgdm", "adam")
 
 SIZES = {
     "smoke": Size(
@@ -69,6 +80,7 @@ GRID = {
 }
 GRIDS = {"smoke": {"sgdm": (0.003, 0.03), "adam": (0.0003, 0.003)}, "cpu": GRID, "full": GRID}
 
+PAPER_MODEL = "resnet56"  # stands beside networks that the paper does not have
 # Table 1: top-1 test accuracy and training loss with SGDM, then with Adam.
 PAPER = {
     ("resnet56", "baseline"): ((0.7742, 5.2e-05), (0.8037, 2.0e-03)),
@@ -86,21 +98,6 @@ PAPER = {
 }
 
 
-def _run(size: Size, model: str, method: str, optimizer: str, learning_rate: float) -> Run:
-    return Run(
-        dataset="cifar10",
-        model=model,
-        method=method,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        epochs=size.epochs,
-        batch_size=size.batch_sizes[0],
-        seed=size.seeds[0],
-        train_examples=size.train_examples,
-        test_examples=size.test_examples,
-    )
-
-
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """The shared protocol's runs, the tuning runs, and the tuned runs whose tuning has ended."""
     return [*_shared_runs(preset), *_tuning_runs(preset), *_tuned_runs(preset, records)]
@@ -109,20 +106,17 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 def _settings(preset: str) -> list[Run]:
     """One run of every model, optimizer and method, with the shared learning rate."""
     size = SIZES[preset]
-    return [
-        _run(size, model, method, optimizer, learning_rate)
-        for model in size.models
-        for optimizer, learning_rate in SHARED_LEARNING_RATES.items()
-        for method in size.methods
-    ]
-
-
-def _with_seeds(preset: str, runs: Sequence[Run]) -> list[Run]:
-    return [dataclasses.replace(run, seed=seed) for run in runs for seed in SIZES[preset].seeds]
+    return grid(
+        size.run("cifar10"),
+        model=size.models,
+        optimizer=OPTIMIZERS,
+        learning_rate=default_learning_rate,
+        method=size.methods,
+    )
 
 
 def _shared_runs(preset: str) -> list[Run]:
-    return _with_seeds(preset, _settings(preset))
+    return with_seeds(_settings(preset), SIZES[preset].seeds)
 
 
 def _tuning_runs(preset: str) -> list[Run]:
@@ -133,71 +127,110 @@ def _tuning_runs(preset: str) -> list[Run]:
 
 
 def _tuned_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    return _with_seeds(preset, tune(_settings(preset), _tuning_runs(preset), records, _setting))
+    tuned = tune(_settings(preset), _tuning_runs(preset), records, _setting)
+    return with_seeds(tuned, SIZES[preset].seeds)
 
 
 def _setting(run: Run) -> tuple[str, str, str]:
     return run.model, run.optimizer, run.method
 
 
+def _labels(run: Run) -> tuple[str, str, str]:
+    return names.model(run.model), names.OPTIMIZERS[run.optimizer], names.METHODS[run.method]
+
+
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
-    """Writes report.md and the learning curves of both protocols."""
-    size = SIZES[preset]
+    """Writes report.md, findings.json and the learning curves of both protocols."""
     tuning = make_cells(_tuning_runs(preset), records)
     protocols = {
-        "shared": make_cells(_shared_runs(preset), records),
         "tuned": make_cells(_tuned_runs(preset, records), records),
+        "shared": make_cells(_shared_runs(preset), records),
     }
-    sections = [_describe_protocols(preset)]
+    headings = ("network", "optimizer", "method")
+    results: list[str] = []
+    findings: list[Finding] = []
     for protocol, cells in protocols.items():
-        sections.append(f"## Protocol {protocol}")
+        results.append(f"### Rates {protocol}")
         if not cells:
-            sections.append("No tuning has ended yet.")
+            results.append("No tuning has ended yet.")
             continue
-        rows = make_rows(cells.values(), lambda run, p=protocol: (p, *_setting(run)), _paper)
-        sections.append(results_table(("protocol", "model", "optimizer", "method"), rows))
-        sections.append(describe_chance(rows))
-        for model in size.models:
+        answers = compare_methods(make_rows(cells.values(), _labels, _paper), _question(protocol))
+        findings += answers.findings
+        results += answers.tables(headings, best_epoch=True)
+        for model in SIZES[preset].models:
             panels: dict[str, list[Cell]] = {}
             for cell in cells.values():
                 if cell.run.model == model:
-                    panels.setdefault(cell.run.optimizer, []).append(cell)
-            sections.append(
-                add_learning_curves(
-                    folder, f"curves_{protocol}_{model}", f"{model}, protocol {protocol}", panels
-                )
-            )
-    sections += [
-        "## Tuning: validation accuracy of every learning rate",
-        tuning_table(("model", "optimizer", "method"), tuning.values(), _setting),
-    ]
+                    panels.setdefault(names.OPTIMIZERS[cell.run.optimizer], []).append(cell)
+            title = f"CIFAR-10, {names.model(model)}, {len(SIZES[preset].seeds)} seeds, rates {protocol}"
+            results.append(add_learning_curves(folder, f"curves_{protocol}_{model}", title, panels))
     everything = [*protocols["shared"].values(), *tuning.values(), *protocols["tuned"].values()]
-    heading = size.heading("Table 1 of the gradient overlap paper", preset, SIZES["full"])
-    write_report(folder, heading, everything, sections)
+    write_report(
+        folder,
+        "Table 1 of the gradient overlap paper",
+        everything,
+        sorted(findings, key=lambda finding: finding.question),
+        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
+        results=results,
+        method=[
+            _describe_protocols(preset),
+            "Tuning: validation accuracy of every learning rate, in percent.",
+            tuning_table(headings, tuning.values(), _setting),
+        ],
+    )
+
+
+def _question(protocol: str) -> Question:
+    return Question(
+        setting=f"CIFAR-10, rates {protocol}",
+        source=lambda run: (
+            "Yun 2024, arXiv 2410.21564, Table 1" if (PAPER_MODEL, run.method) in PAPER else ""
+        ),
+        paper=paper_effect,
+        smallest=smallest_effect,
+        headline=lambda run: protocol == "tuned" and run.method == "znorm",
+        forest=lambda run: protocol == "tuned" and run.method in ("znorm", "gan", "centralization"),
+    )
+
+
+def paper_effect(run: Run, versus: str = "baseline") -> float | None:
+    """By how much the paper's accuracy of a method exceeds that of another; of ResNet-56 for other networks."""
+    ours, _ = _paper(run)
+    theirs, _ = _paper(dataclasses.replace(run, method=versus))
+    return None if ours is None or theirs is None else ours - theirs
+
+
+def smallest_effect(run: Run) -> float:
+    """Smallest effect of interest: of ZNorm the paper's, of others one point."""
+    effect = paper_effect(run) if run.method == "znorm" else None
+    return ONE_POINT if effect is None else effect
 
 
 def _describe_protocols(preset: str) -> str:
     shared, tuning = _shared_runs(preset)[0], _tuning_runs(preset)[0]
-    rates = " and ".join(f"{optimizer} {rate:g}" for optimizer, rate in SHARED_LEARNING_RATES.items())
+    rates = " and ".join(f"{optimizer} {DEFAULT_LEARNING_RATES[optimizer]:g}" for optimizer in OPTIMIZERS)
     text = f"""\
 - Protocol **shared**: {describe_protocol(shared)}; {rates} for every method.
 - Protocol **tuned**: the same, but with the learning rate that one seed of its own (not among the reported ones)
   found best on held-out training images ({describe_protocol(tuning)}). Every method got the same grid.
-- **Paper** columns: Yun 2024, arXiv 2410.21564, Table 1: un-augmented CIFAR-10, 100 epochs, batch 256; learning
+- **The paper**: Yun 2024, arXiv 2410.21564, Table 1: un-augmented CIFAR-10, 100 epochs, batch 256; learning
   rate, schedule, weight decay, initialisation and number of seeds are not stated. It has no row for GAN and none
   for clipping by value; whether its clipping is by norm or by value is not stated."""
     stand_ins = [model for model in SIZES[preset].models if (model, "baseline") not in PAPER]
     if stand_ins:
         text += (
-            f"\n- The paper has no {', '.join(stand_ins)}: beside it stand the paper's numbers for ResNet-56."
+            f"\n- The paper has no {', '.join(stand_ins)}: beside it stand the paper's numbers for ResNet-56, "
+            "with other images and epochs."
         )
     return text
 
 
 def _paper(run: Run) -> tuple[float | None, float | None]:
     """Accuracy and loss in the paper's table."""
-    model = run.model if (run.model, "baseline") in PAPER else "resnet56"
-    column = list(SHARED_LEARNING_RATES).index(run.optimizer)
+    if run.optimizer not in OPTIMIZERS:
+        return None, None
+    model = run.model if (run.model, "baseline") in PAPER else PAPER_MODEL
+    column = OPTIMIZERS.index(run.optimizer)
     return PAPER.get((model, run.method), ((None, None),) * 2)[column]
 
 

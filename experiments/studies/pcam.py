@@ -12,33 +12,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
+from experiments.report import names
 from experiments.report.cells import make_cells
+from experiments.report.contrasts import ONE_POINT, Endpoint
 from experiments.report.pages import describe_images
 from experiments.run import Run
-from experiments.studies.grid import write_grid_report
-from experiments.studies.medical import METHODS, PAPER, SEEDS_ALONE, describe
-from experiments.studies.study import Size, Study, make_heading
+from experiments.studies.grid import Question, write_grid_report
+from experiments.studies.medical import METHODS, PAPER, SEEDS_ALONE
+from experiments.studies.study import Size, Study, grid, settings_table
 from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
 
-SCORES = {"ROC-AUC": "roc_auc", "F1": "f1"}
+SCORES = (
+    Endpoint("roc_auc", "area under the ROC curve", "points", ONE_POINT),
+    Endpoint("f1", "F1", "points", ONE_POINT),
+)
+QUESTION = Question(
+    setting="PatchCamelyon, tuned rates",
+    source=lambda run: "Yun 2024, arXiv 2408.01215" if run.method == "znorm" else "",
+    headline=lambda run: (run.method, run.optimizer) == ("znorm", "adam"),
+    forest=lambda run: run.method in ("znorm", "gan", "centralization"),
+    scores=SCORES,
+)
 PAPER_ACCURACY = 0.917
 
 
-@dataclasses.dataclass(frozen=True)
-class PatchSize(Size):
-    """How large a preset is.
-
-    Attributes:
-      dataset: whole patches or their centres.
-      validation_split: where the patches come from that learning rates are chosen by: 'train' holds some out.
-    """
-
-    dataset: str = "pcam32"
-    validation_split: str = "train"
-
-
 SIZES = {
-    "smoke": PatchSize(
+    "smoke": Size(
         models=("resnet8",),
         methods=("baseline", "znorm", "gan"),
         epochs=2,
@@ -48,8 +47,9 @@ SIZES = {
         test_examples=200,
         tuning_epochs=1,
         validation_examples=100,
+        dataset="pcam32",
     ),
-    "cpu": PatchSize(
+    "cpu": Size(
         models=("resnet20",),
         methods=METHODS,
         epochs=8,
@@ -59,8 +59,9 @@ SIZES = {
         test_examples=2_000,
         tuning_epochs=5,
         validation_examples=500,
+        dataset="pcam32",
     ),
-    "full": PatchSize(
+    "full": Size(
         models=("resnet101",),
         methods=METHODS,
         epochs=20,
@@ -69,7 +70,6 @@ SIZES = {
         tuning_epochs=4,
         validation_examples=20_000,
         dataset="stream:patch_camelyon",
-        validation_split="validation",
     ),
 }
 GRID = {
@@ -96,30 +96,17 @@ by accuracy on {{chosen_by}}.
 
 {PAPER}
 
-0.917 is in the column "paper accuracy", beside ZNorm and Adam; it is comparable to the preset full at most. 0.812 has
+0.917 is in the column "the paper, %", beside ZNorm and Adam; it is comparable to the preset full at most. 0.812 has
 no number of ours beside it, because nothing here is trained on CIFAR-10: for that see the studies
 `znorm_architectures` and `overlap_table1`."""
 
 
-def _run(size: PatchSize, model: str, optimizer: str, method: str) -> Run:
-    """With a learning rate that is to be tuned."""
-    return Run(
-        dataset=size.dataset,
-        model=model,
-        method=method,
-        optimizer=optimizer,
-        learning_rate=1.0,
-        epochs=size.epochs,
-        batch_size=size.batch_sizes[0],
-        seed=size.seeds[0],
-        augment="flip_rotate",
-        train_examples=size.train_examples,
-        test_examples=size.test_examples,
-    )
-
-
 def _setting(run: Run) -> tuple[str, str, str]:
     return run.model, run.optimizer, run.method
+
+
+def _labels(run: Run) -> tuple[str, str, str]:
+    return names.model(run.model), names.OPTIMIZERS[run.optimizer], names.METHODS[run.method]
 
 
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
@@ -128,22 +115,28 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 
 
 def _settings(preset: str) -> list[Run]:
+    """One run of every network, optimizer and method, with a learning rate that is to be tuned."""
     size = SIZES[preset]
-    return [
-        _run(size, model, optimizer, method)
-        for model in size.models
-        for optimizer in GRIDS[preset]
-        for method in size.methods
-    ]
+    return grid(
+        size.run(learning_rate=1.0, augment="flip_rotate"),
+        model=size.models,
+        optimizer=GRIDS[preset],
+        method=size.methods,
+    )
+
+
+def _validation_split(size: Size) -> str:
+    """Where the patches come from that learning rates are chosen by: the centres have no split for it."""
+    return "train" if size.dataset == "pcam32" else "validation"
 
 
 def _tuning_runs(preset: str) -> list[Run]:
     size = SIZES[preset]
     # Validation images take the place of the test images.
-    if size.validation_split == "train":
+    if _validation_split(size) == "train":
         validation = {"validation_examples": size.validation_examples}
     else:
-        name = f"{size.dataset}:{size.validation_split}"
+        name = f"{size.dataset}:{_validation_split(size)}"
         validation = {"dataset": name, "test_examples": size.validation_examples}
     return make_tuning_runs(_settings(preset), GRIDS[preset], epochs=size.tuning_epochs, **validation)
 
@@ -155,24 +148,27 @@ def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and one figure of learning curves."""
-    headings = ("model", "optimizer", "method")
+    headings = ("network", "optimizer", "method")
+    size = SIZES[preset]
     tuning = list(make_cells(_tuning_runs(preset), records).values())
     reported = _reported_runs(preset, records)
     images = describe_images(make_cells(reported, records).values(), "patches")
-    compared = {"accuracy": "accuracy", **SCORES}
     write_grid_report(
         folder,
-        make_heading("Tumour detection in PatchCamelyon", preset, SIZES[preset], SIZES["full"]),
+        "Tumour detection in PatchCamelyon",
         reported,
         records,
+        settings=settings_table(preset, size, SIZES["full"]),
+        question=QUESTION,
         headings=headings,
-        labels=_setting,
-        figure=lambda run: run.model,
-        panel=lambda run: run.optimizer,
-        notes=f"- Data: {images}.\n\n{NOTES.format(chosen_by=CHOSEN_BY[SIZES[preset].validation_split])}",
-        scores=SCORES,
+        labels=_labels,
+        figure=lambda run: (
+            run.model,
+            f"PatchCamelyon, {names.model(run.model)}, {len(size.seeds)} seeds, tuned rates",
+        ),
+        panel=lambda run: names.OPTIMIZERS[run.optimizer],
+        notes=f"- Data: {images}.\n\n{NOTES.format(chosen_by=CHOSEN_BY[_validation_split(size)])}",
         paper_accuracy=_paper_accuracy,
-        describe=lambda rows: describe(rows, {heading: (score, True) for heading, score in compared.items()}),
         tuning=tuning,
         tuning_table=tuning_table(headings, tuning, _setting),
     )

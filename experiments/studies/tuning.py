@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.records import RunRecord
+from experiments.report import names
 from experiments.report.cells import Cell, make_cells
 from experiments.report.tables import format_score, markdown_table
 from experiments.run import Run
@@ -148,7 +149,7 @@ def tuning_table(
         grid = sorted(unsorted, key=lambda cell: cell.run.learning_rate)
         rates = tuple(cell.run.learning_rate for cell in grid)
         table = tables.setdefault(rates, [[*headings, *(f"{rate:g}" for rate in rates)]])
-        table.append([*key, *(_entry(cell, score, chosen.get(key)) for cell in grid)])
+        table.append([*map(_name, key), *(_entry(cell, score, chosen.get(key)) for cell in grid)])
     parts = [markdown_table(table, left=len(headings)) for table in tables.values()]
     if at_the_edge := _at_the_edge(grids, chosen):
         parts.append(
@@ -157,6 +158,10 @@ def tuning_table(
             f"{', '.join(map(' '.join, at_the_edge))}."
         )
     return "\n\n".join(parts)
+
+
+def _name(part: str) -> str:
+    return names.METHODS.get(part) or names.OPTIMIZERS.get(part) or names.model(part)
 
 
 def _by_setting(cells: Iterable[Cell], setting: Callable[[Run], Setting]) -> dict[Setting, list[Cell]]:

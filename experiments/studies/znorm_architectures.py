@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
+from experiments.report import names
 from experiments.run import Run
-from experiments.studies.grid import write_grid_report
-from experiments.studies.study import Size, Study
+from experiments.studies.grid import Question, write_grid_report
+from experiments.studies.overlap_table1 import paper_effect, smallest_effect
+from experiments.studies.study import Size, Study, default_learning_rate, grid, settings_table
 
 METHODS = ("baseline", "znorm")
-LEARNING_RATES = {"sgdm": 0.01, "adam": 0.001, "rmsprop": 0.001}
+OPTIMIZERS = ("sgdm", "adam", "rmsprop")
 
 SIZES = {
     "smoke": Size(
@@ -50,41 +52,54 @@ a test accuracy of 0.812 for ResNet-56 with ZNorm on CIFAR-10, without naming op
 that the number belongs to no single row. Every learning rate is the same for both methods and was not tuned."""
 
 
+def _has_shortcuts(run: Run) -> bool:
+    return run.model.startswith("resnet")
+
+
+QUESTION = Question(
+    setting="CIFAR-10, one rate for both methods",
+    source=lambda run: "Yun 2024, arXiv 2408.01215",
+    paper=lambda run: paper_effect(run) if _has_shortcuts(run) else None,
+    smallest=smallest_effect,
+    headline=lambda run: not _has_shortcuts(run) and run.optimizer == "adam",
+    forest=lambda run: not _has_shortcuts(run),
+)
+
+
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """Every model, optimizer, method and seed."""
     del records
     size = SIZES[preset]
-    return [
-        Run(
-            dataset="cifar10",
-            model=model,
-            method=method,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            epochs=size.epochs,
-            batch_size=size.batch_sizes[0],
-            seed=seed,
-            train_examples=size.train_examples,
-            test_examples=size.test_examples,
-        )
-        for seed in size.seeds
-        for model in size.models
-        for optimizer, learning_rate in LEARNING_RATES.items()
-        for method in size.methods
-    ]
+    return grid(
+        size.run("cifar10"),
+        seed=size.seeds,
+        model=size.models,
+        optimizer=OPTIMIZERS,
+        learning_rate=default_learning_rate,
+        method=size.methods,
+    )
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and one figure of learning curves per model."""
     write_grid_report(
         folder,
-        SIZES[preset].heading("ZNorm with and without skip connections on CIFAR-10", preset, SIZES["full"]),
+        "ZNorm with and without skip connections on CIFAR-10",
         make_runs(preset, records),
         records,
-        headings=("model", "optimizer", "method"),
-        labels=lambda run: (run.model, run.optimizer, run.method),
-        figure=lambda run: run.model,
-        panel=lambda run: run.optimizer,
+        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
+        question=QUESTION,
+        headings=("network", "optimizer", "method"),
+        labels=lambda run: (
+            names.model(run.model),
+            names.OPTIMIZERS[run.optimizer],
+            names.METHODS[run.method],
+        ),
+        figure=lambda run: (
+            run.model,
+            f"CIFAR-10, {names.model(run.model)}, {len(SIZES[preset].seeds)} seeds, rates not tuned",
+        ),
+        panel=lambda run: names.OPTIMIZERS[run.optimizer],
         notes=NOTES,
     )
 

@@ -18,9 +18,6 @@ SMOOTHING = 1.0
 # Weights of false positives and false negatives in the Tversky index, here and among the scores: missing a pixel
 # costs more, as lesions are small.
 ALPHA, BETA = 0.3, 0.7
-GAMMA = 4 / 3
-# The focal power has an infinite derivative at 0, which a perfect prediction reaches.
-SMALLEST_MISS = 1e-12
 
 
 def bce_dice(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -49,20 +46,9 @@ def tversky(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return _miss(logits, targets, ALPHA, BETA, SMOOTHING)
 
 
-def focal_tversky(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """(1 - Tversky index) ** (1 / gamma), gamma = 4/3, the index as in `tversky`.
-
-    References:
-      Abraham and Khan, "A Novel Focal Tversky Loss Function with Improved Attention U-Net for Lesion
-      Segmentation", 2019, arXiv 1810.07842: the same weights, with alpha and beta exchanged in name.
-    """
-    return jnp.maximum(tversky(logits, targets), SMALLEST_MISS) ** (1 / GAMMA)
-
-
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "bce_dice": bce_dice,
     "tversky": tversky,
-    "focal_tversky": focal_tversky,
 }
 
 

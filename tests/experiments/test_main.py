@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import re
 import signal
 import time
 from pathlib import Path
@@ -43,34 +42,39 @@ def test_compare_ends_with_a_table_of_80_columns_a_report_and_a_figure(undisturb
     assert lines[-1].startswith("[4/4, 0 run, 0 left (0:00), best ")
     assert " finished " in lines[-1]
     table = out[out.index("optimizer") :]
-    rows = [line.split() for line in table.splitlines() if line.startswith("sgdm")]
-    assert [row[1] for row in rows] == ["baseline", "znorm"]
+    rows = [line.split() for line in table.splitlines() if line.startswith("SGDM")]
+    assert [row[1] for row in rows] == ["baseline", "ZNorm"]
     assert max(map(len, table.partition("Report:")[0].splitlines())) <= 80
     assert table.splitlines()[0].split("  ")[-1].strip() == "vs baseline [95 %]"
 
     accuracies = [
-        epochs[-1]["test_accuracy"] for name, epochs in metrics(folder).items() if "-znorm-" in name
+        epochs[-1]["test_accuracy"]
+        for name, epochs in metrics(folder / "records").items()
+        if "-znorm-" in name
     ]
-    assert f"{sum(accuracies) / 2:.4f}" in rows[1]
-    differences = [float(cell) for row in rows for cell in row if re.fullmatch(r"[+-]\d\.\d{4}", cell)]
+    assert f"{100 * sum(accuracies) / 2:.1f}" in rows[1]
     baseline = [
-        epochs[-1]["test_accuracy"] for name, epochs in metrics(folder).items() if "-baseline-" in name
+        epochs[-1]["test_accuracy"]
+        for name, epochs in metrics(folder / "records").items()
+        if "-baseline-" in name
     ]
-    assert differences == [pytest.approx((sum(accuracies) - sum(baseline)) / 2, abs=5.1e-5)]
-    assert f"{sum(accuracies) / 2:.4f}" in (folder / "report.md").read_text()
-    assert (folder / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
-    assert len(metrics(folder)) == 4
-    assert all(len(epochs) == EPOCHS for epochs in metrics(folder).values())
+    assert f"{100 * (sum(accuracies) - sum(baseline)) / 2:+.1f}" in rows[1]
+    assert f"{100 * sum(accuracies) / 2:.1f} ±" in (folder / "report.md").read_text()
+    assert "<svg" in (folder / "learning_curves.svg").read_text()
+    assert len(metrics(folder / "records")) == 4
+    assert all(len(epochs) == EPOCHS for epochs in metrics(folder / "records").values())
 
 
 def test_a_kept_network_tells_what_digit_an_image_shows(undisturbed, tmp_path):
     folder, _ = undisturbed
-    records = sorted(folder.glob("*.json"))
-    assert [path.with_suffix(".npz") for path in records] == sorted(folder.glob("*.npz"))
+    records = sorted((folder / "records").glob("*.json"))
+    assert [path.with_suffix(".npz") for path in records] == sorted((folder / "records").glob("*.npz"))
     Image.fromarray(data.load("digits").test_images[0, :, :, 0]).save(tmp_path / "digit.png")
     name = records[0].stem
     out = tmp_path / "digit.json"
-    code, printed, err = run("predict", name, tmp_path / "digit.png", "--records", folder, "--out", out)
+    code, printed, err = run(
+        "predict", name, tmp_path / "digit.png", "--records", folder / "records", "--out", out
+    )
     assert code == 0, err
     answer = json.loads(out.read_text())
     assert answer.items() <= json.loads(printed).items()
@@ -125,7 +129,7 @@ def test_one_file_is_one_data_set_however_its_path_is_spelt(tmp_path):
         assert code == 0, err
         printed.append(out)
     assert ["skipped" in out for out in printed] == [False, True, True]
-    assert len(list((tmp_path / "runs").glob("*.json"))) == 1
+    assert len(list((tmp_path / "runs" / "records").glob("*.json"))) == 1
 
 
 def test_list_shows_every_study_with_its_data_and_the_minutes_of_its_records():
@@ -141,7 +145,7 @@ def test_list_shows_every_study_with_its_data_and_the_minutes_of_its_records():
 def test_the_minutes_of_a_study_are_those_of_its_records(undisturbed, tmp_path):
     folder = tmp_path / "gan_cifar100" / "cpu" / "records"
     folder.mkdir(parents=True)
-    path = sorted(undisturbed[0].glob("*.json"))[0]
+    path = sorted((undisturbed[0] / "records").glob("*.json"))[0]
     record = json.loads(path.read_text())
     record["compile_seconds"] = 3600.0
     for epoch in record["epochs"]:
@@ -165,7 +169,7 @@ def heeded_interrupt():
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
 def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bits(undisturbed, tmp_path, ending):
     process = start("compare", *SMALL, "--out", tmp_path, start_new_session=True)
-    wait_for_epochs(tmp_path, 3, process)
+    wait_for_epochs(tmp_path / "records", 3, process)
     process.send_signal(ending)
     _, err = process.communicate(timeout=30)
     if ending == signal.SIGINT:
@@ -174,16 +178,16 @@ def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bits(undisturbed, tmp_pa
         assert "Traceback" not in err
     # Workers do not outlive their parent: nothing is written any more.
     time.sleep(1)
-    stopped = metrics(tmp_path)
+    stopped = metrics(tmp_path / "records")
     time.sleep(1)
-    assert metrics(tmp_path) == stopped
+    assert metrics(tmp_path / "records") == stopped
 
     code, _out, err = run("compare", *SMALL, "--out", tmp_path)
     assert code == 0, err
-    assert metrics(tmp_path) == metrics(undisturbed[0])
+    assert metrics(tmp_path / "records") == metrics(undisturbed[0] / "records")
     for name, epochs in stopped.items():
         # An epoch in the record and the checkpoint is not made again; the last one may lack its checkpoint.
-        record = json.loads((tmp_path / name).read_text())
+        record = json.loads((tmp_path / "records" / name).read_text())
         resumed = [restart["after_epoch"] for restart in record["resumed"]]
         if 1 < len(epochs) < EPOCHS:
             assert resumed
@@ -191,26 +195,27 @@ def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bits(undisturbed, tmp_pa
         # The same bits, though XLA takes another library where it can.
         assert any("onednn" in flag for flag in record["environment"]["xla_flags"]) == KNOWS_ONEDNN
         assert record["environment"]["cpu_usable"] == record["environment"]["xla_threads"] == 1
-    assert not list(tmp_path.glob("*.npz"))
+    assert not list((tmp_path / "records").glob("*.npz"))
 
 
 def test_a_worker_that_dies_is_reported_and_its_run_made_again(undisturbed, tmp_path):
     process = start("compare", *SMALL, "--out", tmp_path)
-    wait_for_epochs(tmp_path, 1, process)
+    wait_for_epochs(tmp_path / "records", 1, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(int(workers[0]), signal.SIGKILL)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert "killed by SIGKILL" in out
-    assert metrics(tmp_path) == metrics(undisturbed[0])
+    assert metrics(tmp_path / "records") == metrics(undisturbed[0] / "records")
 
 
 def test_an_unreadable_record_stops_its_run_and_no_other(undisturbed, tmp_path):
     folder, _ = undisturbed
-    for path in folder.glob("*.json"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    damaged = sorted(tmp_path.glob("*.json"))[0]
+    (tmp_path / "records").mkdir()
+    for path in (folder / "records").glob("*.json"):
+        (tmp_path / "records" / path.name).write_bytes(path.read_bytes())
+    damaged = sorted((tmp_path / "records").glob("*.json"))[0]
     damaged.write_text('{"schema": 1, "run"')
     code, out, err = run("compare", *SMALL, "--out", tmp_path)
     assert code == 1
@@ -222,13 +227,13 @@ def test_an_unreadable_record_stops_its_run_and_no_other(undisturbed, tmp_path):
     damaged.unlink()  # as it says
     code, out, err = run("compare", *SMALL, "--out", tmp_path)
     assert code == 0, err
-    assert metrics(tmp_path) == metrics(folder)
+    assert metrics(tmp_path / "records") == metrics(folder / "records")
 
 
 def test_a_report_names_the_record_that_is_damaged_and_what_to_do(undisturbed, tmp_path):
     records = tmp_path / "gan_cifar100" / "smoke" / "records"
     records.mkdir(parents=True)
-    for path in undisturbed[0].glob("*.json"):
+    for path in (undisturbed[0] / "records").glob("*.json"):
         (records / path.name).write_bytes(path.read_bytes())
     damaged = sorted(records.glob("*.json"))[1]
     damaged.write_bytes(damaged.read_bytes()[:200])
@@ -237,17 +242,24 @@ def test_a_report_names_the_record_that_is_damaged_and_what_to_do(undisturbed, t
     (line,) = err.strip().splitlines()
     assert str(damaged) in line
     assert line.endswith("remove it to start the run again")
+    # Those that are left are of another protocol.
+    damaged.unlink()
+    code, _out, err = run("report", "gan_cifar100", "--out", tmp_path)
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert "no run that the protocol of gan_cifar100, preset smoke, names" in line
+    assert not (records.parent / "report.md").exists()
 
 
 def test_devices_share_each_batch_and_learn_the_same(undisturbed, tmp_path):
     shared = (*SMALL[:-2], "--devices", "2", "--epochs", "1", "--out", tmp_path)
     code, _out, err = run("compare", *shared, devices=2)
     assert code == 0, err
-    records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
+    records = [json.loads(path.read_text()) for path in sorted((tmp_path / "records").glob("*.json"))]
     assert [record["environment"]["device_count"] for record in records] == [2] * 4
     alone = {
         (record["run"]["method"], record["run"]["seed"]): record["epochs"][0]["train_loss"]
-        for record in (json.loads(path.read_text()) for path in undisturbed[0].glob("*.json"))
+        for record in (json.loads(path.read_text()) for path in (undisturbed[0] / "records").glob("*.json"))
     }
     for record in records:
         expected = alone[record["run"]["method"], record["run"]["seed"]]

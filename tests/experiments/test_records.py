@@ -15,6 +15,7 @@ from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 
@@ -256,6 +257,7 @@ def test_a_flipped_bit_anywhere_in_an_archive_changes_no_array(tmp_path, save):
 
 
 def test_environment_says_what_is_installed_and_not_where(tmp_path, monkeypatch):
+    jax.devices()  # XLA reads its flags once, and ends the process where it does not know one
     monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={tmp_path} --xla_a=1")
     environment = machine.describe_environment(devices=2)
     assert environment["xla_flags"][-2:] == ["--xla_dump_to", "--xla_a=1"]

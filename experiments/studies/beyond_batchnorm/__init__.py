@@ -6,7 +6,8 @@ epochs of batch 256, learning rate 0.1 (0.01 for 20 plain layers), divided by 10
 
 Preset cpu takes 1.98 core-hours by its records, about 35 minutes on four cores, and up to 3.3 GB of memory for each.
 `plan` says what is measured and trained, `measures` measures it with the `probes`, `results` reads it, `claims` and
-`trainings` compute the numbers, `figures` draws them, and `sections` words the report.
+`trainings` compute the numbers, `further` what lies beside the claims, `figures` draws, and `sections`,
+`further_sections` and `rescue_sections` word the report.
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ from pathlib import Path
 
 from experiments.records import RunRecord, read_measurements
 from experiments.report.cells import make_cells
+from experiments.report.findings import claims_table
 from experiments.report.pages import write_report
-from experiments.studies.beyond_batchnorm import sections
+from experiments.studies.beyond_batchnorm import further_sections, rescue_sections, sections
 from experiments.studies.beyond_batchnorm.plan import SIZES, make_measurements, make_runs
 from experiments.studies.beyond_batchnorm.results import Results
-from experiments.studies.study import Study, make_heading
+from experiments.studies.study import Study, settings_table
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
@@ -32,16 +34,19 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         sections.describe_claim3(results, folder),
         sections.describe_claim4(results, folder),
         sections.describe_figures5_7_9(results, folder),
-        sections.describe_beyond(results, records, folder),
+        further_sections.describe_further(results),
+        rescue_sections.describe_beyond(results, records, folder),
     ]
-    verdicts, texts = zip(*parts, strict=True)
-    first = make_heading("Beyond BatchNorm: four claims about normalizers", preset, size, SIZES["full"])
-    summary = [line for lines in verdicts for line in lines]
+    found, texts = zip(*parts, strict=True)
+    findings = [finding for some in found for finding in some]
     write_report(
         folder,
-        first,
+        "Beyond BatchNorm: four claims about normalizers",
         list(cells.values()),
-        ["## Verdicts\n\n" + "\n".join(f"- {line}" for line in summary), _protocol(results, preset), *texts],
+        findings,
+        settings=settings_table(preset, size, SIZES["full"]),
+        results=[claims_table(findings), *(text.replace("## ", "### ", 1) for text in texts)],
+        method=[_protocol(results, preset)],
     )
 
 

@@ -133,7 +133,7 @@ class Factor:
         return self.mean > EXPLODES if self.explodes else self.mean < STABLE
 
 
-# (normalizer, block): Figure 3, for the six cells that the paper names.
+# (normalizer, block): Figure 3; of its third panel both readings, with SkipInit as in the authors' code and without.
 PREDICTED_EXPLOSION = {
     ("weight_norm", ""): True,
     ("scaled_ws", ""): True,
@@ -141,6 +141,8 @@ PREDICTED_EXPLOSION = {
     ("scaled_ws", ":skip_init"): False,
     ("weight_norm", ":nonlinearity_on_residual"): False,
     ("scaled_ws", ":nonlinearity_on_residual"): False,
+    ("weight_norm", ":skip_init:nonlinearity_on_residual"): False,
+    ("scaled_ws", ":skip_init:nonlinearity_on_residual"): False,
 }
 
 
@@ -245,10 +247,10 @@ class Explosion:
         return not self.broken
 
     @property
-    def broken(self) -> list[str]:
-        """Where the means over seeds do not come in the order claimed."""
+    def broken(self) -> list[tuple[str, str]]:
+        """Where the means over seeds do not come in the order claimed: the first should be the larger one."""
         return [
-            f"{first} >= {second}"
+            (first, second)
             for first, second in itertools.pairwise(COMPARED)
             if self.early[first].mean() < self.early[second].mean()
         ]

@@ -24,7 +24,7 @@ LINES = "Lines: means over seeds; bands: lowest to highest seed."
 
 
 def _save(figure: Figure, folder: Path, name: str, caption: str, explanation: str) -> str:
-    style.save(figure, folder / name)
+    style.save(figure, folder / f"{name}.svg")
     return f"![{caption}]({name}.svg)\n\n{explanation}"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.records import MeasurementRecord, RunRecord
+from experiments.report.findings import Finding, judge
 from experiments.studies.beyond_batchnorm.plan import DATASET, Size, initialization_name
 
 
@@ -72,14 +73,24 @@ def to_array(rows: Any) -> np.ndarray:
     return np.asarray(rows, dtype=object).astype(float)
 
 
-def verdict(holds: bool | None) -> str:
-    """In words; `None` where too little was measured."""
-    return {True: "**holds**", False: "**does not hold**", None: "not measured"}[holds]
+SOURCE = "Lubana et al. 2021, arXiv 2106.05956"
+Section = tuple[list[Finding], str]
+QUESTION = "The paper's claims"
+HEADLINES = ("claim 1", "claim 2", "claim 3 as a line", "claim 4 with figure 8")
 
 
-def describe_network(network: str) -> str:
-    """A network in words."""
-    width = network.split("w")[1]
-    base = network.split("w")[0]
-    kind = {"cnn10": "10 plain layers", "cnn20": "20 plain layers", "uniform30": "30 plain layers"}
-    return f"{kind.get(base, base.replace('resnet', 'ResNet-'))}, width {width}"
+def claim(
+    text: str, holds: bool | None, measured: str, *, label: str, note: str = "", source: str = SOURCE
+) -> Finding:
+    """A claim that a rule decides."""
+    return Finding(
+        claim=text,
+        source=source,
+        measured=measured or "not measured",
+        interval=None,
+        verdict=judge(holds),
+        note=note if measured else "not measured",
+        label=label,
+        question=QUESTION if source else "Beyond the paper",
+        headline=label in HEADLINES,
+    )

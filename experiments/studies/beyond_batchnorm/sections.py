@@ -1,34 +1,24 @@
-"""The sections of the report of `beyond_batchnorm`: for each claim its verdicts, one line each, and its text."""
+"""The sections of the report of `beyond_batchnorm`: for each claim its findings and its text."""
 
 import itertools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from experiments.records import RunRecord
-from experiments.report.cells import Cell, make_cells, make_rows
-from experiments.report.curves import add_learning_curves
-from experiments.report.pages import describe_protocol
-from experiments.report.tables import format_number, markdown_table, results_table
+from experiments.report import names
+from experiments.report.findings import Finding, judge
+from experiments.report.tables import format_number, markdown_table
 from experiments.studies.beyond_batchnorm import claims, figures, trainings
+from experiments.studies.beyond_batchnorm.further import EXPONENTS, fit_exponents
 from experiments.studies.beyond_batchnorm.plan import (
     COMPARED,
-    LEARNING_RATES,
-    METHODS,
     PARAMETRIC,
     RESIDUALS,
     SIZES,
-    WEIGHT_DECAY,
-    ZNORM_LEARNING_RATE,
-    Size,
-    family,
-    make_run,
     model_name,
-    rescue_runs,
 )
-from experiments.studies.beyond_batchnorm.results import Results, describe_network, verdict
+from experiments.studies.beyond_batchnorm.results import Results, Section, claim
 
 BLOCKS = {
     "": "standard",
@@ -38,28 +28,34 @@ BLOCKS = {
 }
 
 
-Section = tuple[list[str], str]
-
-
 def describe_claim1(results: Results, folder: Path) -> Section:
     """Claim 1: activation normalizers let the variance grow linearly."""
     growth = claims.activation_growth(results)
     table = [["normalizer", "slope per block", "R^2 linear", "R^2 exponential", "growth per block", "growth"]]
     for name, g in growth.items():
         numbers = [f"{g.slope:.3f}", f"{g.linear:.3f}", f"{g.exponential:.3f}", f"{g.factor:.3f}"]
-        table.append([name, *numbers, g.kind])
+        table.append([names.normalizer(name), *numbers, g.kind])
     kinds = {
-        k: [name for name, g in growth.items() if g.kind == k] for k in ("linear", "none", "exponential")
+        k: [names.normalizer(name) for name, g in growth.items() if g.kind == k]
+        for k in ("linear", "none", "exponential")
     }
     holds = not kinds["exponential"] if growth else None
-    line = f"Claim 1, no exponential growth of the variance under activation normalizers: {verdict(holds)}"
+    measured = ""
     if growth:
-        line += "".join(f"; {k}: {', '.join(names)}" for k, names in kinds.items() if names)
-        line += f"; at most {max(g.factor for g in growth.values()):.2f} per block."
+        measured = f"at most x {max(g.factor for g in growth.values()):.2f} per block; " + "; ".join(
+            f"{k}: {', '.join(some)}" for k, some in kinds.items() if some
+        )
+    found = claim(
+        "Activation normalizers let the variance grow linearly at most",
+        holds,
+        measured,
+        label="claim 1",
+        note="would be refuted by a normalizer whose variance an exponential fits better",
+    )
     shown = {name: results.initialization(model_name(results.size.residual, name)) for name in growth}
     figure = figures.draw_activation_growth(folder, {k: v for k, v in shown.items() if v}) if growth else ""
     text = f"""\
-## Claim 1: activation normalizers ({describe_network(results.size.residual)})
+## Claim 1: activation normalizers ({names.model(results.size.residual)})
 
 Fits to the blocks of each stage, both by least squares on the variance itself; means over stages and seeds. A
 variance that grows by less than {claims.NO_GROWTH} per block does not grow; otherwise the better fit decides.
@@ -67,7 +63,7 @@ variance that grows by less than {claims.NO_GROWTH} per block does not grow; oth
 {markdown_table(table)}
 
 {figure}"""
-    return [line], text
+    return [found], text
 
 
 def describe_claim2(results: Results, folder: Path) -> Section:
@@ -77,25 +73,23 @@ def describe_claim2(results: Results, folder: Path) -> Section:
     for (normalizer, residual), factor in growth.items():
         claimed = {True: "explodes", False: "does not", None: "-"}[factor.explodes]
         numbers = [f"{factor.mean:.3f}", f"{factor.lowest:.3f}, {factor.highest:.3f}"]
-        judged = "" if factor.explodes is None else verdict(factor.holds)
-        table.append([normalizer, BLOCKS[residual], *numbers, claimed, judged])
+        judged = "" if factor.explodes is None else f"**{judge(factor.holds)}**"
+        table.append([names.normalizer(normalizer), BLOCKS[residual], *numbers, claimed, judged])
     standard = {n: growth[n, ""] for n in PARAMETRIC if (n, "") in growth}
-    changed = {(n, r): factor for (n, r), factor in growth.items() if r != "" and factor.holds is not None}
     explode = all(factor.holds for factor in standard.values()) if len(standard) == 2 else None
-    as_claimed = all(factor.holds for factor in changed.values()) if len(changed) == 4 else None
-    lines = [
-        f"Claim 2, variance grows exponentially in standard blocks under parametric normalizers: {verdict(explode)}",
-        f"Figure 3, what changed blocks do about it: {verdict(as_claimed)}",
+    factors = ", ".join(
+        f"x {factor.mean:.2f} per block ({names.normalizer(n)})" for n, factor in standard.items()
+    )
+    found = [
+        claim(
+            "Parametric normalizers let the variance grow exponentially in standard blocks",
+            explode,
+            factors,
+            label="claim 2",
+            note=f"predicted x 2; would be refuted by growth below {claims.EXPLODES}",
+        ),
+        *(_figure3(growth, residual, label, sentence) for residual, label, sentence in FIGURE3),
     ]
-    if standard:
-        factors = ", ".join(f"{factor.mean:.2f} ({n})" for n, factor in standard.items())
-        lines[0] += f"; by {factors} per block, 2 predicted."
-    if changed:
-        failed = ", ".join(f"{BLOCKS[r]} with {n}" for (n, r), factor in changed.items() if not factor.holds)
-        held = sum(bool(factor.holds) for factor in changed.values())
-        lines[1] += f"; {held} of {len(changed)} cells are as claimed" + (
-            f"; not: {failed}." if failed else "."
-        )
     shown = {
         (n, r): i
         for n in PARAMETRIC
@@ -104,7 +98,7 @@ def describe_claim2(results: Results, folder: Path) -> Section:
     }
     figure = figures.draw_parametric_growth(folder, shown) if shown else ""
     text = f"""\
-## Claim 2: parametric normalizers ({describe_network(results.size.residual)})
+## Claim 2: parametric normalizers ({names.model(results.size.residual)})
 
 Exponential fits to the blocks of each stage, mean over stages and seeds. A block that grows by more than
 {claims.EXPLODES} explodes, one below {claims.STABLE} does not. The claim's proof also gives 2 for the non-linearity
@@ -113,39 +107,89 @@ on the residual branch, whose branch keeps the variance as well; the authors' co
 {markdown_table(table, left=2)}
 
 {figure}"""
-    return lines, text
+    return found, text
+
+
+# (block, label, claim): of Figure 3 c the caption as printed, and as the authors' code has it.
+FIGURE3 = (
+    (":skip_init", "figure 3 b", "SkipInit stops the growth under scaled weight standardization alone"),
+    (
+        ":nonlinearity_on_residual",
+        "figure 3 c as printed",
+        "The non-linearity on the branch, without SkipInit, stops the growth under both",
+    ),
+    (
+        ":skip_init:nonlinearity_on_residual",
+        "figure 3 c as in the code",
+        "The non-linearity on the branch, with SkipInit, stops the growth under both",
+    ),
+)
+
+
+def _figure3(growth, residual: str, label: str, sentence: str) -> Finding:
+    cells = {n: growth[n, residual] for n in PARAMETRIC if (n, residual) in growth}
+    holds = None
+    if len(cells) == 2:
+        holds = all(bool(factor.holds) for factor in cells.values())
+    measured = ", ".join(
+        f"x {factor.mean:.3f} per block ({names.normalizer(n)})" for n, factor in cells.items()
+    )
+    return claim(
+        sentence, holds, measured, label=label, note=f"would be refuted by growth above {claims.STABLE}"
+    )
 
 
 def describe_claim3(results: Results, folder: Path) -> Section:
     """Claim 3: stable rank is linear in sqrt(width / group size)."""
     size = results.size
     fit = claims.rank_fit(results)
-    line = (
-        f"Claim 3, stable rank is linear in sqrt(width / group size): {verdict(fit.holds if fit else None)}"
-    )
-    if fit is not None:
-        line += f"; R^2 = {fit.r_squared:.3f}, slope {fit.slope:.2f}."
-    similarities = {
-        describe_network(size.deep): claims.similarities(results, size.deep, size.group_sizes),
-        describe_network(size.residual): claims.similarities(
-            results, size.residual, size.residual_group_sizes
+    exponents = fit_exponents(results)
+    found = [
+        claim(
+            "The stable rank is a line in sqrt(width / group size)",
+            exponents.fits(0.5) if exponents else None,
+            exponents.describe(0.5) if exponents else "",
+            label="claim 3 as a line",
+            note="would be refuted where the seeds' own errors reject the line (chi-squared, 5 %)",
         ),
+        claim(
+            "The stable rank grows at least as sqrt(width / group size)",
+            exponents.best >= 0.5 if exponents else None,
+            f"exponent {exponents.best:.2f} fits best" if exponents else "",
+            label="claim 3 as a bound",
+            note="would be refuted by a best exponent below 0.5",
+        ),
+    ]
+    similarities = {
+        names.model(size.deep): claims.similarities(results, size.deep, size.group_sizes),
+        names.model(size.residual): claims.similarities(results, size.residual, size.residual_group_sizes),
     }
     sizes = list(size.group_sizes)
     table = [["group size", *map(str, sizes)]]
     if fit is not None:
         mean, std = fit.ranks.mean(axis=0), fit.ranks.std(axis=0, ddof=1)
         table.append(["stable rank", *(f"{m:.2f} ± {s:.2f}" for m, s in zip(mean, std, strict=True))])
-    lines = [line]
     for network, by_size in similarities.items():
         if by_size:
             last = {g: float(row[-1]) for g, row in by_size.items()}
             table.append([f"similarity, {network}", *(format_number(last.get(g), ".3f") for g in sizes)])
             order = claims.rank_correlation(list(last), list(last.values()))
-            lines.append(
-                f"Claim 3, similarity rises with group size in {network}: {verdict(order > 0.8)}; "
-                f"rank correlation {order:.2f}."
+            found.append(
+                claim(
+                    f"Activations are more alike the larger the group: {network}",
+                    order > 0.8,
+                    f"rank correlation {order:.2f}",
+                    label=f"figure 6, {network}",
+                    note="would be refuted by a rank correlation of 0.8 or less",
+                )
             )
+    powers = [["exponent", *(f"{e:.2f}" for e in EXPONENTS)]]
+    if exponents:
+        powers += [
+            ["R^2", *(f"{exponents.r_squared[e]:.3f}" for e in EXPONENTS)],
+            ["chi-squared", *(f"{exponents.chi_squared[e]:.1f}" for e in EXPONENTS)],
+            ["p", *(f"{exponents.p(e):.2g}" for e in EXPONENTS)],
+        ]
     figure = figures.draw_rank_and_similarity(folder, fit, similarities)
     text = f"""\
 ## Claim 3: group size
@@ -155,52 +199,69 @@ Stable rank before the linear layer of 30 layers of width 64 with Gaussian image
 
 {markdown_table(table)}
 
+Fits a + b (width / group size)^exponent to the means. R^2 is above {claims.GOOD_FIT} for every exponent here, so that
+it could refute none; the seeds' own errors can (chi-squared with two degrees of freedom fewer than group sizes).
+
+{markdown_table(powers)}
+
 {figure}"""
-    return lines, text
+    return found, text
 
 
 def describe_claim4(results: Results, folder: Path) -> Section:
     """Claim 4 and Figure 8: gradients explode in this order: InstanceNorm, BatchNorm, GroupNorm, LayerNorm."""
     size = results.size
     networks = (*size.plain, size.residual)
-    found = {}
+    explosions = {}
     for network in networks:
         for batch_size, small in ((size.batch_size, False), (16, True)):
             explosion = claims.explosion(results, network, small=small)
             if explosion.norms:
-                found[describe_network(network), batch_size] = explosion
+                explosions[names.model(network), batch_size] = explosion
     pairs = list(itertools.pairwise(COMPARED))
-    table = [["network", "batch", *COMPARED, *(f"{a} >= {b}" for a, b in pairs), "order"]]
-    for (network, batch_size), explosion in found.items():
+    table = [
+        [
+            "network",
+            "batch",
+            *map(names.normalizer, COMPARED),
+            *(_inequality(*pair) for pair in pairs),
+            "order",
+        ]
+    ]
+    for (network, batch_size), explosion in explosions.items():
         if explosion.holds is not None:
             norms = [f"{math.exp(explosion.early[name].mean()):.3g}" for name in COMPARED]
             seeds = [explosion.seeds_in_order(a, b) for a, b in pairs]
-            table.append([network, str(batch_size), *norms, *seeds, verdict(explosion.holds)])
-    judged = [explosion.holds for explosion in found.values() if explosion.holds is not None]
+            table.append([network, str(batch_size), *norms, *seeds, f"**{judge(explosion.holds)}**"])
+    judged = [explosion.holds for explosion in explosions.values() if explosion.holds is not None]
     broken = [
-        f"{inequality} in {network}"
-        for (network, _), explosion in found.items()
+        f"{_inequality(*inequality)} in {network}"
+        for (network, _), explosion in explosions.items()
         if explosion.holds is False
         for inequality in explosion.broken
     ]
-    line = (
-        "Claim 4 with figure 8, early gradients in the order InstanceNorm, BatchNorm, GroupNorm, LayerNorm: "
-        f"{verdict(all(judged) if judged else None)}"
-    )
+    measured = ""
     if judged:
-        line += f"; the order is met in {sum(judged)} of {len(judged)} networks and batch sizes"
-        line += f"; not met: {', '.join(dict.fromkeys(broken))}." if broken else "."
+        measured = f"the order is met in {sum(judged)} of {len(judged)} networks and batch sizes"
+        measured += f"; not met: {', '.join(dict.fromkeys(broken))}" if broken else ""
+    found = claim(
+        "Early gradients explode in the order InstanceNorm, BatchNorm, GroupNorm, LayerNorm",
+        all(judged) if judged else None,
+        measured,
+        label="claim 4 with figure 8",
+        note="would be refuted by one network in which the means over seeds are in another order",
+    )
     means = [["network", *(f"{a} >= {b}" for a, b in claims.INEQUALITIES)]]
     for network in networks:
         inequalities = claims.inequalities(results, network)
         if inequalities:
             means.append(
                 [
-                    describe_network(network),
+                    names.model(network),
                     *(f"{share:.0%}, ratio {ratio:.2f}" for share, ratio in inequalities.values()),
                 ]
             )
-    figure = figures.draw_explosion(folder, found) if found else ""
+    figure = figures.draw_explosion(folder, explosions) if explosions else ""
     text = f"""\
 ## Claim 4: gradient explosion
 
@@ -217,57 +278,72 @@ the ratio.
 {markdown_table(means)}
 
 {figure}"""
-    return [line], text
+    return [found], text
+
+
+def _inequality(first: str, second: str) -> str:
+    return f"{names.normalizer(first)} >= {names.normalizer(second)}"
 
 
 def describe_figures5_7_9(results: Results, folder: Path) -> Section:
     """Figures 5, 7 and 9: similarity and speed, gradient norms in the first steps, group size."""
-    lines, parts = [], ["## Figures 5, 7 and 9"]
+    found, parts = [], ["## Figures 5, 7 and 9"]
     speeds = {n: s for n in results.size.trained if len((s := trainings.speed(results, n)).normalizers) > 0}
     for network, speed in speeds.items():
         without = speed.correlation(without=("instance_norm",))
         with_all = speed.correlation()
         tests = [name for name, falls in without.falls.items() if falls]
-        if len(tests) == 1:
-            answer = f"**undecided**, significant by {tests[0]} correlation alone"
-        else:
-            answer = verdict(None if math.isnan(without.pearson) else bool(tests))
-        if tests and not any(with_all.falls.values()):
-            answer += " and only without InstanceNorm"
-        lines.append(
-            f"Figure 5, similarity at initialisation predicts speed in {describe_network(network)}: {answer}; "
-            f"without InstanceNorm, as in the paper: {without}; with it: {with_all}."
+        # One of two correlations alone, or only without one normalizer, decides nothing.
+        holds = None
+        if not math.isnan(without.pearson):
+            holds = True if len(tests) == 2 and all(with_all.falls.values()) else None if tests else False
+        found.append(
+            claim(
+                f"Similarity at initialisation predicts the speed of training: {names.model(network)}",
+                holds,
+                f"without InstanceNorm, as in the paper: {without}; with it: {with_all}",
+                label="figure 5",
+                note="would be shown by both correlations significant with InstanceNorm and without, refuted by none",
+            )
         )
     if speeds:
-        parts.append(figures.draw_speed(folder, {describe_network(n): s for n, s in speeds.items()}))
+        parts.append(figures.draw_speed(folder, {names.model(n): s for n, s in speeds.items()}))
     steps = trainings.first_steps(results)
     if steps is not None:
         start = steps.transient
         everything, later = (steps.correlations(first).mean(axis=0) for first in (0, start))
         enough, later_enough = (bool(np.all(means >= 0.6)) for means in (everything, later))
-        answer = verdict(enough)
-        if enough and not later_enough:
-            answer = f"**undecided**, resting on the first {start} steps"
-        lines.append(
-            f"Figure 7, gradient norm follows the inverse product of the deviations ahead in the first "
-            f"{steps.norms.shape[1]} steps of {describe_network(results.size.followed)} at batch "
-            f"{results.size.training_batch_size} (full: {describe_network(SIZES['full'].followed)}, batch "
-            f"{SIZES['full'].training_batch_size}): {answer}; correlation {_describe_means(everything)}, without the "
-            f"first {start} steps {_describe_means(later)} (paper: 0.6 to 0.9)."
+        found.append(
+            claim(
+                "Gradient norms follow the inverse product of the deviations ahead in the first "
+                f"{steps.norms.shape[1]} steps: {names.model(results.size.followed)}",
+                None if enough and not later_enough else enough,
+                f"correlation {_describe_means(everything)}, without the first {start} steps "
+                f"{_describe_means(later)} (paper: 0.6 to 0.9)",
+                label="figure 7",
+                note=(
+                    f"batch {results.size.training_batch_size}; full: {names.model(SIZES['full'].followed)}, "
+                    f"batch {SIZES['full'].training_batch_size}; would be refuted by a layer below 0.6"
+                ),
+            )
         )
         parts.append(figures.draw_first_steps(folder, steps))
     tradeoff = trainings.tradeoff(results)
     if tradeoff is not None:
         similarity, rate = tradeoff.similarity.mean(axis=1), tradeoff.rate.mean(axis=1)
-        lines.append(
-            "Figure 9, a larger group size raises similarity, which the paper takes for slowness (see figure 5), and "
-            f"lowers the gradient's growth in {describe_network(results.size.deep)}: {verdict(tradeoff.holds)}; "
-            f"from group size {tradeoff.group_sizes[0]} to {tradeoff.group_sizes[-1]} the similarity goes "
-            f"from {similarity[0]:.2f} to {similarity[-1]:.2f}, and the gradient's growth per layer "
-            f"from {rate[0]:.2f} to {rate[-1]:.2f}."
+        found.append(
+            claim(
+                "A larger group raises similarity and lowers the gradient's growth: "
+                f"{names.model(results.size.deep)}",
+                tradeoff.holds,
+                f"from group size {tradeoff.group_sizes[0]} to {tradeoff.group_sizes[-1]} similarity "
+                f"{similarity[0]:.2f} to {similarity[-1]:.2f}, growth per layer {rate[0]:.2f} to {rate[-1]:.2f}",
+                label="figure 9",
+                note="the paper takes similarity for slowness; refuted by a rank correlation within 0.8 of 0",
+            )
         )
         parts.append(figures.draw_tradeoff(folder, tradeoff))
-    return lines, "\n\n".join(parts)
+    return found, "\n\n".join(parts)
 
 
 def _describe_means(correlations: np.ndarray) -> str:
@@ -275,108 +351,4 @@ def _describe_means(correlations: np.ndarray) -> str:
     return (
         f"{correlations.min():.2f} to {correlations.max():.2f} by layer, at least 0.6 in {enough} of "
         f"{len(correlations)} layers"
-    )
-
-
-def describe_beyond(results: Results, records: Sequence[RunRecord], folder: Path) -> Section:
-    """Beyond the paper: ZNorm and GAN with the normalizers that fail."""
-    size = results.size
-    cells = make_cells(rescue_runs(size), records)
-    lines = []
-    inputs = {}
-    spreads = [["network", "normalizer", *METHODS]]
-    for network, failing in size.rescued:
-        for normalizer in (failing, "batch_norm"):
-            sizes = trainings.optimizer_input(results, network, normalizer)
-            if sizes:
-                inputs[f"{describe_network(network)}\n{normalizer}"] = sizes
-                spreads.append(
-                    [
-                        describe_network(network),
-                        normalizer,
-                        *(f"{trainings.spread(rows):.2f}" for rows in sizes.values()),
-                    ]
-                )
-        lines.append(_rescue_line(results, network, failing))
-    if len(spreads) > 1:
-        ranges = {m: [float(row[2 + i]) for row in spreads[1:]] for i, m in enumerate(METHODS)}
-        lines.append(
-            "Beyond the paper, gradients the optimizer sees, deviation of log10 over layers: "
-            + ", ".join(f"{m} {min(v):.2f} to {max(v):.2f}" for m, v in ranges.items())
-            + ": ZNorm makes every layer's the same, GAN rescales all layers alike."
-        )
-    rows = make_rows(cells.values(), lambda run: (run.model, run.method))
-    by_model: dict[str, list[Cell]] = {}
-    for cell in cells.values():
-        by_model.setdefault(cell.run.model, []).append(cell)
-    # Runs that all diverged have no curve, and their losses of up to 1e9 would flatten all others.
-    diverged = [
-        m for m, some in by_model.items() if all(c.ended and c.diverged == len(c.ended) for c in some)
-    ]
-    panels = {m.replace(":", "\n"): some for m, some in by_model.items() if m not in diverged}
-    left_out = f"Not drawn, since every run diverged: {', '.join(diverged)}." if diverged else ""
-    protocols = "\n".join(
-        f"- {protocol}." for protocol in dict.fromkeys(describe_protocol(c.run) for c in cells.values())
-    )
-    text = f"""\
-## Beyond the paper: ZNorm and GAN behind the normalizers that fail
-
-{protocols}
-
-{results_table(("model", "method"), rows)}
-
-{_rescue_notes(size)}
-
-{add_learning_curves(folder, "beyond_curves", "Trainings behind each method", panels)} {left_out}
-
-Deviation over layers of log10 of the root mean square of each kernel's gradient at initialisation:
-
-{markdown_table(spreads, left=2)}
-
-{figures.draw_optimizer_input(folder, inputs) if inputs else ""}"""
-    return lines, text
-
-
-def _rescue_notes(size: Size) -> str:
-    """What the trainings can tell and what not, and where their learning rates come from."""
-    rates, steps = [], []
-    for network, _ in size.rescued:
-        run = make_run(size, network, "batch_norm", "baseline", 0)
-        rate = LEARNING_RATES[family(network)]
-        rates.append(
-            f"{run.learning_rate:.4g} = {rate:g} * {run.batch_size} / 256 in {describe_network(network)}"
-        )
-        if run.train_examples is not None:
-            steps.append(f"{run.epochs * run.train_examples // run.batch_size:,}")
-    length = f"{' and '.join(dict.fromkeys(steps))} steps long" if steps else f"{size.epochs} epochs long"
-    return f"""\
-One learning rate for each method, tuned for none here, and trainings {length}: another rate may rescue what these
-do not. Baseline and GAN have the paper's, scaled with the batch ({"; ".join(rates)}), although GAN's multiplier is
-below 1 and shrinks the gradients; ZNorm has {ZNORM_LEARNING_RATE:g}, which tuning behind SGD with momentum found
-best in another study, on CIFAR-10. The weight decay of {WEIGHT_DECAY:g} is added behind the momentum of 0.9, where
-the paper's 0.0001 is added in front of it, which in the long run multiplies it by 1 / (1 - 0.9) = 10: the two are
-equally strong."""
-
-
-def _rescue_line(results: Results, network: str, failing: str) -> str:
-    found = trainings.rescue(results, network, failing)
-    start = f"Beyond the paper, {failing} in {describe_network(network)}"
-    if found is None:
-        return f"{start}: not measured."
-    if not found.is_told:
-        answer = "cannot be told to train or not, since BatchNorm has hardly learnt either"
-    elif found.trains("baseline"):
-        answer = "does not fail in these trainings"
-    else:
-        rescuers = [method for method in METHODS if found.trains(method)]
-        answer = f"is rescued by {' and '.join(rescuers)}" if rescuers else "is rescued by neither"
-        answer += " at these learning rates"
-    reached = [
-        f"{method} {accuracy:.1%}"
-        + (f" ({found.diverged[method]} diverged)" if found.diverged[method] else "")
-        for method, accuracy in found.accuracies.items()
-    ]
-    return (
-        f"{start} **{answer}**: last training accuracy {', '.join(reached)}; batch_norm {found.reference:.1%}; "
-        "half-way from guessing to that counts as trained."
     )

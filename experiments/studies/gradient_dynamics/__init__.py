@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from experiments.records import RunRecord
-from experiments.report import dynamics
+from experiments.report import dynamics, names
 from experiments.report.cells import make_cells, make_rows
 from experiments.report.pages import describe_protocol, write_report
 from experiments.report.tables import results_table
 from experiments.run import Run
+from experiments.studies.gradient_dynamics.observations import make_findings
 from experiments.studies.gradient_dynamics.trends import (
     AMPLIFICATION_NOTES,
     NOTES,
     amplification_table,
-    describe_observations,
     layer_table,
     summarize,
     trend_table,
 )
-from experiments.studies.study import Size, Study
+from experiments.studies.study import Size, Study, grid, settings_table
 
 METHODS = ("baseline", "znorm", "gan")
 
@@ -62,6 +62,7 @@ SIZES = {
 }
 # On a CPU, VGG-16 costs about eight times as much per image as ResNet-20.
 SMALLER: dict[tuple[str, str], dict[str, Any]] = {("cpu", "vgg16_bn"): {"train_examples": 500}}
+FULL_IMAGES = 50_000  # of CIFAR-100
 FULL_EPOCHS = SIZES["full"].epochs
 
 
@@ -69,30 +70,19 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """Every model, method and seed; warm-up and steps shrink with the number of epochs."""
     del records
     size = SIZES[preset]
-    runs = [
-        Run(
-            dataset="cifar100",
-            model=model,
-            method=method,
-            optimizer="adamw",
-            learning_rate=1e-3,
-            epochs=size.epochs,
-            batch_size=size.batch_sizes[0],
-            seed=seed,
-            schedule="step",
-            warmup_epochs=5 * size.epochs / FULL_EPOCHS,
-            step_epochs=max(1, 30 * size.epochs // FULL_EPOCHS),
-            step_factor=0.75,
-            weight_decay=5e-5,
-            augment="crop_flip",
-            train_examples=size.train_examples,
-            test_examples=size.test_examples,
-            dynamics=True,
-        )
-        for seed in size.seeds
-        for model in size.models
-        for method in size.methods
-    ]
+    base = size.run(
+        "cifar100",
+        optimizer="adamw",
+        learning_rate=1e-3,
+        schedule="step",
+        warmup_epochs=5 * size.epochs / FULL_EPOCHS,
+        step_epochs=max(1, 30 * size.epochs // FULL_EPOCHS),
+        step_factor=0.75,
+        weight_decay=5e-5,
+        augment="crop_flip",
+        dynamics=True,
+    )
+    runs = grid(base, seed=size.seeds, model=size.models, method=size.methods)
     return [dataclasses.replace(run, **SMALLER.get((preset, run.model), {})) for run in runs]
 
 
@@ -108,43 +98,49 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
 
     models = dict.fromkeys(model for model, _ in recorded)
     panels = {name: {method: recorded[name, method] for method in METHODS} for name in models}
-    dynamics.draw_global(folder / "global_std", "Standard deviation of all layers together", panels)
-    rows = make_rows(cells.values(), lambda run: (run.model, run.method))
+    dynamics.draw_global(folder / "global_std.svg", "Standard deviation of all layers together", panels)
+    rows = make_rows(cells.values(), lambda run: (names.model(run.model), names.METHODS[run.method]))
     protocols = dict.fromkeys(
-        f"- Protocol of {cell.run.model}: {describe_protocol(cell.run)}." for cell in cells.values()
+        f"- Protocol of {names.model(cell.run.model)}: {describe_protocol(cell.run)}."
+        for cell in cells.values()
     )
     missing = sum(len(cell.ended) for cell in cells.values()) - sum(map(len, recorded.values()))
-    sections = [
-        "\n".join(protocols),
+    steps = {
+        name: max(
+            cell.run.epochs * (cell.run.train_examples or FULL_IMAGES) // cell.run.batch_size
+            for cell in cells.values()
+            if cell.run.model == name
+        )
+        for name in models
+    }
+    results = [
         *([f"**{missing} runs have a record but no gradient statistics.**"] if missing else []),
-        "## The paper's observations",
-        describe_observations(summaries),
-        _describe_unequal(preset),
-        "## Trends",
-        NOTES,
         trend_table(summaries),
         "![Global standard deviation over epochs, per method](global_std.svg)\n\n"
         "Thin lines: one seed each; thick: their geometric mean.",
-        "## Which layers rise and which fall",
-        layer_table(summaries),
-        "## ZNorm's amplification",
-        AMPLIFICATION_NOTES,
+        "### ZNorm's amplification",
         amplification_table(summaries),
         "Heat maps of all layers and the amplification of each: [dynamics.md](dynamics.md).",
-        "## Accuracy",
-        results_table(("model", "method"), rows),
+        "### Layers that rise or fall in every run",
+        layer_table(summaries),
+        "### Accuracy",
+        results_table(("network", "method"), rows),
     ]
-    heading = SIZES[preset].heading("Gradient dynamics on CIFAR-100", preset, SIZES["full"])
-    for (name, model), changes in SMALLER.items():
-        if name == preset:
-            heading += f"; {model}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in changes.items())
-    write_report(folder, heading, list(cells.values()), sections)
+    write_report(
+        folder,
+        "What gradients do during training on CIFAR-100",
+        list(cells.values()),
+        make_findings(summaries, steps),
+        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
+        results=results,
+        method=["\n".join(protocols), _describe_unequal(preset), NOTES, AMPLIFICATION_NOTES],
+    )
 
 
 def _describe_unequal(preset: str) -> str:
     """Says which network trained on fewer images than the others."""
     return "\n".join(
-        f"Between networks these numbers do not compare like with like: {model} trained on "
+        f"Between networks these numbers do not compare like with like: {names.model(model)} trained on "
         f"{changes['train_examples']:,} images, the others on {SIZES[preset].train_examples:,}."
         for (name, model), changes in SMALLER.items()
         if name == preset

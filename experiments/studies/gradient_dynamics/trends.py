@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report import dynamics
+from experiments.report import dynamics, intervals, names
+from experiments.report.intervals import Interval
 from experiments.report.tables import markdown_table
 from experiments.statistics import GradientDynamics
 
@@ -28,7 +29,9 @@ and since epochs depend on the epochs before them, trends show more easily than 
 which more than {SEEN_SHARE:.0%} of the layers rise while more than {SEEN_SHARE:.0%} fall. A curve that falls and then
 rises shows no trend. The first row of a setting takes all epochs, the second leaves out those that hold the warm-up,
 in which gradients change most; with fewer epochs the test is a little weaker too. Epochs with a vanished or
-non-finite gradient do not count, and fewer than five epochs can show no trend. Means [ranges] over seeds."""
+non-finite gradient do not count, and fewer than five epochs can show no trend. Means [ranges] over seeds. A trend
+says whether a curve is monotone, "last / first" how far it falls: the ratio of its ends, geometric mean over seeds
+with its 95 % interval."""
 
 
 AMPLIFICATION_NOTES = """\
@@ -200,77 +203,6 @@ def count_trends(runs: Sequence[Summary]) -> tuple[Tally, Tally]:
     return Tally([run.trends for run in runs]), Tally([run.later for run in runs])
 
 
-def describe_observations(settings: Settings) -> str:
-    """Says of each of the paper's observations where it was seen and where not, from the summaries alone."""
-    lines = ["Yun 2025, arXiv 2509.03677, observes three things. In these runs:", ""]
-    measured = {setting: runs for setting, runs in settings.items() if runs}
-    if not measured:
-        return "No run has ended with gradient statistics, so nothing can be said yet."
-
-    lines.append(
-        "1. The standard deviation of some layers' gradients rises, that of others falls, in one run "
-        f"(more than {SEEN_SHARE:.0%} of the layers each way):"
-    )
-    for (model, method), runs in measured.items():
-        everything, later = count_trends(runs)
-        seen, seen_later = everything.parted, later.parted
-        verdict = _verdict(seen, seen_later, later.start)
-        lines.append(
-            f"   - {model}, {method}: {verdict}; in {sum(seen)} of {len(runs)} runs (rise / fall in each: "
-            f"{_each_run(everything)}), from epoch {later.start} in {sum(seen_later)} of {len(runs)} runs "
-            f"({_each_run(later)})."
-        )
-
-    lines.append("2. The global standard deviation falls consistently:")
-    for (model, method), runs in measured.items():
-        everything, later = count_trends(runs)
-        falls, rises = [[sum(tally.overall(d)) for tally in (everything, later)] for d in (-1, 1)]
-        verdict = _verdict(everything.overall(-1), later.overall(-1), later.start)
-        lines.append(
-            f"   - {model}, {method}: {verdict}; it falls in {falls[0]} of {len(runs)} runs and rises in {rises[0]}, "
-            f"from epoch {later.start} it falls in {falls[1]} of {len(runs)} runs and rises in {rises[1]}."
-        )
-
-    lines.append("3. ZNorm amplifies layers with a small standard deviation, especially in VGG:")
-    for method in dict.fromkeys(method for _, method in measured):
-        largest = {
-            model: peak_factor(runs)
-            for (model, m), runs in measured.items()
-            if m == method and not math.isnan(peak_factor(runs))
-        }
-        vgg = {model: factor for model, factor in largest.items() if model.startswith("vgg")}
-        others = {model: factor for model, factor in largest.items() if model not in vgg}
-        numbers = ", ".join(f"{model} {factor:.2g}" for model, factor in largest.items())
-        if not vgg or not others:
-            verdict = "**not tested**, which needs VGG and a ResNet"
-        else:
-            verdict = "**seen**" if min(vgg.values()) > max(others.values()) else "**not seen**"
-        lines.append(
-            f"   - {method}: {verdict} (largest factor, geometric mean over seeds: {numbers or 'none'})."
-        )
-    return "\n".join(lines)
-
-
-def _verdict(seen: Sequence[bool], later: Sequence[bool], start: int) -> str:
-    """Of an observation that was made in these of the runs, and in those if only epochs from `start` on count."""
-    words = "**seen**" if all(seen) else "**partly seen**" if any(seen) else "**not seen**"
-    early = "the first epoch" if start == 2 else f"the first {start - 1} epochs"
-    resting = sum(now and not then for now, then in zip(seen, later, strict=True))
-    hidden = sum(then and not now for now, then in zip(seen, later, strict=True))
-    if resting:
-        words += f", resting on {early} alone" + (
-            "" if resting == sum(seen) else f" in {resting} of these runs"
-        )
-    if hidden:
-        words += f", hidden by {early} in {hidden}"
-    return words
-
-
-def _each_run(tally: Tally) -> str:
-    shares = zip(tally.shares(1), tally.shares(-1), strict=True)
-    return ", ".join(f"{rising:.0%} / {falling:.0%}" for rising, falling in shares)
-
-
 def peak_factor(runs: Sequence[Summary]) -> float:
     """Largest amplification, geometric mean over the runs; NaN if there is none."""
     return _geometric_mean(np.array([run.peak.factor for run in runs if run.peak is not None]))
@@ -278,20 +210,19 @@ def peak_factor(runs: Sequence[Summary]) -> float:
 
 def trend_table(settings: Settings) -> str:
     """Share of the layers that rise and fall, and the trend of the global standard deviation."""
-    headings = ["model", "method", "epochs", "runs", "layers", "rise", "fall", "both"]
-    headings += ["global falls", "global rises", "global tau", "global last / first"]
+    headings = ["network", "method", "epochs", "layers", "rise", "fall", "both"]
+    headings += ["global falls", "global rises", "global tau", "global last / first [95 %]"]
     table = [headings]
     for (model, method), runs in settings.items():
         if not runs:
-            table.append([model, method, "-", "0", *["-"] * 8])
+            table.append([names.model(model), names.METHODS[method], *["-"] * 9])
             continue
         for tally in count_trends(runs):
             table.append(
                 [
-                    model,
-                    method,
+                    names.model(model),
+                    names.METHODS[method],
                     f"from {tally.start}",
-                    str(len(runs)),
                     str(len(tally.runs[0].layers)),
                     *(_mean_and_range(tally.shares(direction), ".0%") for direction in (1, -1)),
                     *(
@@ -299,29 +230,43 @@ def trend_table(settings: Settings) -> str:
                         for seen in (tally.parted, tally.overall(-1), tally.overall(1))
                     ),
                     _mean_and_range([run.overall.tau for run in tally.runs], "+.2f"),
-                    _mean_and_range([run.change for run in tally.runs], ".2f"),
+                    format_ratio(change_interval(tally.runs)),
                 ]
             )
     return markdown_table(table, left=3)
 
 
+def change_interval(runs: Sequence[Trends]) -> Interval:
+    """Logarithm of the global deviation's last over first epoch, mean over the runs."""
+    changes = [math.log(run.change) for run in runs if math.isfinite(run.change) and run.change > 0]
+    return intervals.of_mean(changes)
+
+
+def format_ratio(interval: Interval) -> str:
+    """The ratio that is e to the power of the mean, with its interval."""
+    if not interval.n:
+        return "-"
+    ends = f" [{math.exp(interval.low):.2f}, {math.exp(interval.high):.2f}]" if interval.is_known else ""
+    return f"{math.exp(interval.mean):.2f}{ends}"
+
+
 def layer_table(settings: Settings) -> str:
     """Names of the layers that rise or fall significantly in every run, or how many they are."""
-    table = [["model", "method", "epochs", "rise in every run", "fall in every run"]]
+    table = [["network", "method", "epochs", "rise in every run", "fall in every run"]]
     for (model, method), runs in settings.items():
         for tally in count_trends(runs) if runs else ():
             cells = []
             for direction in (1, -1):
-                names = [
+                moving = [
                     dynamics.short_name(layer)
                     for layer in tally.runs[0].layers
                     if all(run.layers[layer].direction == direction for run in tally.runs)
                 ]
-                few = len(names) <= MOST_NAMES
+                few = len(moving) <= MOST_NAMES
                 cells.append(
-                    (", ".join(names) or "-") if few else f"{len(names)} of {len(tally.runs[0].layers)}"
+                    (", ".join(moving) or "-") if few else f"{len(moving)} of {len(tally.runs[0].layers)}"
                 )
-            table.append([model, method, f"from {tally.start}", *cells])
+            table.append([names.model(model), names.METHODS[method], f"from {tally.start}", *cells])
     return markdown_table(table, left=5)
 
 
@@ -329,7 +274,7 @@ def amplification_table(settings: Settings) -> str:
     """Where ZNorm amplifies most, and by how much."""
     table = [
         [
-            "model",
+            "network",
             "method",
             "layer",
             "epoch",
@@ -343,14 +288,14 @@ def amplification_table(settings: Settings) -> str:
     for (model, method), runs in settings.items():
         peaks = [run.peak for run in runs if run.peak is not None]
         if not peaks:
-            table.append([model, method, *["-"] * 7])
+            table.append([names.model(model), names.METHODS[method], *["-"] * 7])
             continue
         peak = max(peaks, key=lambda peak: peak.factor)
         typical = float(np.median([run.typical for run in runs if math.isfinite(run.typical)]))
         table.append(
             [
-                model,
-                method,
+                names.model(model),
+                names.METHODS[method],
                 dynamics.short_name(peak.layer),
                 str(peak.epoch),
                 f"{peak.factor:.3g}",

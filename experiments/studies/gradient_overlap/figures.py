@@ -26,6 +26,8 @@ PANELS = (
     "ZNorm of residual",
     "ZNorm of residual $-$ residual",
 )
+# The paper's caption of Figure 1 D: the difference of the lengths, and not the length of the difference.
+LENGTH_DIFFERENCE = "Length of ZNorm of residual $-$ length of residual"
 
 
 def surface(x: jax.Array) -> jax.Array:
@@ -67,33 +69,38 @@ takes the whole field, both components at all points, as the gradient of one lay
 deviation sigma for all arrows. It does not depend on scale, so that its panel is the same whatever the overlap:
 it removes what the simulation adds, and any other scale with it.
 
-The last panel is ZNorm's output minus its input, what ZNorm changes: (1 / sigma - 1) times the residual, but for the
-small mean. For this surface sigma happens to be {sigma:.2f}, so that the difference is about {1 / sigma - 1:+.2f}
-times the residual and ZNorm's output {1 / sigma:+.2f} times: nearly as long and the other way round, which
-is why the last two panels look alike in length. That is so for this surface and says nothing about ZNorm."""
+Panel D of Figure 1 is what the paper's caption says, the difference of the two lengths. Panel H of Figure 2 is
+another quantity, the difference of the two vectors: what ZNorm changes, (1 / sigma - 1) times the residual, but for
+the small mean; for this surface sigma is {sigma:.2f}, which makes it {1 / sigma - 1:+.2f} times the residual."""
 
 
 def draw_magnitudes(path: Path, points: int = 61) -> None:
     """Draws the length of each field's gradients as surfaces: the paper's Figure 1.
 
     Args:
-      path: of the figure without suffix; writes .png and .svg.
+      path: of the figure, which ends with .png or .svg.
       points: of the grid along each axis.
     """
     from matplotlib.figure import Figure
 
     axis, fields = gradient_fields(points)
-    lengths = [np.linalg.norm(field, axis=-1) for field in fields]
+    lengths = [np.linalg.norm(field, axis=-1) for field in fields[:3]]
+    difference = lengths[2] - lengths[1]
     top = max(length.max() for length in lengths)
-    figure = Figure(figsize=(11, 9), layout="constrained")
+    limit = np.abs(difference).max()
+    figure = Figure(figsize=(11, 9), dpi=150, layout="constrained")
     figure.suptitle(f"Length of the gradient of {SURFACE}")
-    for index, (panel, length) in enumerate(zip(PANELS, lengths, strict=True)):
+    drawn = (
+        *((panel, length, "viridis", 0, top) for panel, length in zip(PANELS[:3], lengths, strict=True)),
+        (LENGTH_DIFFERENCE, difference, "PuOr", -limit, limit),
+    )
+    for index, (panel, values, colors, low, high) in enumerate(drawn):
         axes = figure.add_subplot(2, 2, index + 1, projection="3d")
         axes.plot_surface(
-            *np.meshgrid(axis, axis), length, cmap="viridis", vmin=0, vmax=top, linewidth=0, rasterized=True
+            *np.meshgrid(axis, axis), values, cmap=colors, vmin=low, vmax=high, linewidth=0, rasterized=True
         )
-        axes.set_title(f"{'ABCD'[index]}. {panel}\nmean length {length.mean():.2f}")
-        axes.set(xlabel="$x_1$", ylabel="$x_2$", zlabel="length", zlim=(0, top))
+        axes.set_title(f"{'ABCD'[index]}. {panel}\nmean {values.mean():+.2f}")
+        axes.set(xlabel="$x_1$", ylabel="$x_2$", zlabel="length", zlim=(low, high))
     style.save(figure, path)
 
 
@@ -101,7 +108,7 @@ def draw_directions(path: Path, points: int = 61) -> None:
     """Draws each field's directions over its lengths: the paper's Figure 2.
 
     Args:
-      path: of the figure without suffix; writes .png and .svg.
+      path: of the figure, which ends with .png or .svg.
       points: of the grid along each axis.
     """
     from matplotlib.figure import Figure
@@ -130,7 +137,7 @@ def draw_bounds(path: Path, networks: Networks, states: Mapping[str, str]) -> No
     """Draws for every network how the gradient grows on its way back, and how far its bound allows it to.
 
     Args:
-      path: of the figure without suffix; writes .png and .svg.
+      path: of the figure, which ends with .png or .svg.
       networks: by model and state.
       states: their names for people.
     """
@@ -172,7 +179,7 @@ def draw_blocks(path: Path, networks: Networks, states: Mapping[str, str]) -> No
     """Draws alpha, cosine and amplification block by block.
 
     Args:
-      path: of the figure without suffix; writes .png and .svg.
+      path: of the figure, which ends with .png or .svg.
       networks: by model and state.
       states: their names for people.
     """

@@ -13,57 +13,28 @@ from pathlib import Path
 
 from experiments.jobs.measure import Measurement
 from experiments.records import MeasurementRecord, RunRecord, read_measurements
-from experiments.report.cells import Cell, Row, make_cells, make_rows, mean_and_std
+from experiments.report import names
+from experiments.report.cells import Cell, Row, make_cells, make_rows
+from experiments.report.contrasts import ONE_POINT, SPEED, Contrast, Endpoint, make_contrasts, make_findings
 from experiments.report.curves import add_learning_curves
+from experiments.report.findings import Finding
 from experiments.report.pages import describe_images, describe_protocol, write_report
-from experiments.report.tables import format_difference, format_number, format_score, markdown_table, remarks
+from experiments.report.tables import certainty_table, format_score, remarks, row_table, training_table
 from experiments.run import Run
 from experiments.studies import medical
 from experiments.studies.lgg_unet.masks import draw_masks, measure_masks, measure_slices
 from experiments.studies.medical import METHODS, SEEDS_ALONE
-from experiments.studies.study import Study, make_heading
+from experiments.studies.study import Size, Study, grid, settings_table
 from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """How large a preset is.
-
-    Attributes:
-      dataset: slices as they are stored, or resized.
-      model: U-Net by its width.
-      methods: what is done to the gradients.
-      optimizers: behind each method.
-      epochs: passes over the training slices.
-      batch_size: slices per step.
-      seeds: of the reported runs.
-      train_examples: slices of the first patients in a random order; None takes all.
-      test_examples: the same of the test patients.
-      tuning_epochs: of the runs that choose a learning rate.
-      validation_examples: about how many training slices these runs hold out, of whole patients.
-    """
-
-    dataset: str = "lgg"
-    model: str = "unet32"
-    methods: tuple[str, ...] = METHODS
-    optimizers: tuple[str, ...] = ("adam", "sgdm")
-    epochs: int = 100
-    batch_size: int = 16
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    train_examples: int | None = None
-    test_examples: int | None = None
-    tuning_epochs: int = 50
-    validation_examples: int = 120
-
 
 SIZES = {
     "smoke": Size(
         dataset="lgg:32",
-        model="unet8",
+        models=("unet8",),
         methods=("baseline", "znorm"),
         optimizers=("adam",),
         epochs=30,
-        batch_size=8,
+        batch_sizes=(8,),
         seeds=(0, 1),
         train_examples=160,
         test_examples=40,
@@ -72,13 +43,26 @@ SIZES = {
     ),
     "cpu": Size(
         dataset="lgg:64",
-        model="unet8",
+        models=("unet8",),
+        methods=METHODS,
         optimizers=("adam",),
         epochs=24,
+        batch_sizes=(16,),
         seeds=(0, 1, 2, 3, 4),
         tuning_epochs=12,
+        validation_examples=120,
     ),
-    "full": Size(),
+    "full": Size(
+        dataset="lgg",
+        models=("unet32",),
+        methods=METHODS,
+        optimizers=("adam", "sgdm"),
+        epochs=100,
+        batch_sizes=(16,),
+        seeds=(0, 1, 2, 3, 4),
+        tuning_epochs=50,
+        validation_examples=120,
+    ),
 }
 GRID = {
     "adam": (0.0003, 0.001, 0.003, 0.01),
@@ -86,16 +70,16 @@ GRID = {
 }
 GRIDS = {"smoke": {"adam": (0.003, 0.01)}, "cpu": GRID, "full": GRID}
 
-# Columns of the tables, and whether more is better.
-SCORES = {
-    "F1": ("f1", True),
-    "Dice": ("dice", True),
-    "IoU": ("iou", True),
-    "Tversky": ("tversky", True),
-    "Hausdorff": ("hausdorff", False),
-    "Hausdorff 95 %": ("hausdorff95", False),
-    "one empty": ("one_empty", False),
-}
+# One point, and one pixel of the resized slice, are our own choice: the paper prints no effect.
+SCORES = (
+    Endpoint("f1", "F1", "points", ONE_POINT),
+    Endpoint("dice", "Dice", "points", ONE_POINT),
+    Endpoint("iou", "IoU", "points", ONE_POINT),
+    Endpoint("tversky", "Tversky", "points", ONE_POINT),
+    Endpoint("hausdorff", "Hausdorff", "pixels", 1.0, more_is_better=False, verb="lowers"),
+    Endpoint("hausdorff95", "Hausdorff 95 %", "pixels", 1.0, more_is_better=False, verb="lowers"),
+    Endpoint("one_empty", "one empty", "points", ONE_POINT, more_is_better=False, verb="lowers"),
+)
 CLAIMED = ("F1", "Tversky", "Hausdorff")
 
 NOTES = """\
@@ -123,24 +107,6 @@ project are of 765 of these slices, stored at 128 x 128 pixels: 611 of 88 patien
 patients to test on, of which smoke takes fewer."""
 
 
-def _run(size: Size, optimizer: str, method: str) -> Run:
-    """With a learning rate that is to be tuned."""
-    return Run(
-        dataset=size.dataset,
-        model=size.model,
-        method=method,
-        optimizer=optimizer,
-        learning_rate=1.0,
-        epochs=size.epochs,
-        batch_size=size.batch_size,
-        seed=size.seeds[0],
-        augment="flip_rotate",
-        train_examples=size.train_examples,
-        test_examples=size.test_examples,
-        loss="bce_dice",
-    )
-
-
 def _setting(run: Run) -> tuple[str, str]:
     return run.optimizer, run.method
 
@@ -151,8 +117,10 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 
 
 def _settings(preset: str) -> list[Run]:
+    """One run of every optimizer and method, with a learning rate that is to be tuned."""
     size = SIZES[preset]
-    return [_run(size, optimizer, method) for optimizer in size.optimizers for method in size.methods]
+    base = size.run(learning_rate=1.0, augment="flip_rotate", loss="bce_dice")
+    return grid(base, optimizer=size.optimizers, method=size.methods)
 
 
 def _tuning_runs(preset: str) -> list[Run]:
@@ -186,76 +154,105 @@ def _masks_name(run: Run) -> str:
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
-    """Writes report.md, the learning curves and the figure of the masks."""
+    """Writes report.md, findings.json, the learning curves and the figure of the masks."""
     size = SIZES[preset]
+    headings = ("optimizer", "method")
     tuning = make_cells(_tuning_runs(preset), records)
     cells = make_cells(_reported_runs(preset, records), records)
-    rows = make_rows(cells.values(), _setting)
+    rows = make_rows(cells.values(), _labels)
+    contrasts = {endpoint: make_contrasts(rows, endpoint) for endpoint in (*SCORES, SPEED)}
     tuning_run, reported_run = _tuning_runs(preset)[0], _settings(preset)[0]
     panels: dict[str, list[Cell]] = {}
     for cell in cells.values():
-        panels.setdefault(cell.run.optimizer, []).append(cell)
-    sections = [
+        panels.setdefault(names.OPTIMIZERS[cell.run.optimizer], []).append(cell)
+    title = f"LGG MRI, {names.model(size.models[0])}, {len(size.seeds)} seeds, tuned rates"
+    certainty = certainty_table(headings, contrasts[SCORES[0]])
+    results = [
+        _scores_table(rows),
+        "Differences to the baseline, paired by seed, with their 95 % intervals (points; Hausdorff in pixels):",
+        _differences_table(rows, contrasts),
+        "Behind the verdicts on F1:" if certainty else "",
+        certainty,
+        "### Masks",
+        _figure(preset, rows, read_measurements(folder / "measurements"), folder),
+        "### Training",
+        training_table(headings, rows, [contrasts[SPEED]]),
+        *(
+            [add_learning_curves(folder, "curves", title, panels, above="test_loss"), LOSSES]
+            if panels
+            else []
+        ),
+    ]
+    method = [
         f"- Data: {describe_images(cells.values(), 'slices')}.\n"
         f"- Protocol: {describe_protocol(reported_run)}.\n"
         f"- Learning rates: of one seed that is not reported, by F1 ({describe_protocol(tuning_run)}).",
         DATA,
-        "## What was found",
-        medical.describe(rows, SCORES, CLAIMED),
-        SEEDS_ALONE,
-        "## Scores",
         NOTES,
-        _scores_table(rows),
-        "Difference to the baseline, paired by seed, with its 95 % Student t-interval:",
-        _differences_table(rows),
-        "## Beside the paper",
+        SEEDS_ALONE,
         PAPER,
-        "## Masks",
-        _figure(preset, rows, read_measurements(folder / "measurements"), folder),
-        "## Training",
-        _training_table(rows),
-        *(
-            [add_learning_curves(folder, "curves", size.model, panels, above="test_loss"), LOSSES]
-            if panels
-            else []
-        ),
-        "## Tuning: F1 of the held-out patients for every learning rate",
-        tuning_table(("optimizer", "method"), tuning.values(), _setting, score="f1"),
+        "Tuning: F1 of the held-out patients for every learning rate, in percent.",
+        tuning_table(headings, tuning.values(), _setting, score="f1"),
     ]
-    heading = make_heading("LGG MRI segmentation with a U-Net", preset, size, SIZES["full"])
-    write_report(folder, heading, [*tuning.values(), *cells.values()], sections, score="scores")
+    write_report(
+        folder,
+        "LGG MRI segmentation with a U-Net",
+        [*tuning.values(), *cells.values()],
+        _make_findings(contrasts),
+        settings=settings_table(preset, size, SIZES["full"]),
+        results=results,
+        method=method,
+    )
+
+
+def _make_findings(contrasts: Mapping[Endpoint, Sequence[Contrast]]) -> list[Finding]:
+    """Of what the paper claims of ZNorm, and of the speed of training."""
+    return [
+        finding
+        for endpoint, some in contrasts.items()
+        if endpoint.title in CLAIMED or endpoint is SPEED
+        for finding in make_findings(
+            some,
+            setting="LGG MRI, tuned rates",
+            source=lambda run, of=endpoint: (
+                "Yun 2024, arXiv 2408.01215" if run.method == "znorm" and of.title in CLAIMED else ""
+            ),
+            headline=lambda run, of=endpoint: of.title == "F1" and run.method == "znorm",
+            forest=lambda run, of=endpoint: (
+                of.title == "F1" and run.method in ("znorm", "gan", "centralization")
+            ),
+        )
+    ]
+
+
+def _labels(run: Run) -> tuple[str, str]:
+    return names.OPTIMIZERS[run.optimizer], names.METHODS[run.method]
 
 
 def _scores_table(rows: Sequence[Row]) -> str:
-    table = [["optimizer", "method", "learning rate", "seeds", *SCORES, "remarks"]]
-    for row in rows:
-        values = [format_score(row.cell, score) for score, _ in SCORES.values()]
-        rate = f"{row.cell.run.learning_rate:g}"
-        table.append([*row.labels, rate, str(len(row.cell.ended)), *values, remarks(row.cell)])
-    return markdown_table(table, left=2)
+    columns = {
+        "rate": lambda row: f"{row.cell.run.learning_rate:g}",
+        "seeds": lambda row: str(len(row.cell.ended)),
+        **{
+            f"{e.title}{', %' if e.unit == 'points' else ''}": lambda row, e=e: format_score(
+                row.cell, e.score
+            )
+            for e in SCORES
+        },
+        "remarks": lambda row: remarks(row.cell),
+    }
+    return row_table(
+        ("optimizer", "method"), rows, columns, text=("remarks",), tell=True, keep=tuple(columns)[2:-1]
+    )
 
 
-def _differences_table(rows: Sequence[Row]) -> str:
-    table = [["optimizer", "method", *SCORES]]
-    for row in rows:
-        if row.baseline is not None:
-            table.append([*row.labels, *(format_difference(row, score) for score, _ in SCORES.values())])
-    return markdown_table(table, left=2)
-
-
-def _training_table(rows: Sequence[Row]) -> str:
-    table = [["optimizer", "method", "training loss", "s/epoch", "non-finite steps"]]
-    for row in rows:
-        loss, seconds = mean_and_std(row.cell.losses)[0], row.cell.seconds_per_epoch
-        table.append(
-            [
-                *row.labels,
-                format_number(loss, ".4f"),
-                format_number(seconds, ".2f"),
-                str(row.cell.nonfinite_steps),
-            ]
-        )
-    return markdown_table(table, left=2)
+def _differences_table(rows: Sequence[Row], contrasts: Mapping[Endpoint, Sequence[Contrast]]) -> str:
+    columns = {}
+    for endpoint in SCORES:
+        texts = {id(c.row): f"{endpoint.write_interval(c.interval)} {c.word}" for c in contrasts[endpoint]}
+        columns[endpoint.title] = lambda row, texts=texts: texts.get(id(row), "-")
+    compared = [row for row in rows if row.baseline is not None]
+    return row_table(("optimizer", "method"), compared, columns, keep=tuple(columns))
 
 
 def _figure(preset: str, rows: Sequence[Row], measured: Mapping[str, MeasurementRecord], folder: Path) -> str:
@@ -264,23 +261,24 @@ def _figure(preset: str, rows: Sequence[Row], measured: Mapping[str, Measurement
     for row in rows:
         run, name = row.cell.run, _masks_name(row.cell.run)
         if name not in measured:
-            missing.append(f"{run.method} behind {run.optimizer}, not measured yet")
+            missing.append(f"{run.method} with {run.optimizer}, not measured yet")
             continue
         values = measured[name].values
         if (rate := values.get("learning_rate", run.learning_rate)) != run.learning_rate:
             missing.append(
-                f"{run.method} behind {run.optimizer}, measured at learning rate {rate:g} and not at the chosen "
+                f"{run.method} with {run.optimizer}, measured at learning rate {rate:g} and not at the chosen "
                 f"{run.learning_rate:g} (remove measurements/{name}.json to measure it again)"
             )
             continue
-        title = f"{run.method}\n{run.optimizer}" if len(size.optimizers) > 1 else run.method
+        method, optimizer = names.METHODS[run.method], names.OPTIMIZERS[run.optimizer]
+        title = f"{method}\n{optimizer}" if len(size.optimizers) > 1 else method
         predictions[title] = values
     absent = f"\n\nMissing: {'; '.join(missing)}." if missing else ""
     if "slices" not in measured or not predictions:
         return f"No masks were measured yet.{absent}"
-    draw_masks(folder / "masks", measured["slices"].values, predictions)
+    draw_masks(folder / "masks.png", measured["slices"].values, predictions)
     return (
-        "![Slices, true masks, and what every method's network predicts](masks.svg)\n\n"
+        "![Slices, true masks, and what the network of every method predicts](masks.png)\n\n"
         "FLAIR channel of test slices, chosen by their true masks alone: small to large tumours, and one slice\n"
         "without. Green: the true mask, and its outline; vermilion: predicted by the network of seed "
         f"{size.seeds[0]}.\nThe darkest and the brightest pixels of each slice are shown as black and white.\n"

@@ -113,7 +113,7 @@ def draw_masks(path: Path, slices: Mapping[str, Any], predictions: Mapping[str, 
     """Draws a row for each slice: the slice, its true mask, and every network's prediction.
 
     Args:
-      path: of the figure, without suffix.
+      path: of the figure, which ends with .png.
       slices: as `measure_slices` gives them.
       predictions: as `measure_masks` gives them, by the title of their column.
     """

@@ -12,50 +12,38 @@ the best rate is the last of its grid, the grid grows. The raw gradients of the 
 of the method. Yun, arXiv 2509.03677, leaves Vision Transformers to future work.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
-from experiments.report import dynamics
-from experiments.report.cells import make_cells, make_rows
-from experiments.report.curves import add_learning_curves
+from experiments.report import dynamics, names
+from experiments.report.cells import Cell, make_cells, make_rows
+from experiments.report.curves import add_learning_curves, describe_setting
+from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, write_report
-from experiments.report.tables import results_table
 from experiments.run import Run
-from experiments.studies.study import Size, Study, make_heading
+from experiments.studies.grid import Question, compare_methods
+from experiments.studies.study import Size, Study, grid, settings_table, with_seeds
 from experiments.studies.tuning import extend_grids, make_tuning_runs, tune, tuning_table
-from experiments.studies.vit_dynamics.contrasts import CONTRASTS_NOTES, contrasts_table
 from experiments.studies.vit_dynamics.parts import (
     PARTS_NOTES,
     block_table,
-    describe_global,
+    find_global,
     global_table,
     part_table,
 )
 
 METHODS = ("baseline", "centralization", "clipping_1", "znorm", "gan")
+# The smallest effects of interest, fixed in PROTOCOL.md: of accuracy, and of the mean log training loss.
+SMALLEST_ACCURACY, SMALLEST_SPEED = 0.01, 0.02
 TUNING_SEEDS = (100, 101)  # none of them is reported
 WARMUP = 1 / 8  # of the epochs
 GRID = {"adamw": (3e-4, 1e-3, 3e-3)}
 GRIDS = {"smoke": {"adamw": (3e-4, 1e-3)}, "cpu": GRID, "full": GRID}
 
 
-@dataclasses.dataclass(frozen=True)
-class VitSize(Size):
-    """How large a preset is.
-
-    Attributes:
-      tuning_examples: training images of the runs that choose a learning rate; None takes all that are left.
-      growing_grids: whether a grid grows where its best rate is the last.
-    """
-
-    tuning_examples: int | None = None
-    growing_grids: bool = True
-
-
 SIZES = {
-    "smoke": VitSize(
+    "smoke": Size(
         models=("vit96_small_stacked",),
         methods=("baseline", "znorm", "gan"),
         epochs=6,
@@ -66,9 +54,8 @@ SIZES = {
         tuning_epochs=1,
         validation_examples=100,
         tuning_examples=100,
-        growing_grids=False,
     ),
-    "cpu": VitSize(
+    "cpu": Size(
         models=("vit96_small_stacked",),
         methods=METHODS,
         epochs=8,
@@ -79,7 +66,7 @@ SIZES = {
         validation_examples=5_000,
         tuning_examples=3_600,
     ),
-    "full": VitSize(
+    "full": Size(
         models=("vit192_small_stacked",),
         methods=METHODS,
         epochs=100,
@@ -87,6 +74,7 @@ SIZES = {
         seeds=(0, 1, 2, 3, 4),
         tuning_epochs=20,
         validation_examples=5_000,
+        tuning_examples=None,
     ),
 }
 
@@ -99,27 +87,17 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 def _settings(preset: str) -> list[Run]:
     """One run of every model and method, with a learning rate that is to be tuned."""
     size = SIZES[preset]
-    return [
-        Run(
-            dataset="cifar100",
-            model=model,
-            method=method,
-            optimizer="adamw",
-            learning_rate=1.0,
-            epochs=size.epochs,
-            batch_size=size.batch_sizes[0],
-            seed=size.seeds[0],
-            schedule="cosine",
-            warmup_epochs=WARMUP * size.epochs,
-            weight_decay=0.05,
-            augment="crop_flip",
-            train_examples=size.train_examples,
-            test_examples=size.test_examples,
-            dynamics=True,
-        )
-        for model in size.models
-        for method in size.methods
-    ]
+    base = size.run(
+        "cifar100",
+        optimizer="adamw",
+        learning_rate=1.0,
+        schedule="cosine",
+        warmup_epochs=WARMUP * size.epochs,
+        weight_decay=0.05,
+        augment="crop_flip",
+        dynamics=True,
+    )
+    return grid(base, model=size.models, method=size.methods)
 
 
 def _tuning_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
@@ -136,12 +114,12 @@ def _tuning_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
         test_examples=None,
         dynamics=False,
     )
-    return extend_grids(runs, records, _setting) if size.growing_grids else runs
+    return runs if preset == "smoke" else extend_grids(runs, records, _setting)
 
 
 def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     tuned = tune(_settings(preset), _tuning_runs(preset, records), records, _setting)
-    return [dataclasses.replace(run, seed=seed) for run in tuned for seed in SIZES[preset].seeds]
+    return with_seeds(tuned, SIZES[preset].seeds)
 
 
 def _setting(run: Run) -> tuple[str, str]:
@@ -149,48 +127,65 @@ def _setting(run: Run) -> tuple[str, str]:
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
-    """Writes report.md, the learning curves and a figure of the global standard deviation."""
+    """Writes report.md, findings.json, the learning curves and a figure of the global standard deviation."""
     tuning = make_cells(_tuning_runs(preset, records), records)
     cells = make_cells(_reported_runs(preset, records), records)
-    sections = [
-        "- Questions, endpoints and analysis were fixed before the runs: [PROTOCOL.md](../PROTOCOL.md).",
-        *(_report_model(model, cells.values(), folder) for model in SIZES[preset].models),
-        "## Tuning: validation accuracy of every learning rate",
-        f"Protocol: {describe_protocol(next(iter(tuning)))}; seeds {', '.join(map(str, TUNING_SEEDS))}.",
-        tuning_table(("model", "method"), tuning.values(), _setting),
-    ]
-    heading = make_heading("Vision Transformers on CIFAR-100", preset, SIZES[preset], SIZES["full"])
-    write_report(folder, heading, [*tuning.values(), *cells.values()], sections)
+    findings, results = [], []
+    for model in SIZES[preset].models:
+        of_model = [cell for cell in cells.values() if cell.run.model == model and cell.ended]
+        found, sections = _report_model(model, of_model, folder)
+        findings += found
+        results += sections
+    write_report(
+        folder,
+        "Gradients of a Vision Transformer on CIFAR-100",
+        [*tuning.values(), *cells.values()],
+        findings,
+        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
+        results=results,
+        method=[
+            "- Questions, endpoints and analysis were fixed before the runs: [PROTOCOL.md](../PROTOCOL.md).\n"
+            + "\n".join(f"- Protocol: {p}." for p in dict.fromkeys(describe_protocol(run) for run in cells)),
+            PARTS_NOTES,
+            "Tuning: validation accuracy of every learning rate, in percent "
+            f"({describe_protocol(next(iter(tuning)))}; seeds {', '.join(map(str, TUNING_SEEDS))}).",
+            tuning_table(("network", "method"), tuning.values(), _setting),
+        ],
+    )
 
 
-def _report_model(model: str, cells, folder: Path) -> str:
-    """Markdown of everything about one network."""
-    cells = [cell for cell in cells if cell.run.model == model and cell.ended]
+def _report_model(model: str, cells: Sequence[Cell], folder: Path) -> tuple[list[Finding], list[str]]:
+    """Findings and Markdown of everything about one network."""
+    name = names.model(model)
     if not cells:
-        return f"No reported run of {model} has ended yet."
+        return [], [f"No reported run of {name} has ended yet."]
     recorded = {c.run.method: dynamics.read_all(folder / "records", c.ended.values()) for c in cells}
     recorded = {method: seeds for method, seeds in recorded.items() if seeds}
+    rows = make_rows(cells, lambda run: (names.model(run.model), names.METHODS[run.method]))
+    question = Question(
+        setting="CIFAR-100, AdamW",
+        smallest=lambda run: SMALLEST_ACCURACY,
+        smallest_speed=SMALLEST_SPEED,
+        headline=lambda run: run.method == "gan",
+        forest=lambda run: run.method in ("znorm", "gan", "centralization"),
+    )
+    answers = compare_methods(rows, question)
     figure = f"global_std_{model}"
-    dynamics.draw_global(folder / figure, "Standard deviation of all layers together", {model: recorded})
+    title = describe_setting(cells[0], "AdamW")
+    dynamics.draw_global(folder / f"{figure}.svg", title, {"all layers together": recorded})
     sections = [
-        f"## {model}",
-        describe_global(recorded),
-        f"Protocol: {describe_protocol(cells[0].run)}.",
-        "### Accuracy and speed",
-        results_table(("model", "method"), make_rows(cells, _setting)),
-        CONTRASTS_NOTES,
-        contrasts_table(cells),
-        add_learning_curves(folder, f"curves_{model}", model, {"AdamW": cells}),
+        f"### Accuracy and speed: {name}",
+        *answers.tables(("network", "method")),
+        add_learning_curves(folder, f"curves_{model}", title, {"AdamW": cells}),
         "### Gradients of all layers together",
         global_table(recorded),
         f"![Global standard deviation over epochs, per method]({figure}.svg)",
         "### Gradients by kind of layer",
-        PARTS_NOTES,
         part_table(recorded),
         "### The baseline's gradients from block to block",
         block_table(recorded.get("baseline", [])),
     ]
-    return "\n\n".join(section for section in sections if section)
+    return [*answers.findings, *find_global(name, recorded)], sections
 
 
 STUDY = Study(

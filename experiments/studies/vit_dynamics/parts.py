@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.report import dynamics
-from experiments.report.cells import t_interval
+from experiments.report import dynamics, intervals, names
+from experiments.report.findings import SHOWN, UNTOLD, Finding, judge
+from experiments.report.intervals import Interval
 from experiments.report.tables import markdown_table
 from experiments.statistics import GradientDynamics
 from experiments.studies.gradient_dynamics.trends import find_trend
@@ -62,17 +63,17 @@ def log_change(deviations: np.ndarray) -> float:
     return float(finite.mean()) if finite.size else math.nan
 
 
-def change_interval(changes: Sequence[float]) -> tuple[float, float, float]:
-    """Geometric mean of the changes over seeds, and its 95 % interval (NaN with one seed), from logarithms."""
-    mean, half = t_interval([change for change in changes if math.isfinite(change)])
-    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+def change_interval(changes: Sequence[float]) -> Interval:
+    """Mean over seeds of the logarithm of the changes."""
+    return intervals.of_mean([change for change in changes if math.isfinite(change)])
 
 
 def _format_change(changes: Sequence[float]) -> str:
-    mean, low, high = change_interval(changes)
-    if math.isnan(mean):
+    interval = change_interval(changes)
+    if not interval.n:
         return "-"
-    return f"{mean:.3g}" + ("" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]")
+    ends = f" [{math.exp(interval.low):.3g}, {math.exp(interval.high):.3g}]" if interval.is_known else ""
+    return f"{math.exp(interval.mean):.3g}{ends}"
 
 
 def global_changes(seeds: Sequence[GradientDynamics], start: int = 1) -> list[float]:
@@ -80,14 +81,32 @@ def global_changes(seeds: Sequence[GradientDynamics], start: int = 1) -> list[fl
     return [log_change(recorded.global_std[start - 1 :, None]) for recorded in seeds]
 
 
-def describe_global(recorded: Recorded) -> str:
+def find_global(network: str, recorded: Recorded) -> list[Finding]:
     """Says of every method whether the global standard deviation falls, as it does in convolutional networks."""
-    words = []
+    found = []
     for method, seeds in recorded.items():
-        _, low, high = change_interval(global_changes(seeds))
-        word = "falls" if high < 1 else "rises" if low > 1 else "cannot be told"
-        words.append(f"{method} **{word}** ({_format_change(global_changes(seeds))})")
-    return f"Global standard deviation, last over first epoch: {'; '.join(words)}."
+        interval, later = (change_interval(global_changes(seeds, start)) for start in (1, 2))
+        known = interval.is_known
+        verdict = judge(interval.mean < 0 if interval.excludes_zero else None)
+        on_warmup = verdict == SHOWN and not (later.excludes_zero and later.mean < 0)
+        found.append(
+            Finding(
+                claim=f"The global deviation of the gradients falls: {network}, {names.METHODS[method]}",
+                source="Yun 2025, arXiv 2509.03677, of convolutional networks",
+                measured=f"last / first epoch {_format_change(global_changes(seeds))}",
+                interval=(math.exp(interval.low), math.exp(interval.high)) if known else None,
+                verdict=verdict if interval.n else UNTOLD,
+                note="the fall rests on the warm-up" if on_warmup else "",
+                effect=math.exp(interval.mean) if interval.n else None,
+                unit="ratio",
+                detectable=100 * (math.exp(intervals.smallest_detectable(interval)) - 1) if known else None,
+                group=network,
+                label=names.METHODS[method],
+                question="The global deviation falls from the first epoch to the last",
+                headline=method == "baseline",
+            )
+        )
+    return found
 
 
 def global_table(recorded: Recorded) -> str:
@@ -96,7 +115,7 @@ def global_table(recorded: Recorded) -> str:
     for method, seeds in recorded.items():
         taus = ", ".join(f"{find_trend(s.global_std.astype(np.float64)).tau:+.2f}" for s in seeds)
         changes = [_format_change(global_changes(seeds, start)) for start in (1, 2)]
-        table.append([method, str(len(seeds)), *changes, taus])
+        table.append([names.METHODS[method], str(len(seeds)), *changes, taus])
     return markdown_table(table, left=1)
 
 
@@ -110,7 +129,8 @@ def part_table(recorded: Recorded) -> str:
             changes = [log_change(s.std[:, columns]) for s in seeds]
             trends = [_directions(s, columns) for s in seeds]
             counts = [f"{_in_every(trends, way)} of {len(columns)}" for way in (1, -1)]
-            table.append([method, part, _format_change(changes), *counts, *_amplifications(seeds, columns)])
+            ratio = _format_change(changes)
+            table.append([names.METHODS[method], part, ratio, *counts, *_amplifications(seeds, columns)])
     return markdown_table(table, left=2)
 
 
@@ -123,8 +143,8 @@ def block_table(seeds: Sequence[GradientDynamics]) -> str:
     for part in PARTS:
         columns = columns_of(seeds[0], part)
         if len(columns) == depth:
-            means = [change_interval([log_change(s.std[:, [i]]) for s in seeds])[0] for i in columns]
-            table.append([part, *(f"{mean:.3g}" for mean in means)])
+            changes = [change_interval([log_change(s.std[:, [i]]) for s in seeds]) for i in columns]
+            table.append([part, *(f"{math.exp(change.mean):.3g}" for change in changes)])
     return markdown_table(table)
 
 

@@ -11,7 +11,7 @@ from experiments.records import EpochMetrics, RunRecord
 from experiments.report import dynamics
 from experiments.run import Run
 from experiments.statistics import GradientDynamics
-from experiments.studies.gradient_dynamics import trends
+from experiments.studies.gradient_dynamics import observations, trends
 
 RUN = Run("digits", "resnet8", "znorm", "adam", 0.001, 6, 50, 0, dynamics=True)
 
@@ -49,8 +49,7 @@ def test_page_shows_every_setting_that_has_statistics(tmp_path):
     text = page.read_text()
     assert "resnet8, znorm, adam, learning rate 0.001" in text
     assert "2 seeds" in text
-    for ending in ("png", "svg"):
-        assert len(list(page.parent.glob(f"*.{ending}"))) == 2
+    assert len(list(page.parent.glob("*.svg"))) == 2
     for picture in page.parent.glob("*.svg"):
         assert picture.name in text
 
@@ -100,39 +99,48 @@ def test_summary_finds_the_peak_and_the_change():
     assert summary.typical == pytest.approx(4.0)  # of 1, 2, 4, 5, 10
 
 
-def describe(*stds) -> str:
+def find(*stds, steps=200):
     """What the report says of VGG and the baseline, from one run per array [epochs, layers]."""
     runs = [trends.summarize(make_dynamics(std)) for std in stds]
-    return trends.describe_observations({("vgg16_bn", "baseline"): runs})
+    found = observations.make_findings({("vgg16_bn", "baseline"): runs}, {"vgg16_bn": steps})
+    return {"falls": found[0], "layers part": found[1]}
 
 
 def test_layers_that_rise_in_one_run_and_fall_in_another_are_no_run_with_both():
     epochs = np.arange(1.0, 9.0)[:, None]
     rising, falling = np.hstack([epochs] * 4), np.hstack([1 / epochs] * 4)
-    line = describe(rising, falling).splitlines()[3]
-    assert "**not seen**; in 0 of 2 runs (rise / fall in each: 100% / 0%, 0% / 100%)" in line
     both = np.hstack([rising[:, :3], falling[:, :1]])
-    line = describe(both, rising, falling).splitlines()[3]
-    assert "**partly seen**; in 1 of 3 runs (rise / fall in each: 75% / 25%, " in line
-    assert "**seen**; in 2 of 2 runs" in describe(both, both).splitlines()[3]
+    parts = find(rising, falling)["layers part"]
+    assert (parts.verdict, "in 0 of 2 runs" in parts.measured) == ("cannot be told", True)
+    assert "cannot be told in 200 steps of the paper's 58,500" in parts.note
+    assert find(both, rising, falling)["layers part"].verdict == "cannot be told"
+    assert find(both, both)["layers part"].verdict == "shown"
+    # Only about as many steps as the paper has can say that it does not happen.
+    assert find(rising, falling, steps=58_500)["layers part"].verdict == "contradicted"
 
 
-def test_a_fall_that_the_first_epoch_alone_makes_is_said_to_rest_on_it():
+def test_a_global_deviation_falls_by_how_much_its_last_epoch_is_below_the_first():
+    falling = 1 / np.arange(1.0, 11.0)[:, None]
+    # It falls to a half by way of a peak: no trend, but a fall.
+    hump = np.array([1.0, 2, 3, 4, 5, 4, 3, 2, 1, 0.5])[:, None]
+    found = find(hump, 1.1 * hump**1.1, 0.9 * hump**0.9)["falls"]
+    logs = np.log(0.5) * np.array([1, 1.1, 0.9])
+    half = 4.302653 * logs.std(ddof=1) / math.sqrt(3)
+    np.testing.assert_allclose(found.interval, np.exp(logs.mean() + np.array([-half, half])), rtol=1e-4)
+    assert found.effect == pytest.approx(0.5)
+    assert found.verdict == "shown"
+    assert "a trend in 0 of 3 runs" in found.note
+    rising = [1 / falling, (1 / falling) ** 1.1, (1 / falling) ** 0.9]
+    assert find(*rising)["falls"].verdict == "cannot be told"
+    assert find(*rising, steps=58_500)["falls"].verdict == "contradicted"
+
+
+def test_a_fall_that_the_first_epoch_alone_makes_shows_in_the_table():
     # Without the first epoch tau is -18 / 36, of which the test is not sure.
     first = np.array([20.0, 9, 3, 8, 2, 7, 6, 5, 4, 1])[:, None]
-    falling = 1 / np.arange(1.0, 11.0)[:, None]
     assert trends.find_trends(make_dynamics(first)).overall.direction == -1
     assert trends.find_trends(make_dynamics(first), start=2).overall.direction == 0
-    line = describe(first, first).splitlines()[5]
-    assert (
-        "**seen**, resting on the first epoch alone; it falls in 2 of 2 runs and rises in 0, from epoch 2"
-        in line
-    )
-    assert "it falls in 0 of 2 runs and rises in 0." in line
-    assert (
-        "**seen**, resting on the first epoch alone in 1 of these runs;"
-        in describe(falling, first).splitlines()[5]
-    )
-    assert "**seen**; it falls in 2 of 2" in describe(falling, falling).splitlines()[5]
-    hidden = np.array([0.5, 9, 6, 8, 2, 7, 3, 5, 4, 1])[:, None]
-    assert "**not seen**, hidden by the first epoch in 1; it falls in 0" in describe(hidden).splitlines()[5]
+    table = trends.trend_table({("vgg16_bn", "baseline"): [trends.summarize(make_dynamics(first))] * 2})
+    everything, later = ([c.strip() for c in line.split("|")] for line in table.splitlines()[2:])
+    assert everything[8:10] == ["2 of 2", "0 of 2"]
+    assert later[8:10] == ["0 of 2", "0 of 2"]

@@ -10,10 +10,22 @@ import pytest
 from experiments.files import FileError
 from experiments.records import EpochMetrics, RunRecord
 from experiments.report import style
-from experiments.report.cells import Row, make_cells, make_rows, paired_difference
+from experiments.report.cells import (
+    Row,
+    best_accuracy,
+    epochs_until,
+    final_accuracy,
+    log_final_loss,
+    make_cells,
+    make_rows,
+    mean_log_loss,
+    paired_difference,
+)
+from experiments.report.contrasts import ACCURACY, ONE_POINT, SPEED, Endpoint, make_contrasts, make_findings
 from experiments.report.curves import draw_learning_curves
+from experiments.report.findings import read_findings
 from experiments.report.pages import describe_completeness, describe_protocol, write_page
-from experiments.report.tables import describe_chance, format_difference, remarks, results_table, scores_table
+from experiments.report.tables import remarks, results_table, scores_table, training_table
 from experiments.run import Run
 from experiments.studies import load_studies, tuning
 
@@ -28,6 +40,8 @@ def make_record(run, accuracy, loss=0.5, status="finished", nonfinite_steps=0):
 
 def make_run(method, seed, **changes):
     fields = {"dataset": "digits", "model": "resnet8", "optimizer": "sgdm", "learning_rate": 0.01}
+    # With a rate that falls, so that the last epoch counts.
+    fields["schedule"] = "cosine"
     return Run(**{**fields, "epochs": 2, "batch_size": 50, "method": method, "seed": seed, **changes})
 
 
@@ -48,43 +62,127 @@ def test_mean_deviation_and_paired_interval(cells):
     differences = np.subtract(ZNORM, BASELINE)
     # 4.302653 is the 97.5 % quantile of Student's t with 2 degrees of freedom.
     half = 4.302653 * differences.std(ddof=1) / math.sqrt(3)
-    mean, got_half, n = paired_difference(cells["znorm"], cells["baseline"])
-    np.testing.assert_allclose([mean, got_half, n], [differences.mean(), half, 3], rtol=1e-6)
+    found = paired_difference(cells["znorm"], cells["baseline"])
+    mean = differences.mean()
+    np.testing.assert_allclose(
+        [found.mean, found.low, found.high], [mean, mean - half, mean + half], rtol=1e-6
+    )
+    assert found.n == 3
 
-    table = results_table(["method"], [Row(("znorm",), cells["znorm"], cells["baseline"])])
-    assert f"{np.mean(ZNORM):.4f} ± {np.std(ZNORM, ddof=1):.4f}" in table
-    low, high = differences.mean() - half, differences.mean() + half
-    assert f"{differences.mean():+.4f} [{low:+.4f}, {high:+.4f}]" in table
+    rows = make_rows(cells.values(), lambda run: (run.method,))
+    table = results_table(["method"], rows, make_contrasts(rows, ACCURACY))
+    assert f"{100 * np.mean(ZNORM):.1f} ± {100 * np.std(ZNORM, ddof=1):.1f}" in table
+    low, high = 100 * (mean - half), 100 * (mean + half)
+    assert f"{100 * mean:+.1f} [{low:+.1f}, {high:+.1f}]" in table
 
 
-def test_chance_is_told_where_there_are_seeds_enough(cells):
-    def chance(*scores):
-        runs = [make_run(method, s) for method in ("baseline", "znorm", "gan") for s in range(len(scores[0]))]
-        made = [
-            make_record(run, scores[0][run.seed] if run.method == "baseline" else a)
-            for run, a in zip(runs, [a for some in scores for a in some], strict=True)
-        ]
-        rows = make_rows(make_cells(runs, made).values(), lambda run: (run.method,))
-        return describe_chance(rows), [format_difference(row) for row in rows]
+def contrasts_of(*scores, endpoint=ACCURACY, **options):
+    """Contrasts of made-up accuracies by seed: of the baseline, ZNorm and GAN."""
+    runs = [
+        make_run(m, s) for m in ("baseline", "znorm", "gan")[: len(scores)] for s in range(len(scores[0]))
+    ]
+    made = [
+        make_record(run, accuracy)
+        for run, accuracy in zip(runs, [a for some in scores for a in some], strict=True)
+    ]
+    rows = make_rows(make_cells(runs, made).values(), lambda run: (run.method,))
+    return make_contrasts(rows, endpoint, **options)
 
-    text, differences = chance([0.1, 0.2, 0.3], [0.5, 0.61, 0.7], [0.1, 0.5, 0.2])
-    assert "leave out 0: 1 of 2." in text
-    assert "about 0.1 would" in text
+
+BASE = [0.10, 0.20, 0.30, 0.25, 0.15]
+
+
+def shifted(by, spread=0.001):
+    return [a + by + spread * e for a, e in zip(BASE, (-1, 1, 0, 2, -2), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("shift", "spread", "paper", "word", "note"),
+    [
+        (0.10, 0.001, None, "shown", ""),
+        (-0.10, 0.001, None, "harm shown", ""),
+        (0.005, 0.001, None, "shown", "too small to count"),
+        (0.0, 0.001, None, "too small to count", ""),
+        (0.0, 0.02, 0.2, "contradicted", "below the paper's effect"),
+        (0.0, 0.02, 0.01, "cannot be told", ""),
+        (0.0, 0.02, None, "cannot be told", ""),
+        (0.10, 0.001, 0.02, "shown", "above the paper's effect"),
+    ],
+)
+def test_the_first_word_that_applies_is_the_verdict(shift, spread, paper, word, note):
+    (contrast,) = contrasts_of(BASE, shifted(shift, spread), paper=lambda run: paper)
+    (finding,) = make_findings([contrast], setting="digits")
+    assert finding.word == word
+    assert note in finding.note
+    assert finding.paper == (None if paper is None else pytest.approx(100 * paper))
+    assert finding.effect == pytest.approx(100 * contrast.interval.mean)
+
+
+def test_p_values_are_adjusted_over_the_methods_of_one_family():
+    znorm, gan = contrasts_of(BASE, shifted(0.1), shifted(0.02, 0.02))
+    assert znorm.p == pytest.approx(2 * znorm.interval.p)
+    assert gan.p == pytest.approx(gan.interval.p)
+    znorm, gan = contrasts_of(BASE, shifted(0.1), shifted(0.02, 0.02), described=("gan",))
+    assert (znorm.p, gan.p) == (znorm.interval.p, gan.interval.p)
+
+
+def test_seeds_that_agree_and_two_seeds_tell_nothing():
     # 0.3 - 0.1 and 0.4 - 0.2 differ in their last digits.
-    text, differences = chance([0.1, 0.2, 0.3], [0.3, 0.4, 0.5], [0.1, 0.2, 0.3])
-    assert "leave out 0: 0 of 2." in text
-    assert differences[1:] == ["+0.2000 [seeds agree]", "+0.0000 [seeds agree]"]
-    assert chance([0.1, 0.2], [0.5, 0.6], [0.1, 0.7])[0] == ""
+    (contrast,) = contrasts_of([0.1, 0.2, 0.3], [0.3, 0.4, 0.5])
+    assert ACCURACY.write_interval(contrast.interval) == "+20.0 [seeds agree]"
+    assert contrast.verdict == "cannot be told"
+    (contrast,) = contrasts_of([0.1, 0.2], [0.5, 0.61])
+    assert (contrast.verdict, contrast.note) == ("cannot be told", "fewer than 3 seeds")
 
 
-def test_a_method_without_its_baseline_does_not_look_like_a_baseline(cells):
-    def difference(*methods):
+def test_where_less_is_better_a_higher_value_is_harm():
+    distance = Endpoint("final_accuracy", "distance", "pixels", 0.01, more_is_better=False)
+    (contrast,) = contrasts_of(BASE, shifted(0.1), endpoint=distance)
+    assert contrast.word.startswith("harm shown")
+
+
+def test_a_method_without_its_baseline_is_not_compared(cells):
+    def compare(*methods):
         rows = make_rows([cells[m] for m in methods], lambda run: (run.optimizer, run.method))
-        return format_difference(rows[-1])
+        return [c.row.cell.run.method for c in make_contrasts(rows, ACCURACY)]
 
-    assert difference("znorm", "baseline") == ""
-    assert difference("znorm") == "-"
-    assert difference("baseline", "znorm").startswith("+0.1667 [")
+    assert compare("znorm", "baseline") == ["znorm"]
+    assert compare("znorm") == []
+
+
+def test_the_endpoints_of_a_run():
+    run = make_run("znorm", 0, epochs=5, schedule="constant")
+    losses, accuracies = (4.0, 2.0, 1.0, 0.5, 0.25), (0.1, 0.9, 0.3, 0.5, 0.4)
+    epochs = tuple(
+        EpochMetrics(e, loss, 0.5, 0.5, accuracy, 0, 1.0)
+        for e, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True), 1)
+    )
+    record = RunRecord(run, "finished", epochs=epochs)
+    assert final_accuracy(record) == pytest.approx(0.4)  # of 0.3, 0.5, 0.4
+    falling = dataclasses.replace(record, run=dataclasses.replace(run, schedule="cosine"))
+    assert final_accuracy(falling) == 0.4
+    # Where a run diverged its network counts as it is.
+    assert final_accuracy(dataclasses.replace(record, status="diverged")) == 0.4
+    assert final_accuracy(dataclasses.replace(record, epochs=epochs[:2])) == pytest.approx(0.5)
+    assert best_accuracy(record) == 0.9
+    assert log_final_loss(record) == pytest.approx(math.log(0.25))
+    assert mean_log_loss(record) == pytest.approx(0.0)  # 2, 1, 0, -1, -2 times log 2
+    assert log_final_loss(dataclasses.replace(record, status="diverged")) is None
+    assert [epochs_until(record, loss) for loss in (5, 1.0, 0.9, 0.1)] == [1, 3, 4, None]
+
+
+def test_losses_are_compared_as_ratios():
+    runs = [make_run(m, s) for m in ("baseline", "znorm") for s in range(3)]
+    records = [
+        make_record(r, 0.5, (0.8 if r.method == "znorm" else 1.0) * (1 + 0.001 * r.seed)) for r in runs
+    ]
+    records[4] = make_record(runs[4], 0.5, 0.8 * 1.01)
+    rows = make_rows(make_cells(runs, records).values(), lambda run: (run.method,))
+    (contrast,) = make_contrasts(rows, SPEED)
+    (finding,) = make_findings([contrast], setting="digits")
+    assert finding.effect == pytest.approx(0.8, rel=0.01)
+    assert finding.word == "shown"  # less is better
+    assert finding.interval[0] < 0.8 < finding.interval[1]
 
 
 def test_a_run_in_two_tables_is_counted_once(cells):
@@ -122,7 +220,7 @@ def test_the_last_epoch_counts_and_not_the_best():
         epochs=(record.epochs[0].__class__(1, 1, 1, 1, 0.9, 0, 1), record.epochs[1]),
     )
     (cell,) = make_cells([run], [best_first]).values()
-    assert cell.accuracies == {0: 0.4}
+    assert cell.values("final_accuracy") == {0: 0.4}
 
 
 def test_unfinished_and_failed_runs_do_not_count_and_are_told(cells):
@@ -133,7 +231,7 @@ def test_unfinished_and_failed_runs_do_not_count_and_are_told(cells):
         RunRecord(run=runs[2], status="failed", message="no memory left"),
     ]
     (cell,) = make_cells(runs, records).values()
-    assert cell.accuracies == {0: 0.5}
+    assert cell.values("final_accuracy") == {0: 0.5}
     assert "no memory left" in remarks(cell)
     assert "3" in describe_completeness([cell])
 
@@ -144,8 +242,9 @@ def test_diverged_runs_show():
     (cell,) = make_cells(runs, records).values()
     table = results_table(["method"], [Row(("znorm",), cell)])
     assert "diverged" in table
-    assert "14" in [column.strip() for column in table.splitlines()[-1].split("|")]
-    assert f"{0.3:.4f}" in table
+    assert "30.0 ± 28.3" in table
+    training = training_table(["method"], [Row(("znorm",), cell)])
+    assert "14" in [column.strip() for column in training.splitlines()[-1].split("|")]
 
 
 def test_tuning_takes_the_best_validation_accuracy_and_names_tuned_runs():
@@ -173,24 +272,16 @@ def test_other_scores_are_paired_by_seed_and_a_diverged_run_has_none():
     differences = np.array([0.75 - 0.7, 0.9 - 0.6])
     # 12.706205 is the 97.5 % quantile of Student's t with 1 degree of freedom.
     half = 12.706205 * differences.std(ddof=1) / math.sqrt(2)
-    assert paired_difference(znorm, baseline, "roc_auc") == pytest.approx((0.175, half, 2), rel=1e-6)
-    rows = [Row(("baseline",), baseline), Row(("znorm",), znorm, baseline)]
-    table = scores_table(["method"], rows, {"ROC-AUC": "roc_auc", "F1": "f1"}).splitlines()
+    found = paired_difference(znorm, baseline, "roc_auc")
+    assert (found.mean, found.high, found.n) == pytest.approx((0.175, 0.175 + half, 2), rel=1e-6)
+    rows = make_rows([baseline, znorm], lambda run: (run.method,))
+    auc = make_contrasts(rows, Endpoint("roc_auc", "ROC-AUC", "points", ONE_POINT))
+    table = scores_table(["method"], rows, [auc]).splitlines()
     fields = [[field.strip() for field in line.strip("|").split("|")] for line in table]
-    assert fields[0] == [
-        "method",
-        *["ROC-AUC", "vs baseline [95 % interval]"],
-        *["F1", "vs baseline [95 % interval]"],
-    ]
-    assert fields[2] == ["baseline", "0.7000 ± 0.1000", "", "-", ""]
-    low, high = 0.175 - half, 0.175 + half
-    assert fields[3] == [
-        "znorm",
-        f"{0.825:.4f} ± {np.std([0.75, 0.9], ddof=1):.4f}",
-        f"+0.1750 [{low:+.4f}, {high:+.4f}]",
-        "-",
-        "-",
-    ]
+    assert fields[0] == ["method", "ROC-AUC", "ROC-AUC vs baseline [95 %]"]
+    assert fields[2] == ["baseline", "70.0 ± 10.0", ""]
+    low, high = 17.5 - 100 * half, 17.5 + 100 * half
+    assert fields[3] == ["znorm", "82.5 ± 10.6", f"+17.5 [{low:+.1f}, {high:+.1f}]"]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +330,7 @@ def test_a_narrow_loss_axis_has_plain_numbers(tmp_path, low, high, expected):
     assert not any("$" in text for text in shown)
 
 
-def test_pcam_counts_the_intervals_that_leave_out_0(tmp_path):
+def test_pcam_says_of_every_score_what_was_found(tmp_path):
     study = load_studies()["pcam"]
     tuning = study.runs("cpu", [])
     records = [make_record(run, 0.5 + run.learning_rate) for run in tuning]
@@ -253,10 +344,14 @@ def test_pcam_counts_the_intervals_that_leave_out_0(tmp_path):
         records.append(dataclasses.replace(made, scores=scores, data=data))
     study.report("cpu", records, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "- gan behind adam: better in accuracy; worse in F1; no difference seen in ROC-AUC." in text
-    assert "- znorm behind sgdm: no difference seen in accuracy, ROC-AUC, F1." in text
-    assert "Intervals of 95 % that leave out 0: 2 of 24." in text
-    assert "about 1.2 would by chance alone" in text
+    found = {
+        (finding.question.split(" against")[0], finding.label, "Adam" in finding.group): finding.word
+        for finding in read_findings(tmp_path / "findings.json")
+    }
+    assert found["Test accuracy", "GAN", True] == "shown"
+    assert found["F1", "GAN", True] == "harm shown"
+    assert found["Area under the ROC curve", "GAN", True] == "cannot be told"
+    assert {word for key, word in found.items() if key[1:] != ("GAN", True)} == {"cannot be told"}
     assert "- Data: 2,000 training and 1,500 test patches of 32 x 32 pixels." in text
     assert "0.812" in text
 
@@ -277,10 +372,11 @@ def test_the_papers_accuracy_stands_beside_znorm_behind_adam(tmp_path):
     ]
     study.report("full", records, tmp_path)
     lines = (tmp_path / "report.md").read_text().splitlines()
-    assert lines[0] == "# Tumour detection in PatchCamelyon, preset full"
-    with_paper = [line for line in lines if line.startswith("|") and "0.9170" in line]
-    assert [line.split("|")[2:4] for line in with_paper] == [[" adam      ", " znorm          "]]
-    assert sum("0.3750 ± 0.0000" in line and "0.6250 ± 0.0000" in line for line in lines) == 10
+    assert lines[0] == "# Tumour detection in PatchCamelyon"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    with_paper = [row for row in rows if "91.7" in row]
+    assert [row[:2] for row in with_paper] == [["Adam", "ZNorm"]]
+    assert sum("37.5 ± 0.0" in row and "62.5 ± 0.0" in row for row in rows) == 10
 
 
 @pytest.mark.parametrize("name", list(load_studies()))
@@ -290,10 +386,13 @@ def test_a_partial_report_says_what_is_missing(name, tmp_path):
     records = [dataclasses.replace(make_record(run, 0.25), scores={"f1": 0.25}) for run in runs[:2]]
     study.report("smoke", records, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "0.2500" in text
     known = study.runs("smoke", records)  # with those of a setting whose tuning these two ended
-    assert f"{len(known) - 2} of {len(known)} runs" in text
-    assert "educed" in text.splitlines()[0] + text.splitlines()[2]
+    head, _, rest = text.partition("## Results")
+    assert f"{len(known) - 2} of {len(known)} runs are missing" in head
+    assert "| setting " in head
+    assert len(head.splitlines()[0]) < 80
+    assert not any("shown" in line for line in head.splitlines())
+    assert "How to read this report" in rest
 
 
 def test_full_preset_of_table_1_is_the_papers_protocol():

@@ -11,6 +11,7 @@ from experiments import records
 from experiments.jobs.measure import Context
 from experiments.models.signal_propagation.names import NormalizedName
 from experiments.records import EpochMetrics, MeasurementRecord, RunRecord
+from experiments.report.findings import read_findings
 from experiments.studies import beyond_batchnorm
 from experiments.studies.beyond_batchnorm import trainings
 from experiments.studies.beyond_batchnorm.claims import Explosion, fit_growth
@@ -241,20 +242,28 @@ def test_a_report_of_planted_numbers_says_what_was_planted(tmp_path):
         write(folder, measurement.name, values)
     beyond_batchnorm.make_report("smoke", [], tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "reduced" in text.splitlines()[0]
-    for line in (
-        "under activation normalizers: **holds**; linear: batch_norm, layer_norm; at most",
+    assert text.splitlines()[0] == "# Beyond BatchNorm: four claims about normalizers"
+    found = {finding.label: finding for finding in read_findings(tmp_path / "findings.json")}
+    for label, verdict, measured in (
+        ("claim 1", "shown", "linear: BatchNorm, LayerNorm"),
+        ("claim 2", "shown", "x 2.00 per block (weight normalization), x 2.00 per block (scaled"),
         # As planted, scaled_ws explodes with SkipInit, which the claim says it does not.
-        "under parametric normalizers: **holds**; by 2.00 (weight_norm), 2.00 (scaled_ws) per block",
-        "changed blocks do about it: **does not hold**; 3 of 4 cells are as claimed; not: SkipInit with scaled_ws.",
-        "sqrt(width / group size): **holds**; R^2 = 1.000, slope 2.00",
-        "similarity rises with group size in 10 plain layers, width 8: **holds**",
-        "InstanceNorm, BatchNorm, GroupNorm, LayerNorm: **holds**; the order is met in 4 of 4",
-        "lowers the gradient's growth in 10 plain layers, width 8: **holds**",
+        ("figure 3 b", "contradicted", "x 3.000 per block (scaled weight standardization)"),
+        ("figure 3 c as printed", "shown", "x 1.000 per block (weight_norm)"),
+        ("figure 6, 10 plain layers, width 8", "shown", "rank correlation 1.00"),
+        ("claim 4 with figure 8", "shown", "the order is met in 4 of 4"),
+        ("figure 9", "shown", "growth per layer"),
+        ("figure 10", "shown", "vanishing: none"),
+        # The same in all networks and normalizers without groups.
+        ("rescue of InstanceNorm", "cannot be told", "not measured"),
+    ):
+        assert found[label].verdict == verdict, label
+        assert measured in found[label].measured, label
+    for line in (
         "100%, ratio 3.00",
         "3 are missing",
         "6 of 6 runs are missing",
     ):
         assert line in text, line
     for name in ("claim1", "claim2", "claim3", "claim4", "figure9"):
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"{name}.svg").read_text().count("<svg") == 1

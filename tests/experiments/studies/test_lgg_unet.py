@@ -22,6 +22,7 @@ from experiments.records import (
     write_record,
 )
 from experiments.report.cells import make_cells
+from experiments.report.findings import read_findings
 from experiments.studies import lgg_unet
 from experiments.studies.lgg_unet.masks import choose_slices, from_png, measure_masks, to_png
 from experiments.studies.tuning import choose_learning_rates, tuning_table
@@ -85,8 +86,8 @@ def test_the_best_rate_is_chosen_the_lower_of_equals_and_never_one_that_diverged
     }
     table = tuning_table(("optimizer", "method"), cells, setting, "f1")
     assert [re.split(r"\s*\|\s*", line)[1:-1] for line in table.splitlines()[2:4]] == [
-        ["adam", "baseline", "0.2000", "**0.7000**", "0.7000", "0.1000"],
-        ["adam", "centralization", "**0.0000**", "0.0000", "- diverged", "- diverged"],
+        ["Adam", "baseline", "20.0", "**70.0**", "70.0", "10.0"],
+        ["Adam", "centralization", "**0.0**", "0.0", "- diverged", "- diverged"],
     ]
     assert table.endswith("with these: adam centralization, adam clipping, adam znorm, adam gan.")
 
@@ -107,33 +108,31 @@ def test_the_report_says_of_every_score_what_the_records_hold(tmp_path):
             records.append(record(run, scores))
     lgg_unet.make_report("cpu", records, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    rest = "Dice, IoU, Tversky, Hausdorff 95 %, one empty"
-    assert (
-        "- znorm behind adam (the paper: better in F1, Tversky, Hausdorff): better in F1; worse in Hausdorff; "
-        f"no difference seen in {rest}." in text
-    )
-    assert (
-        "- clipping behind adam: no difference seen in F1, Dice, IoU, Tversky, Hausdorff, Hausdorff 95 %, one empty."
-        in text
-    )
+    found = {
+        (finding.question.split(" against")[0], finding.label): finding
+        for finding in read_findings(tmp_path / "findings.json")
+    }
+    assert found["F1", "ZNorm"].word == "shown"
+    assert found["Hausdorff", "ZNorm"].word == "harm shown"
+    assert found["Tversky", "ZNorm"].word == "cannot be told"
+    assert found["F1", "ZNorm"].source == "Yun 2024, arXiv 2408.01215"
+    assert found["F1", "clipping by norm"].verdict == "cannot be told"
     assert "All 45 runs have ended." in text
-    assert "Intervals of 95 % that leave out 0: 2 of 28." in text
-    assert "about 1.4 would by chance alone" in text
-    assert "accuracy after the last epoch" not in text
     assert "curves.svg" in text
-    assert "dataset lgg:64 (full: lgg)" in text.splitlines()[0]
+    assert text.splitlines()[0] == "# LGG MRI segmentation with a U-Net"
+    assert re.search(r"dataset +\| LGG MRI \(64\) +\| LGG MRI ", text)
     assert re.search(r"0\.917 .*PatchCamelyon .*ResNet-101 .*not stated", text)
     assert re.search(r"0\.812 .*CIFAR-10 .*ResNet-56 .*not stated", text)
-    lines = [re.split(r"\s*\|\s*", line)[1:-1] for line in text.splitlines() if line.startswith("| adam")]
-    baseline, znorm, gan = ([line for line in lines if line[1] == m] for m in ("baseline", "znorm", "gan"))
-    assert baseline[0][2:5] == ["0.0003", "5", "0.7000 ± 0.1581"]
-    assert gan[0][4] == "0.6500 ± 0.1291"
+    lines = [re.split(r"\s*\|\s*", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
+    baseline, znorm, gan = ([line for line in lines if line[0] == m] for m in ("baseline", "ZNorm", "GAN"))
+    assert baseline[0][1] == "70.0 ± 15.8"
+    assert gan[0][1] == "65.0 ± 12.9"
     assert gan[0][-1] == "1 of 5 diverged"
-    assert gan[1][2] == "+0.0000 [seeds agree]"
-    found = [r.scores["f1"] - 0.5 - 0.1 * r.run.seed for r in records[20:] if r.run.method == "znorm"]
+    assert gan[1][1].startswith("+0.0 [seeds agree]")
+    found = [100 * (r.scores["f1"] - 0.5 - 0.1 * r.run.seed) for r in records[20:] if r.run.method == "znorm"]
     half = 2.776445 * np.std(found, ddof=1) / np.sqrt(5)  # Student's t for four degrees of freedom
     mean = np.mean(found)
-    assert znorm[1][2] == f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
+    assert znorm[1][1].startswith(f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]")
 
 
 def test_nothing_is_told_of_a_method_most_of_whose_runs_diverged(tmp_path):
@@ -145,9 +144,13 @@ def test_nothing_is_told_of_a_method_most_of_whose_runs_diverged(tmp_path):
         for run in lgg_unet.make_runs("cpu", tuning)[20:]
     ]
     lgg_unet.make_report("cpu", [*tuning, *reported], tmp_path)
-    text = (tmp_path / "report.md").read_text()
-    assert re.search(r"- znorm behind adam .*: fewer than 3 seeds for F1, Dice, .*, one empty\.", text)
-    assert "Intervals of 95 % that leave out 0: 0 of 21." in text
+    (znorm,) = (
+        finding
+        for finding in read_findings(tmp_path / "findings.json")
+        if finding.label == "ZNorm" and finding.question.startswith("F1")
+    )
+    assert znorm.verdict == "cannot be told"
+    assert "fewer than 3 seeds" in znorm.note
 
 
 def test_two_seeds_tell_nothing_of_a_method(tmp_path):
@@ -158,9 +161,8 @@ def test_two_seeds_tell_nothing_of_a_method(tmp_path):
         for run in lgg_unet.make_runs("smoke", tuning)[4:]
     ]
     lgg_unet.make_report("smoke", [*tuning, *reported], tmp_path)
-    text = (tmp_path / "report.md").read_text()
-    assert "With fewer than 3 seeds this size shows only that the study works." in text
-    assert "better" not in text.split("## What was found")[1].split("## Scores")[0]
+    found = read_findings(tmp_path / "findings.json")
+    assert {finding.verdict for finding in found} == {"cannot be told"}
 
 
 def test_the_report_counts_the_images_of_the_records(tmp_path):
@@ -179,7 +181,7 @@ def test_a_report_of_nothing_says_so(tmp_path):
     lgg_unet.make_report("smoke", [], tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "4 of 4 runs are missing" in text
-    assert "Nothing has been trained yet that could be compared." in text
+    assert "Nothing can be said yet" in text
     assert "No masks were measured yet." in text
 
 
@@ -272,7 +274,7 @@ def test_masks_are_measured_from_the_tuned_network_and_drawn_from_records_alone(
 
     lgg_unet.make_report("smoke", records, folder)
     text = (folder / "report.md").read_text()
-    assert "masks.svg" in text
+    assert "masks.png" in text
     assert "Missing:" not in text
     # Green where the true mask is: the second column of the figure.
     picture = imread(folder / "masks.png")[..., :3]
@@ -287,7 +289,7 @@ def test_masks_are_measured_from_the_tuned_network_and_drawn_from_records_alone(
     )
     lgg_unet.make_report("smoke", records, folder)
     text = (folder / "report.md").read_text()
-    expected = "Missing: baseline behind adam, measured at learning rate 0.01 and not at the chosen 0.003 "
+    expected = "Missing: baseline with adam, measured at learning rate 0.01 and not at the chosen 0.003 "
     assert expected + "(remove measurements/masks-adam-baseline.json" in text
 
 

@@ -1,4 +1,4 @@
-"""A study as a user meets it: prepared images, a kill half-way, the same command again, the report."""
+"""A study as a user meets it: a kill half-way, the same command again, the report, what is published of it."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import signal
 
 import numpy as np
 import pytest
+
+from experiments import __main__ as main
 
 from ..data.prepared_folders import write_prepared
 from ..processes import metrics, run, start, wait_for_epochs
@@ -15,21 +17,20 @@ STUDY = "gan_cifar100", "--preset", "smoke"
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Real images where there are some, else as many of noise."""
+    """Of images that have the shape of CIFAR-100, six of each class; the real ones where they are at hand."""
     if folder := os.environ.get("GRADNORM_DATA_DIR"):
         return folder
-    folder = tmp_path_factory.mktemp("prepared")
     rng = np.random.default_rng(0)
-    counts = {"train": 600, "test": 300}
     splits = {
-        split: (rng.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count) % 100)
-        for split, count in counts.items()
+        name: (rng.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count) % 100)
+        for name, count in (("train", 600), ("test", 200))
     }
+    folder = tmp_path_factory.mktemp("data")
     write_prepared(folder, splits, name="cifar100", version="3.0.2", num_classes=100)
     return folder
 
 
-def test_a_killed_study_goes_on_and_reports_from_its_records(data_dir, tmp_path):
+def test_a_killed_study_goes_on_reports_from_its_records_and_is_published(data_dir, tmp_path, capsys):
     command = ("reproduce", *STUDY, "--data-dir", data_dir, "--out", tmp_path, "--workers", "2", "--dynamics")
     records = tmp_path / "gan_cifar100" / "smoke" / "records"
     process = start(*command)
@@ -38,6 +39,13 @@ def test_a_killed_study_goes_on_and_reports_from_its_records(data_dir, tmp_path)
     process.communicate(timeout=30)
     stopped = {path.name: path.read_bytes() for path in records.glob("*.json")}
     ended = {name for name, text in stopped.items() if json.loads(text)["status"] == "finished"}
+
+    # What has ended can be published while the rest is under way.
+    publish = {"source": records.parent, "out": tmp_path / "published"}
+    main.publish("gan_cifar100", "smoke", **publish)
+    out = capsys.readouterr().out
+    assert f"{len(ended)} runs" in out
+    assert f"{len(stopped) - len(ended)} more have not ended" in out
 
     code, out, err = run(*command)
     assert code == 0, err
@@ -49,17 +57,31 @@ def test_a_killed_study_goes_on_and_reports_from_its_records(data_dir, tmp_path)
     report = tmp_path / "gan_cifar100" / "smoke" / "report.md"
     first = report.read_text()
     assert "report.md" in out
-    assert "reduced" in first.splitlines()[0]
+    assert first.splitlines()[0] == "# AdamW with gradient normalization on CIFAR-100"
+    assert "preset smoke" in first
     assert "All 6 runs have ended." in first
     last = [epochs[-1]["test_accuracy"] for name, epochs in metrics(records).items() if "-gan-" in name]
-    assert f"{sum(last) / 2:.4f}" in first
+    assert f"{100 * sum(last) / 2:.1f} ±" in first
 
     for path in report.parent.glob("*.*"):
         path.unlink()
-    code, _, err = run("report", "gan_cifar100", "--out", tmp_path)
-    assert code == 0, err
+    main.report("gan_cifar100", out=tmp_path)
     assert report.read_text() == first
-    assert (report.parent / "curves_adamw.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (report.parent / "curves_adamw.svg").read_text()
     page = (report.parent / "dynamics.md").read_text()
     assert page.count("2 seeds") == 3
-    assert len(list(report.parent.glob("dynamics_*.png"))) == 3
+    assert len(list(report.parent.glob("dynamics_*.svg"))) == 3
+
+    # A report of what was published is the same, byte by byte, and so are its figures.
+    main.publish("gan_cifar100", "smoke", **publish)
+    out = capsys.readouterr().out
+    assert "6 runs" in out
+    assert "not ended" not in out
+    main.report("gan_cifar100", out=tmp_path / "published")
+    published = tmp_path / "published" / "gan_cifar100" / "smoke"
+    lines = {"records.jsonl", "records.dynamics.jsonl"}
+    assert {path.name for path in published.iterdir()} - lines == {
+        path.name for path in report.parent.glob("*.*")
+    }
+    for path in report.parent.glob("*.*"):
+        assert (published / path.name).read_bytes() == path.read_bytes(), path.name

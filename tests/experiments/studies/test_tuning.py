@@ -8,7 +8,8 @@ import pytest
 from experiments.records import EpochMetrics, RunRecord
 from experiments.report.cells import make_cells
 from experiments.run import Run
-from experiments.studies import cifar10_confirm
+from experiments.studies import cifar10_confirm, load_studies
+from experiments.studies.study import PRESETS
 from experiments.studies.tuning import (
     MOST_EXTENSIONS,
     choose_learning_rates,
@@ -19,6 +20,7 @@ from experiments.studies.tuning import (
     tuning_table,
 )
 
+TUNED = ("cifar10_confirm", "overlap_table1", "pcam", "lgg_unet", "vit_dynamics")
 SETTINGS = [
     Run("digits", "resnet8", method, optimizer, 1.0, 1, 50, 0)
     for optimizer in ("sgdm", "adam")
@@ -162,3 +164,24 @@ def test_the_confirmatory_study_is_of_the_size_its_protocol_says():
     assert 3e-5 in {run.learning_rate for run in runs if (run.method, run.optimizer) == ("znorm", "sgdm")}
     assert 10 in {run.learning_rate for run in runs if (run.method, run.optimizer) == ("clipping", "sgdm")}
     assert cifar10_confirm.SIZES["cpu"].seeds == (0, 1, 2, 3, 4)
+
+
+def is_tuning(run: Run) -> bool:
+    return bool(run.validation_examples) or run.data_name.endswith(":validation")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", TUNED)
+def test_no_seed_that_tunes_is_reported(name, preset):
+    study = load_studies()[name]
+    records = []
+    while new := [
+        run for run in study.runs(preset, records) if is_tuning(run) and run not in {r.run for r in records}
+    ]:
+        epochs = (EpochMetrics(1, 1.0, 0.5, 1.0, 0.5, 0, 1.0),)
+        records += [RunRecord(run, "finished", epochs=epochs, scores={"f1": 0.5}) for run in new]
+    tuning = {record.run.seed for record in records}
+    reported = {run.seed for run in study.runs(preset, records) if not is_tuning(run)}
+    assert tuning
+    assert reported
+    assert not tuning & reported

@@ -333,7 +333,7 @@ def test_one_trust_ratio_for_all_stacked_blocks_is_refused(optimizer):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     "name",
-    ["resnet20", "resnet56_identity_pad", "plain20", "resnet50", "vgg16", "vgg16_bn"]
+    ["resnet20", "resnet56", "plain20", "resnet50", "vgg16", "vgg16_bn"]
     + [
         f"{network}:{normalizer}"
         for network in ("cnn10w16", "resnet20w8")

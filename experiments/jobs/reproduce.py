@@ -1,0 +1,72 @@
+"""All of a study, in order: its runs, its measurements, its report."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.jobs.measure import Context, find_missing, measure
+from experiments.jobs.progress import Progress
+from experiments.jobs.sweep import sweep
+from experiments.records import RunRecord
+from experiments.report.dynamics import write_page
+from experiments.studies.study import Study
+
+
+def reproduce(
+    study: Study,
+    preset: str,
+    folder: Path,
+    *,
+    dynamics: bool = False,
+    data_dir: Path | None = None,
+    workers: int | None = None,
+    devices: int = 1,
+    keep_checkpoints: bool = False,
+) -> tuple[list[RunRecord], dict[str, str]]:
+    """Makes what is left of a study and renders its report.
+
+    Args:
+      study: what to train and measure.
+      preset: its name.
+      folder: working folder: `records`, `measurements`, report and figures.
+      dynamics: also record what the raw gradients do.
+      data_dir: folder of the prepared data sets.
+      workers: worker processes on CPU; by default one per core.
+      devices: devices that share each batch.
+      keep_checkpoints: keep the trained networks.
+
+    Returns:
+      The records of all runs, and why measurements failed, by name.
+    """
+    out, measured = folder / "records", folder / "measurements"
+    measurements = study.measurements(preset)
+    needs_networks = study.keep_checkpoints and bool(find_missing(measurements, measured))
+    records: list[RunRecord] = []
+    made: set[str] = set()
+    runs = study.runs(preset, [])
+    with Progress(f"{study.name} {preset}".strip()) as progress:
+        # Later runs may depend on earlier ones' records, as the tuned ones do.
+        while new := [run for run in runs if run.name not in made]:
+            new = [dataclasses.replace(run, dynamics=True) for run in new] if dynamics else new
+            progress.add(new)
+            records += sweep(
+                new,
+                out=out,
+                data_dir=data_dir,
+                workers=workers,
+                devices=devices,
+                keep_checkpoints=keep_checkpoints or needs_networks,
+                on_event=progress,
+            )
+            made.update(run.name for run in runs)
+            runs = study.runs(preset, records)
+    failures = measure(measurements, out=measured, context=Context(data_dir, out), workers=workers)
+    write_report(study, preset, records, folder)
+    return records, failures
+
+
+def write_report(study: Study, preset: str, records: Sequence[RunRecord], folder: Path) -> None:
+    """Writes a study's report and, where gradients were recorded, the page that shows them."""
+    study.report(preset, records, folder)
+    if page := write_page(folder, folder / "records", records):
+        print(f"Gradient dynamics: {page}")

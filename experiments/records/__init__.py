@@ -1,0 +1,53 @@
+"""What runs and measurements leave on disk. Nothing else in the project knows what these files look like.
+
+`schema` says what a record holds, `working` keeps a run's own files while it is under way, `lines` the files that git
+holds, and `publish` makes the one of the other.
+"""
+
+from experiments.records.lines import read_runs as read_published
+from experiments.records.publish import Published, publish, take_published
+from experiments.records.schema import STATUSES, EpochMetrics, MeasurementRecord, RecordError, RunRecord
+from experiments.records.working import (
+    exists,
+    find_record,
+    has_checkpoint,
+    has_ended,
+    read_checkpoint,
+    read_dynamics,
+    read_measurements,
+    read_record,
+    read_records,
+    remove_checkpoint,
+    remove_leftovers,
+    write_checkpoint,
+    write_dynamics,
+    write_measurement,
+    write_record,
+)
+
+__all__ = [
+    "STATUSES",
+    "EpochMetrics",
+    "MeasurementRecord",
+    "Published",
+    "RecordError",
+    "RunRecord",
+    "exists",
+    "find_record",
+    "has_checkpoint",
+    "has_ended",
+    "publish",
+    "read_checkpoint",
+    "read_dynamics",
+    "read_measurements",
+    "read_published",
+    "read_record",
+    "read_records",
+    "remove_checkpoint",
+    "remove_leftovers",
+    "take_published",
+    "write_checkpoint",
+    "write_dynamics",
+    "write_measurement",
+    "write_record",
+]

@@ -1,0 +1,141 @@
+"""What git holds of runs and measurements: files of one line each, sorted by name, the same bytes whoever wrote them.
+
+Beside a folder `records` lie `records.jsonl`, one line per ended run, and `records.dynamics.jsonl`, the statistics of
+the gradients of those that have them; beside a folder `measurements` lies `measurements.jsonl`. A line holds all
+there is to know of its run, the environment included, and has its keys sorted.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from experiments.files import write_whole
+from experiments.records import schema
+from experiments.records.schema import MeasurementRecord, RunRecord
+from experiments.statistics import GradientDynamics
+
+REMEDY = "put back the committed file, or remove the line and publish again"
+Content = TypeVar("Content")
+
+
+def runs_file(folder: str | Path) -> Path:
+    """Of the runs of a folder of records."""
+    return Path(folder).with_name(f"{Path(folder).name}.jsonl")
+
+
+def dynamics_file(folder: str | Path) -> Path:
+    """Of the statistics of their gradients."""
+    return Path(folder).with_name(f"{Path(folder).name}.dynamics.jsonl")
+
+
+def measurements_file(folder: str | Path) -> Path:
+    """Of the measurements of a folder of measurements."""
+    return Path(folder).with_name(f"{Path(folder).name}.jsonl")
+
+
+def read_runs(folder: str | Path) -> dict[str, RunRecord]:
+    """The published records beside a folder, by name of the run; none if there is no file.
+
+    Raises:
+      RecordError: a line is damaged or of another format; names file and line.
+    """
+    return _read(runs_file(folder), _decode_run)
+
+
+def read_measurements(folder: str | Path) -> dict[str, MeasurementRecord]:
+    """The published measurements beside a folder, by name; none if there is no file.
+
+    Raises:
+      RecordError: a line is damaged or of another format; names file and line.
+    """
+    return _read(measurements_file(folder), _decode_measurement)
+
+
+def read_dynamics(folder: str | Path, name: str | None = None) -> dict[str, GradientDynamics]:
+    """The published statistics beside a folder of records, by name of the run; with `name` of that run alone.
+
+    Raises:
+      RecordError: a line is damaged or of another format; names file and line.
+    """
+    return _read(dynamics_file(folder), _decode_dynamics, name)
+
+
+def write_runs(folder: str | Path, runs: Mapping[str, RunRecord]) -> Path:
+    """Writes the file of the runs, whole, in place of an older one; its lines hold their names too."""
+    fields = {name: {"name": name, **schema.run_to_fields(record)} for name, record in runs.items()}
+    return _write(runs_file(folder), fields)
+
+
+def write_measurements(folder: str | Path, measurements: Mapping[str, MeasurementRecord]) -> Path:
+    """Writes the file of the measurements, whole, in place of an older one."""
+    fields = {name: schema.measurement_to_fields(record) for name, record in measurements.items()}
+    return _write(measurements_file(folder), fields)
+
+
+def write_dynamics(folder: str | Path, dynamics: Mapping[str, GradientDynamics]) -> Path:
+    """Writes the file of the statistics, whole, in place of an older one."""
+    fields = {name: _encode_dynamics(name, statistics) for name, statistics in dynamics.items()}
+    return _write(dynamics_file(folder), fields)
+
+
+def _write(path: Path, lines: Mapping[str, Mapping[str, Any]]) -> Path:
+    text = "".join(schema.to_json(lines[name], sort_keys=True) + "\n" for name in sorted(lines))
+    return write_whole(path, lambda file: file.write(text.encode()))
+
+
+def _read(
+    path: Path, decode: Callable[[str, dict[str, Any]], Content], only: str | None = None
+) -> dict[str, Content]:
+    found: dict[str, Content] = {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return found
+    for number, line in enumerate(lines, 1):
+        if only is not None and only.encode() not in line:
+            continue
+        with schema.naming(f"line {number} of {path}", REMEDY):
+            content = json.loads(line)
+            name = content["name"]
+            if name in found:
+                raise ValueError(f"{name!r} stands in an earlier line too")
+            found[name] = decode(name, content)
+    return found
+
+
+def _decode_run(name: str, content: dict[str, Any]) -> RunRecord:
+    record = schema.run_from_fields({key: value for key, value in content.items() if key != "name"})
+    if record.run.name != name:
+        raise ValueError(f"it is called {name!r}, but its run is {record.run.name!r}")
+    return record
+
+
+def _decode_measurement(name: str, content: dict[str, Any]) -> MeasurementRecord:
+    del name
+    return schema.measurement_from_fields(content)
+
+
+def _encode_dynamics(name: str, dynamics: GradientDynamics) -> dict[str, Any]:
+    arrays = {field.name: getattr(dynamics, field.name) for field in dataclasses.fields(dynamics)}
+    return {"schema": schema.SCHEMA, "name": name, **{key: _to_list(value) for key, value in arrays.items()}}
+
+
+def _to_list(array: np.ndarray | tuple[str, ...]) -> list:
+    """Nested lists; a float32 as the shortest number that gives its bits back."""
+    if isinstance(array, tuple):
+        return list(array)
+    if array.dtype == np.float32:
+        array = np.array([float(str(value)) for value in array.ravel()]).reshape(array.shape)
+    return array.tolist()
+
+
+def _decode_dynamics(name: str, content: dict[str, Any]) -> GradientDynamics:
+    del name
+    fields = {key: value for key, value in schema.without_schema(content).items() if key != "name"}
+    layers, sizes = tuple(fields.pop("layers")), np.array(fields.pop("sizes"), np.int64)
+    arrays = {key: np.array(value, np.float64).astype(np.float32) for key, value in fields.items()}
+    return GradientDynamics(layers=layers, sizes=sizes, **arrays)

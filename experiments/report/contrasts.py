@@ -1,0 +1,246 @@
+"""Contrasts: each method against the baseline of the same setting, with what decides whether they differ."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from experiments.report import intervals, names
+from experiments.report.cells import Row, paired_difference
+from experiments.report.findings import SHOWN, Finding, decide
+from experiments.report.intervals import FEWEST_SEEDS, Interval
+from experiments.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """What methods are compared by.
+
+    Attributes:
+      score: name for `Cell.values`.
+      title: for people.
+      unit: 'points': hundredths, as of accuracy in percent; 'ratio': the score is a logarithm; else plain.
+      smallest: smallest difference of interest, in the score's own scale.
+      more_is_better: else less is.
+      verb: what a method that is better does to it, for a claim.
+    """
+
+    score: str
+    title: str
+    unit: str
+    smallest: float
+    more_is_better: bool = True
+    verb: str = "raises"
+
+    def convert(self, value: float) -> float:
+        """A score or a difference, as it is printed."""
+        return 100 * value if self.unit == "points" else math.exp(value) if self.unit == "ratio" else value
+
+    def convert_size(self, size: float) -> float:
+        """The size of a difference, as it is printed: of a ratio by how many percent it differs from 1."""
+        return 100 * (math.exp(size) - 1) if self.unit == "ratio" else self.convert(size)
+
+    def write(self, value: float) -> str:
+        """A difference for people."""
+        value = self.convert(value)
+        return {"points": f"{value:+.1f}", "ratio": f"{value:.3f}"}.get(self.unit, f"{value:+.2f}")
+
+    def write_interval(self, interval: Interval) -> str:
+        """A mean difference with its interval, for people."""
+        if interval.n == 0:
+            return "-"
+        if not interval.is_known:
+            return f"{self.write(interval.mean)} [{'one seed' if interval.n == 1 else 'seeds agree'}]"
+        return f"{self.write(interval.mean)} {self.write_ends(interval)}"
+
+    def write_ends(self, interval: Interval) -> str:
+        """The ends of an interval that is known."""
+        return f"[{self.write(interval.low)}, {self.write(interval.high)}]"
+
+
+# One point and 5 % are our own choice, where no paper printed an effect.
+ONE_POINT = 0.01
+FIVE_PERCENT = math.log(1.05)
+ACCURACY = Endpoint("final_accuracy", "test accuracy", "points", ONE_POINT)
+FINAL_LOSS = Endpoint("log_final_loss", "final training loss", "ratio", FIVE_PERCENT, False, "lowers")
+SPEED = Endpoint(
+    "mean_log_loss", "training loss over all epochs", "ratio", FIVE_PERCENT, False, "lowers (trains faster)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """A method against the baseline.
+
+    Attributes:
+      row: the method's.
+      endpoint: what is compared.
+      interval: of the difference, paired by seed.
+      pooled: the interval with the variance pooled over the family's cells; not paired.
+      p: of no difference, adjusted by Holm over the family.
+      smallest: smallest difference of interest.
+      paper: difference that the paper printed.
+      verdict: see `findings.decide`.
+      pooled_verdict: the same by the pooled interval, which decides nothing.
+    """
+
+    row: Row
+    endpoint: Endpoint
+    interval: Interval
+    pooled: Interval
+    p: float
+    smallest: float
+    paper: float | None
+    verdict: str
+    pooled_verdict: str
+
+    @property
+    def detectable(self) -> float:
+        """Smallest detectable difference, in the endpoint's own scale."""
+        return intervals.smallest_detectable(self.interval)
+
+    @property
+    def harms(self) -> bool:
+        """Whether the method did worse."""
+        return (self.interval.mean > 0) != self.endpoint.more_is_better
+
+    @property
+    def note(self) -> str:
+        """What the verdict alone does not say."""
+        parts = [] if self.interval.n >= FEWEST_SEEDS else [f"fewer than {FEWEST_SEEDS} seeds"]
+        if self.verdict == SHOWN and self.interval.within(self.smallest):
+            parts.append("too small to count")
+        if self.paper is not None and self.interval.excludes(self.paper):
+            larger = self.interval.mean > self.paper
+            parts.append(f"{'above' if larger else 'below'} the paper's effect")
+        if self.interval.is_known and self.pooled_verdict != self.verdict:
+            parts.append(f"by the pooled interval {self.pooled_verdict}")
+        ours, theirs = self.row.cell.run, self.row.baseline and self.row.baseline.run
+        if self.endpoint.unit == "ratio" and theirs and ours.learning_rate != theirs.learning_rate:
+            parts.append(f"at its own rate {ours.learning_rate:g}, not {theirs.learning_rate:g}")
+        if self.row.cell.diverged or (self.row.baseline and self.row.baseline.diverged):
+            parts.append("with diverged runs")
+        return "; ".join(parts)
+
+    @property
+    def word(self) -> str:
+        """The verdict and the note, for a table."""
+        word = f"harm {SHOWN}" if self.harms and self.verdict == SHOWN else self.verdict
+        return f"{word}; {self.note}" if self.note else word
+
+
+def make_contrasts(
+    rows: Sequence[Row],
+    endpoint: Endpoint,
+    *,
+    paper: Callable[[Run], float | None] = lambda run: None,
+    smallest: Callable[[Run], float] | None = None,
+    described: Sequence[str] = (),
+) -> list[Contrast]:
+    """One contrast per row that has a baseline; a family is the rows whose labels differ in the method alone.
+
+    Args:
+      rows: of the table.
+      endpoint: what is compared.
+      paper: difference to the baseline that the paper printed for a run's row.
+      smallest: smallest difference of interest; by default the endpoint's.
+      described: methods that are no part of the family: their p-values stay as they are.
+    """
+    families: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        families.setdefault(row.labels[:-1], []).append(row)
+    found = {}
+    for family in families.values():
+        cells = [list(row.cell.values(endpoint.score).values()) for row in family]
+        compared = [row for row in family if row.baseline is not None]
+        outside = [row.cell.run.method in described for row in compared]
+        paired = [_difference(row, endpoint) for row in compared]
+        pooled = [_pooled(row, endpoint, cells) for row in compared]
+        adjusted, pooled_adjusted = _adjust(paired, outside), _adjust(pooled, outside)
+        for i, row in enumerate(compared):
+            options = {
+                "smallest": endpoint.smallest if smallest is None else smallest(row.cell.run),
+                "paper": paper(row.cell.run),
+            }
+            found[id(row)] = Contrast(
+                row,
+                endpoint,
+                paired[i],
+                pooled[i],
+                adjusted[i],
+                **options,
+                verdict=decide(paired[i], p=adjusted[i], **options),
+                pooled_verdict=decide(pooled[i], p=pooled_adjusted[i], **options),
+            )
+    return [found[id(row)] for row in rows if id(row) in found]
+
+
+def _adjust(found: Sequence[Interval], outside: Sequence[bool]) -> list[float]:
+    """p-values, those of the family adjusted; those outside of it stay as they are."""
+    adjusted = intervals.holm([math.nan if o else i.p for i, o in zip(found, outside, strict=True)])
+    return [i.p if o else p for i, o, p in zip(found, outside, adjusted, strict=True)]
+
+
+def _pooled(row: Row, endpoint: Endpoint, cells: Sequence[Sequence[float]]) -> Interval:
+    assert row.baseline is not None
+    ours, theirs = (list(cell.values(endpoint.score).values()) for cell in (row.cell, row.baseline))
+    return intervals.pooled(ours, theirs, cells)
+
+
+def _difference(row: Row, endpoint: Endpoint) -> Interval:
+    assert row.baseline is not None
+    return paired_difference(row.cell, row.baseline, endpoint.score)
+
+
+def make_findings(
+    contrasts: Sequence[Contrast],
+    *,
+    setting: str,
+    source: Callable[[Run], str] = lambda run: "",
+    headline: Callable[[Run], bool] = lambda run: False,
+    forest: Callable[[Run], bool] = lambda run: False,
+    versus: str = "",
+) -> list[Finding]:
+    """One finding per contrast whose runs have ended.
+
+    Args:
+      contrasts: of one endpoint.
+      setting: what all rows have in common, such as 'CIFAR-10'.
+      source: who claims it of a run's method; empty for a question of ours.
+      headline: whether the table of all studies names it.
+      forest: whether the forest plot draws it.
+      versus: what it is compared with, where that is not the baseline.
+    """
+    found = []
+    for contrast in contrasts:
+        if not contrast.interval.n:
+            continue
+        endpoint, run, interval = contrast.endpoint, contrast.row.cell.run, contrast.interval
+        method = names.METHODS[run.method]
+        where = ", ".join(part for part in (setting, *contrast.row.labels[:-1]) if part)
+        known = interval.is_known
+        found.append(
+            Finding(
+                claim=f"{method} {endpoint.verb} {endpoint.title}{f' against {versus}' if versus else ''}: {where}",
+                source=source(run),
+                measured=_measured(endpoint, interval),
+                interval=(endpoint.convert(interval.low), endpoint.convert(interval.high)) if known else None,
+                verdict=contrast.verdict,
+                harm=contrast.harms,
+                note=contrast.note,
+                effect=endpoint.convert(interval.mean),
+                paper=None if contrast.paper is None else endpoint.convert(contrast.paper),
+                unit=endpoint.unit,
+                detectable=endpoint.convert_size(contrast.detectable) if known else None,
+                group=where,
+                label=method,
+                question=f"{endpoint.title[:1].upper()}{endpoint.title[1:]} against the {versus or 'baseline'}",
+                headline=headline(run),
+                forest=forest(run),
+            )
+        )
+    return found
+
+
+def _measured(endpoint: Endpoint, interval: Interval) -> str:
+    text = endpoint.write_interval(interval)
+    return f"x {text}" if endpoint.unit == "ratio" else f"{text} {endpoint.unit}"

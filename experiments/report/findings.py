@@ -1,0 +1,248 @@
+"""Findings: what a study says about one claim. Reports, README, docs and the forest plot are rendered from them."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.files import FileError, write_whole
+from experiments.report.intervals import FEWEST_SEEDS, Interval
+from experiments.report.tables import markdown_table
+
+LEVEL = 0.05
+SHOWN, CONTRADICTED, UNTOLD, TOO_SMALL = "shown", "contradicted", "cannot be told", "too small to count"
+VERDICTS = (SHOWN, CONTRADICTED, UNTOLD, TOO_SMALL)
+BEGIN, END = "<!-- findings: begin -->", "<!-- findings: end -->"
+FILE = "findings.json"
+DIGITS = 6  # significant ones in the file
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What one study says about one claim.
+
+    Attributes:
+      claim: one sentence that can be true or false.
+      source: who makes it; empty for a question of ours.
+      measured: the number that decides, in words and with its unit.
+      interval: its 95 % interval; `None` where the claim is not about a mean over seeds.
+      verdict: one of `VERDICTS`, by `decide` or `judge`.
+      link: the report, seen from the folder of all results; `pages.write_report` fills it in.
+      harm: whether the measured difference is for the worse.
+      note: what the verdict alone does not say.
+      effect: `measured` as a number, in the unit of the interval; `None` where the claim has no one number.
+      paper: the same as the paper printed it, if it did.
+      unit: 'points' of accuracy in percent, 'ratio' to the baseline, or another.
+      detectable: smallest effect that the study could have seen, in the same unit; of a ratio in percent.
+      group: heading over the effects that are drawn together.
+      label: of this one among them.
+      question: what it answers together with others, such as 'test accuracy against the baseline'.
+      headline: whether the table of all studies in the README names it.
+      forest: whether the forest plot of all studies draws it.
+    """
+
+    claim: str
+    source: str
+    measured: str
+    interval: tuple[float, float] | None
+    verdict: str
+    link: str = ""
+    harm: bool = False
+    note: str = ""
+    effect: float | None = None
+    paper: float | None = None
+    unit: str = ""
+    detectable: float | None = None
+    group: str = ""
+    label: str = ""
+    question: str = ""
+    headline: bool = False
+    forest: bool = False
+
+    def __post_init__(self):
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"unknown verdict {self.verdict!r}; choose from {', '.join(VERDICTS)}")
+
+    @property
+    def word(self) -> str:
+        """The verdict for people: of a difference that is shown it says whether it does harm."""
+        return f"harm {self.verdict}" if self.harm and self.verdict == SHOWN else self.verdict
+
+
+def decide(interval: Interval, *, p: float, smallest: float, paper: float | None = None) -> str:
+    """The word for a mean difference: the first of these that applies, with at least three seeds.
+
+    Shown: 0 is rejected after adjustment (in either direction, the sign of the mean says which). Too small to count:
+    the interval lies within plus and minus the smallest effect of interest. Contradicted: it excludes the paper's
+    effect. Cannot be told: else.
+
+    Args:
+      interval: of the difference.
+      p: the p-value of 0, adjusted for the other questions of its family.
+      smallest: smallest effect of interest.
+      paper: what the paper printed, if it did.
+    """
+    if interval.n < FEWEST_SEEDS:
+        return UNTOLD
+    if interval.is_known and p <= LEVEL:
+        return SHOWN
+    if interval.within(smallest):
+        return TOO_SMALL
+    if paper is not None and interval.excludes(paper):
+        return CONTRADICTED
+    return UNTOLD
+
+
+def judge(holds: bool | None) -> str:
+    """The word for a claim that a rule decides: `None` where what was measured cannot."""
+    return {True: SHOWN, False: CONTRADICTED, None: UNTOLD}[holds]
+
+
+MOST_NAMED = 4
+
+
+def describe(findings: Sequence[Finding]) -> str:
+    """The answer in a sentence: the first question's claims by name, if few, and counts of the others."""
+    if not findings:
+        return "Nothing can be said yet: no run has ended that could be compared."
+    first, *others = _by_question(findings).items()
+    parts = [f"{first[0]}: {_describe(first[1], MOST_NAMED)}"]
+    parts += [f"{_lower(question)}: {_describe(some, 0)}" for question, some in others]
+    return "; ".join(parts) + "."
+
+
+def describe_fully(findings: Sequence[Finding]) -> str:
+    """A line for every question, which names all claims with a verdict."""
+    lines = [f"- {question}: {_describe(some)}." for question, some in _by_question(findings).items()]
+    return "\n".join(lines)
+
+
+def _by_question(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
+    questions: dict[str, list[Finding]] = {}
+    for finding in findings:
+        questions.setdefault(finding.question or "The claims", []).append(finding)
+    return questions
+
+
+def _lower(text: str) -> str:
+    """With a small first letter, if it is not of a word such as F1."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def _describe(findings: Sequence[Finding], most: int = 1_000) -> str:
+    shared = set.intersection(*(set(_parts(finding)) for finding in findings))
+    words = []
+    for word in (SHOWN, f"harm {SHOWN}", *VERDICTS[1:]):
+        some = [finding for finding in findings if finding.word == word]
+        if some:
+            named = [_name(finding, shared if len(findings) > 1 else set()) for finding in some]
+            told = f" ({'; '.join(named)})"
+            tell = len(some) <= min(most, MOST_NAMED if word in (UNTOLD, TOO_SMALL) else most)
+            words.append(f"**{word}** in {len(some)} of {len(findings)}{told if tell else ''}")
+    return ", ".join(words)
+
+
+def _parts(finding: Finding) -> list[str]:
+    return [part for part in finding.group.split(", ") if part]
+
+
+def _name(finding: Finding, shared: set[str]) -> str:
+    """Which of the findings it is, with its effect, but without what all have in common."""
+    parts = [finding.label, *(part for part in _parts(finding) if part not in shared)]
+    name = ", ".join(part for part in parts if part) or finding.claim
+    if finding.effect is None or finding.verdict == UNTOLD:
+        return name
+    effect = f"x {finding.effect:.2f}" if finding.unit == "ratio" else f"{finding.effect:+.1f}"
+    if finding.verdict == CONTRADICTED and finding.paper is not None:
+        effect += (
+            f", {'above' if finding.effect > finding.paper else 'below'} the paper's {finding.paper:+.1f}"
+        )
+    return f"{name} {effect}"
+
+
+def describe_detectable(findings: Iterable[Finding]) -> str:
+    """The smallest differences that 80 % of such studies would see, as a range for each question."""
+    ranges: dict[tuple[str, str], list[float]] = {}
+    for finding in findings:
+        if finding.detectable is not None:
+            ranges.setdefault((finding.question, finding.unit), []).append(finding.detectable)
+    words = [
+        f"{_lower(question)} {_span(values)} {'%' if unit == 'ratio' else unit}"
+        for (question, unit), values in ranges.items()
+    ]
+    text = "Smallest detectable differences (80 % power, two-sided 5 %): "
+    return f"{text}{'; '.join(words)}." if words else ""
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2g}", f"{max(values):.2g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def claims_table(findings: Iterable[Finding], prefix: str = "", *, short: bool = False) -> str:
+    """A Markdown table claim | source | measured | verdict, each verdict linked to its report.
+
+    Args:
+      findings: of one study or of several.
+      prefix: from the page to the folder of all results, such as 'experiments/results/'; empty for no links.
+      short: leaves out notes, and of what was measured all but the first part.
+    """
+    rows = [["claim", "source", "measured [95 % interval]", "verdict"]]
+    for finding in findings:
+        word = f"[{finding.word}]({prefix}{finding.link})" if prefix else f"**{finding.word}**"
+        note = f"; {finding.note}" if finding.note and not short else ""
+        measured = finding.measured.partition("; ")[0] if short else finding.measured
+        rows.append([finding.claim, finding.source or "-", measured, word + note])
+    return markdown_table(rows, left=4)
+
+
+def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
+    """Writes findings.json, the same bytes whenever the findings are the same.
+
+    Raises:
+      FileError: the file cannot be written; an older one is left as it was.
+    """
+    rows = [json.dumps(_rounded(dataclasses.asdict(finding)), sort_keys=True) for finding in findings]
+    text = "[\n" + ",\n".join(rows) + "\n]\n"
+    write_whole(folder / FILE, lambda file: file.write(text.encode()))
+
+
+def read_findings(path: Path) -> list[Finding]:
+    """Reads the findings of one study, or of all studies below a folder.
+
+    Raises:
+      FileError: a file is damaged or of another version.
+    """
+    files = sorted(path.glob(f"**/{FILE}")) if path.is_dir() else [path]
+    return [finding for file in files for finding in _read(file)]
+
+
+def _read(path: Path) -> list[Finding]:
+    try:
+        rows = json.loads(path.read_bytes())
+        return [Finding(**{**row, "interval": row["interval"] and tuple(row["interval"])}) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FileError(
+            f"cannot read {path}: {error}; `python -m experiments report` writes it again"
+        ) from error
+
+
+def insert(page: str, table: str) -> str:
+    """A page with a table between its two markers, in place of what stood there.
+
+    Raises:
+      ValueError: the page has no markers, or more than one pair.
+    """
+    if (page.count(BEGIN), page.count(END)) != (1, 1) or page.index(BEGIN) > page.index(END):
+        raise ValueError(f"the page must have {BEGIN} once and {END} once after it")
+    return f"{page[: page.index(BEGIN)]}{BEGIN}\n\n{table}\n\n{page[page.index(END) :]}"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,73 @@
+"""Names for people: of methods, optimizers, networks and data sets."""
+
+import re
+
+METHODS = {
+    "baseline": "baseline",
+    "centralization": "centralization",
+    "clipping": "clipping by norm",
+    "clipping_1": "clipping at 1",
+    "clipping_value": "clipping by value",
+    "znorm": "ZNorm",
+    "gan": "GAN",
+}
+OPTIMIZERS = {
+    "sgdm": "SGDM",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "rmsprop": "RMSprop",
+    "lars": "LARS",
+    "lamb": "LAMB",
+}
+NORMALIZERS = {
+    "batch_norm": "BatchNorm",
+    "layer_norm": "LayerNorm",
+    "instance_norm": "InstanceNorm",
+    "group_norm": "GroupNorm",
+    "frn": "filter response normalization",
+    "variance_norm": "variance normalization",
+    "evonorm_b0": "EvoNorm-B0",
+    "evonorm_s0": "EvoNorm-S0",
+    "weight_norm": "weight normalization",
+    "scaled_ws": "scaled weight standardization",
+}
+DATASETS = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "digits": "digits",
+    "lgg": "LGG MRI",
+    "pcam32": "PatchCamelyon, central 32 x 32 pixels",
+    "stream:patch_camelyon": "PatchCamelyon",
+}
+
+
+def model(name: str) -> str:
+    """A network, such as 'ResNet-20', 'VGG-16-BN', 'ViT of width 96' or 'U-Net of width 8'; others as they are."""
+    if found := re.fullmatch(r"(resnet|plain|vgg)(\d+)(_bn)?", name):
+        family, depth, norm = found.groups()
+        return f"{ {'resnet': 'ResNet', 'plain': 'plain', 'vgg': 'VGG'}[family] }-{depth}" + (
+            "-BN" if norm else ""
+        )
+    if found := re.fullmatch(r"(cnn|uniform|resnet)(\d+)w(\d+)(?::(.*))?", name):
+        family, depth, width, norm = found.groups()
+        base = f"ResNet-{depth}" if family == "resnet" else f"{depth} plain layers"
+        return f"{base}, width {width}" + (f", {normalizer(norm)}" if norm else "")
+    if found := re.fullmatch(r"unet(\d+)", name):
+        return f"U-Net of width {found[1]}"
+    if found := re.fullmatch(r"vit(\d+)_small(_stacked)?", name):
+        return f"ViT of width {found[1]}"
+    return name
+
+
+def normalizer(name: str) -> str:
+    """A normalizer with its options, such as 'GroupNorm, size 8'; others as they are."""
+    base, *options = name.split(":")
+    return ", ".join([NORMALIZERS.get(base, base), *(o.replace("=", " ").replace("_", " ") for o in options)])
+
+
+def dataset(name: str) -> str:
+    """A data set; with its options where it has some."""
+    base, _, options = name.partition(":")
+    if name in DATASETS or base not in DATASETS:
+        return DATASETS.get(name, name)
+    return f"{DATASETS[base]} ({options})" if options else DATASETS[base]

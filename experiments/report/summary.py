@@ -1,0 +1,89 @@
+"""What all studies found, in one place: the README's table, a page of the documentation and the forest plot."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.files import write_whole
+from experiments.report import forest
+from experiments.report.findings import (
+    FILE,
+    Finding,
+    claims_table,
+    describe,
+    describe_detectable,
+    insert,
+    read_findings,
+)
+from experiments.report.pages import write_page
+
+PRESETS = ("full", "cpu")  # the first that a study has findings of
+
+HEAD = """\
+What each study found, rendered from its `findings.json`. *Shown*: 0 is rejected after Holm's adjustment over the
+methods of one setting, or the claim's rule was met. *Too small to count*: the interval lies within plus and minus the
+smallest effect of interest. *Contradicted*: it excludes the paper's effect, or the rule that refutes the claim
+applied. *Cannot be told*: none of these, as where it holds both 0 and the paper's effect."""
+
+HOW_TO_READ = """\
+Intervals are 95 % Student t-intervals over the seeds, paired by seed. They say nothing of other images, nor of
+another choice of the learning rate. Networks, images and epochs are reduced so that a CPU can train them in hours:
+what is seen here need not be seen at full size, and the other way round. The *smallest detectable difference* is the
+one that such a study finds in 80 % of its repetitions."""
+
+
+def collect(results: Path, studies: Sequence[str]) -> dict[str, list[Finding]]:
+    """The findings of every study that has some, of its largest preset.
+
+    Args:
+      results: folder of all studies.
+      studies: their names, in the order of the summary.
+
+    Raises:
+      FileError: a file is damaged or of another version.
+    """
+    found = {}
+    for study in studies:
+        files = [results / study / preset / FILE for preset in PRESETS]
+        some = next((findings for f in files if f.exists() and (findings := read_findings(f))), [])
+        if some:
+            found[study] = some
+    return found
+
+
+def headline_table(findings: Mapping[str, Sequence[Finding]], prefix: str = "") -> str:
+    """The claims table of all studies, a line for each headline; for `prefix` see `claims_table`."""
+    return claims_table([f for some in findings.values() for f in some if f.headline], prefix, short=True)
+
+
+def write_summary(
+    findings: Mapping[str, Sequence[Finding]], readme: Path, docs: Path, prefix: str
+) -> list[Path]:
+    """Writes the README's table, findings.md and forest.svg.
+
+    Args:
+      findings: by study.
+      readme: page with the two markers, between which the table goes.
+      docs: folder of the documentation.
+      prefix: from the README to the folder of all results.
+
+    Returns:
+      What was written.
+
+    Raises:
+      ValueError: the README has no markers, or more than one pair; nothing is written.
+      FileError: a file cannot be written.
+    """
+    text = insert(readme.read_text(), headline_table(findings, prefix))
+    forest.draw(docs / "forest.svg", [f for some in findings.values() for f in some if f.forest])
+    write_page(docs / "findings.md", _page(findings))
+    write_whole(readme, lambda file: file.write(text.encode()))
+    return [readme, docs / "findings.md", docs / "forest.svg"]
+
+
+def _page(findings: Mapping[str, Sequence[Finding]]) -> list[str]:
+    parts = ["# Findings", HEAD, "![Measured differences with their 95 % intervals](forest.svg)"]
+    parts += ["## The main claims", headline_table(findings), "## Study by study"]
+    for study, some in findings.items():
+        parts += [f"### {study}", describe(some), describe_detectable(some)]
+        parts.append(f"Report: `experiments/results/{some[0].link}`.")
+    return [*parts, "## How to read them", HOW_TO_READ]

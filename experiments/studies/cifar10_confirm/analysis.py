@@ -1,0 +1,296 @@
+"""The analysis that `results/cifar10_confirm/PROTOCOL.md` fixed before the runs, and its report."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from experiments.records import RunRecord
+from experiments.report import names
+from experiments.report.cells import Cell, Row, epochs_until, make_cells, make_rows
+from experiments.report.contrasts import ACCURACY, FINAL_LOSS, SPEED, Contrast
+from experiments.report.curves import add_learning_curves
+from experiments.report.findings import LEVEL, describe
+from experiments.report.pages import describe_protocol, write_report
+from experiments.report.tables import (
+    certainty_table,
+    markdown_table,
+    results_table,
+    row_table,
+    training_table,
+)
+from experiments.run import Run
+from experiments.studies.cifar10_confirm.plan import (
+    IN_THE_PAPER,
+    SIZES,
+    TUNING_SEEDS,
+    make_runs,
+    regime_runs,
+    setting,
+    tuned_runs,
+    tuning_runs,
+)
+from experiments.studies.grid import Answers, Question, compare_methods
+from experiments.studies.overlap_table1 import OPTIMIZERS, PAPER, paper_effect
+from experiments.studies.study import settings_table
+from experiments.studies.tuning import tuning_table
+
+SOURCE = "Yun 2024, arXiv 2410.21564, Table 1"
+PAPER_MODEL = "resnet56"
+HEADINGS = ("schedule", "network", "optimizer", "method")
+TUNED, REGIME = "tuned", "the paper's regime"
+PROTOCOL = "[PROTOCOL.md](../PROTOCOL.md)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One arm of the study.
+
+    Attributes:
+      name: 'tuned' (arm A) or 'the paper's regime' (arm B).
+      cells: that have begun.
+      comparisons: by the method that others are compared with.
+    """
+
+    name: str
+    cells: Sequence[Cell]
+    comparisons: Mapping[str, Answers]
+
+
+def named_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    """All runs of the protocol, of which `make_runs` names those whose turn has come."""
+    return [*tuning_runs(preset, records), *tuned_runs(preset, records), *regime_runs(preset)]
+
+
+def smallest_effect(run: Run) -> float:
+    """What the paper printed for ZNorm in ResNet-56: the smallest effect of interest of every method."""
+    effect = paper_effect(dataclasses.replace(run, model=PAPER_MODEL, method="znorm"))
+    assert effect is not None
+    return effect
+
+
+def analyse(preset: str, records: Sequence[RunRecord]) -> list[Arm]:
+    """Both arms, as far as they have begun."""
+    begun = set(make_runs(preset, records))
+    arms = []
+    for name, runs in ((TUNED, tuned_runs(preset, records)), (REGIME, regime_runs(preset))):
+        cells = list(make_cells([run for run in runs if run in begun], records).values())
+        # In arm A clipping is described; in arm B it is one of the contrasts.
+        others = ("baseline", "clipping", "centralization") if name == TUNED else ("baseline",)
+        described: dict[str, tuple[str, ...]] = {}
+        if name == TUNED:
+            described = {"baseline": ("clipping",), "centralization": tuple(names.METHODS)}
+        comparisons = {
+            versus: compare_methods(
+                make_rows(cells, _labels, _paper, versus),
+                Question(
+                    setting=f"CIFAR-10, {name}",
+                    source=lambda run: SOURCE if run.method in IN_THE_PAPER else "",
+                    paper=lambda run, versus=versus: _effect(run, versus),
+                    smallest=smallest_effect,
+                    headline=lambda run, main=(name, versus) == (TUNED, "baseline"): (
+                        main and run.method in ("znorm", "gan")
+                    ),
+                    forest=lambda run, main=versus == "baseline": main and run.method != "clipping",
+                    described=described.get(versus, ()),
+                    versus="" if versus == "baseline" else names.METHODS[versus],
+                ),
+            )
+            for versus in others
+        }
+        arms.append(Arm(name, cells, comparisons))
+    return arms
+
+
+def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
+    """Writes report.md, findings.json and the learning curves of both arms."""
+    size = SIZES[preset]
+    tuning = make_cells(tuning_runs(preset, records), records)
+    arms = analyse(preset, records)
+    findings = [f for arm in arms for a in _in_families(arm) for f in a.findings]
+    primary = [f for f in findings if f.question.startswith("Test accuracy")]
+    diverged = [_setting_name(cell) for arm in arms for cell in arm.cells if cell.diverged]
+    answer = [describe(primary)]
+    if diverged:
+        answer.append(f"With diverged runs: {'; '.join(diverged)}.")
+    results = ["### What would fail each claim", claims_table(arms[0]), _read_together(arms)]
+    for arm in arms:
+        results += [f"### {arm.name[0].upper()}{arm.name[1:]}", *_describe_arm(arm, folder)]
+    write_report(
+        folder,
+        "Does ZNorm, GAN or centralization help on CIFAR-10?",
+        [*tuning.values(), *(cell for arm in arms for cell in arm.cells)],
+        findings,
+        answer="\n\n".join(answer),
+        settings=settings_table(preset, size, SIZES["full"]),
+        results=results,
+        method=[
+            f"- Questions, endpoints and analysis were fixed before the runs: {PROTOCOL}.\n"
+            f"- The paper: {SOURCE}, ResNet-56: un-augmented CIFAR-10, 100 epochs, batch 256.\n"
+            "- Holm's adjustment is over the contrasts of one optimizer, for each endpoint by itself; what is only "
+            "described (clipping against the baseline where tuned, all against centralization) is not adjusted.",
+            "Tuning: validation accuracy of every learning rate, in percent "
+            f"({describe_protocol(next(iter(tuning)))}; seeds {', '.join(map(str, TUNING_SEEDS))}).",
+            tuning_table(HEADINGS, tuning.values(), setting),
+        ],
+    )
+
+
+def _in_families(arm: Arm) -> list[Answers]:
+    """The comparisons that the protocol has families of; against centralization is only described."""
+    return [answers for versus, answers in arm.comparisons.items() if versus != "centralization"]
+
+
+def _describe_arm(arm: Arm, folder: Path) -> list[str]:
+    if not arm.cells:
+        return ["These runs have not begun: the tuning comes first, then the tuned runs, then the others."]
+    parts = [f"- {p}." for p in dict.fromkeys(describe_protocol(cell.run) for cell in arm.cells)]
+    sections = ["\n".join(parts)]
+    for versus, answers in arm.comparisons.items():
+        other = names.METHODS[versus]
+        contrasts = answers.contrasts
+        if versus == "baseline":
+            sections.append(results_table(HEADINGS, answers.rows, contrasts[ACCURACY.score]))
+        else:
+            sections.append(f"Against {other}{' (described)' if versus == 'centralization' else ''}:")
+            sections.append(_differences_table(contrasts[ACCURACY.score]))
+        sections.append(certainty_table(HEADINGS, contrasts[ACCURACY.score]))
+        if versus != "centralization":
+            losses = [contrasts[FINAL_LOSS.score], contrasts[SPEED.score]]
+            sections += [
+                f"Speed of training, against {other}:",
+                training_table(HEADINGS, answers.rows, losses, other),
+            ]
+            sections.append(_certainty_of_losses(losses))
+            sections.append(epochs_table([c.row for c in contrasts[ACCURACY.score]]))
+    figures: dict[tuple[str, str], dict[str, list[Cell]]] = {}
+    for cell in arm.cells:
+        panels = figures.setdefault((cell.run.schedule, cell.run.model), {})
+        panels.setdefault(names.OPTIMIZERS[cell.run.optimizer], []).append(cell)
+    for (schedule, model), panels in figures.items():
+        seeds = len({seed for cell in arm.cells for seed in cell.ended})
+        title = f"CIFAR-10, {names.model(model)}, {schedule} rate, {arm.name}, {seeds} seeds"
+        file = f"curves_{'tuned' if arm.name == TUNED else 'regime'}_{schedule}_{model}"
+        sections.append(add_learning_curves(folder, file, title, panels))
+    return sections
+
+
+def _differences_table(contrasts: Sequence[Contrast]) -> str:
+    by_row = {id(contrast.row): contrast for contrast in contrasts}
+    columns = {
+        "difference, points [95 %]": lambda row: ACCURACY.write_interval(by_row[id(row)].interval),
+        "verdict": lambda row: by_row[id(row)].word,
+    }
+    return row_table(HEADINGS, [contrast.row for contrast in contrasts], columns, text=("verdict",))
+
+
+def _certainty_of_losses(losses: Sequence[Sequence[Contrast]]) -> str:
+    """Adjusted p-values of the secondary endpoints."""
+    told = [some for some in losses if some]
+    if not told:
+        return ""
+    columns = {}
+    for some in told:
+        by_row = {id(contrast.row): contrast for contrast in some}
+        columns[f"{some[0].endpoint.title}: p (Holm)"] = lambda row, by_row=by_row: f"{by_row[id(row)].p:.2g}"
+    return row_table(HEADINGS, [contrast.row for contrast in told[0]], columns)
+
+
+def epochs_table(rows: Sequence[Row]) -> str:
+    """Of every seed, the first epoch whose training loss is at most the comparison's final one."""
+
+    def write(row: Row) -> str:
+        assert row.baseline is not None
+        found = []
+        for seed in sorted(row.cell.ended.keys() & row.baseline.ended.keys()):
+            target = row.baseline.ended[seed].epochs[-1].train_loss
+            found.append(str(epochs_until(row.cell.ended[seed], target) or "never"))
+        return ", ".join(found) or "-"
+
+    heading = "first epoch with at most the comparison's final training loss, seed by seed"
+    return row_table(HEADINGS, rows, {heading: write}, text=(heading,)) if rows else ""
+
+
+def claims_table(arm: Arm) -> str:
+    """The protocol's five claims, judged by what would have failed them."""
+    rows = [["claim", "setting", "outcome", "difference [95 %]"]]
+    for claim, versus, method, endpoint in (
+        ("1. ZNorm improves accuracy", "baseline", "znorm", ACCURACY),
+        ("2. ZNorm is better than clipping", "clipping", "znorm", ACCURACY),
+        ("2. ZNorm is better than centralization", "centralization", "znorm", ACCURACY),
+        ("3. ZNorm accelerates training", "baseline", "znorm", SPEED),
+        ("4. GAN keeps the accuracy", "baseline", "gan", ACCURACY),
+        ("5. Centralization improves accuracy", "baseline", "centralization", ACCURACY),
+    ):
+        answers = arm.comparisons.get(versus)
+        for contrast in answers.contrasts[endpoint.score] if answers else ():
+            if contrast.row.cell.run.method == method and contrast.interval.is_known:
+                where = ", ".join(contrast.row.labels[:-1])
+                number = endpoint.write_interval(contrast.interval)
+                rows.append([claim, where, outcome(claim[0], versus, contrast), number])
+    return markdown_table(rows, left=4) if len(rows) > 1 else "No claim can be judged yet."
+
+
+def outcome(claim: str, versus: str, contrast: Contrast) -> str:
+    """Whether one of the protocol's claims, by its number, fails, is shown, or neither."""
+    interval, rejected = contrast.interval, contrast.p <= LEVEL
+    positive = rejected and interval.mean > 0
+    if claim in "15":
+        failed, shown = interval.high < contrast.smallest or interval.high < 0, positive
+    elif claim == "2" and versus == "clipping":
+        failed, shown = not positive, positive
+    elif claim == "2":
+        failed, shown = interval.high < 0, interval.low > 0
+    elif claim == "3":
+        failed, shown = interval.low > 0, interval.high < 0
+    else:
+        failed = interval.high < 0 and not interval.within(contrast.smallest)
+        shown = interval.within(contrast.smallest)
+    if failed:
+        return "**fails**" + ("; a smaller gain is shown" if shown else "")
+    return "**shown**" if shown else "cannot be told"
+
+
+def _read_together(arms: Iterable[Arm]) -> str:
+    """What the two arms say of ZNorm, as the protocol reads them."""
+    gains: dict[str, dict[str, bool]] = {}
+    for arm in arms:
+        for contrast in arm.comparisons["baseline"].contrasts[ACCURACY.score]:
+            run = contrast.row.cell.run
+            if run.method == "znorm" and contrast.interval.is_known:
+                gain = contrast.p <= LEVEL and contrast.interval.mean > 0
+                by_arm = gains.setdefault(names.OPTIMIZERS[run.optimizer], {})
+                by_arm[arm.name] = by_arm.get(arm.name, False) or gain
+    words = {
+        (False, True): "a gain in the paper's regime alone: one of the learning rate",
+        (True, True): "a gain in both arms: one of the method",
+        (True, False): "a gain where tuned alone: the paper's regime as rebuilt does not show what it claims",
+        (False, False): "no gain is shown in either arm",
+    }
+    lines = [
+        f"- ZNorm with {optimizer}: {words[found[TUNED], found[REGIME]]}."
+        for optimizer, found in gains.items()
+        if len(found) == 2
+    ]
+    return "\n".join(lines)
+
+
+def _labels(run: Run) -> tuple[str, str, str, str]:
+    return run.schedule, names.model(run.model), names.OPTIMIZERS[run.optimizer], names.METHODS[run.method]
+
+
+def _setting_name(cell: Cell) -> str:
+    return f"{', '.join(_labels(cell.run))} ({cell.diverged} of {len(cell.ended)})"
+
+
+def _effect(run: Run, versus: str) -> float | None:
+    """The effects of the protocol's table: of ZNorm and centralization against the baseline and clipping."""
+    if run.method not in ("znorm", "centralization") or versus == "centralization":
+        return None
+    return paper_effect(dataclasses.replace(run, model=PAPER_MODEL), versus)
+
+
+def _paper(run: Run) -> tuple[float | None, float | None]:
+    """Accuracy and loss in the paper's table, of ResNet-56."""
+    if run.method not in IN_THE_PAPER:
+        return None, None
+    return PAPER[PAPER_MODEL, run.method][OPTIMIZERS.index(run.optimizer)]

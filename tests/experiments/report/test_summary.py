@@ -1,0 +1,126 @@
+"""What all studies found, in the README, the documentation and the forest plot."""
+
+import json
+import re
+
+import pytest
+
+from experiments.report import summary
+from experiments.report.findings import BEGIN, END, Finding, write_findings
+
+
+def finding(effect, low, high, **changes):
+    options = {
+        "claim": f"ZNorm raises accuracy by {effect}",
+        "source": "Someone 2024",
+        "measured": f"{effect:+.1f} [{low:+.1f}, {high:+.1f}] points; by the way",
+        "interval": (low, high),
+        "verdict": "cannot be told",
+        "effect": effect,
+        "paper": 2.5,
+        "unit": "points",
+        "group": "CIFAR-10, SGDM",
+        "label": "ZNorm",
+        "headline": True,
+        "forest": True,
+        "note": "a note",
+    }
+    return Finding(**{**options, **changes})
+
+
+@pytest.fixture
+def results(tmp_path):
+    for study, preset, found in (
+        ("first", "cpu", [finding(1.5, -0.5, 3.5), finding(7.0, 6.0, 8.0, headline=False, verdict="shown")]),
+        ("second", "smoke", [finding(9.0, 8.0, 10.0)]),
+        ("third", "cpu", [finding(4.0, 3.0, 5.0)]),
+        ("third", "full", [finding(-2.0, -3.0, -1.0, group="LGG", harm=True, verdict="shown")]),
+        ("fourth", "cpu", []),
+    ):
+        folder = tmp_path / "results" / study / preset
+        folder.mkdir(parents=True)
+        found = [Finding(**{**f.__dict__, "link": f"{study}/{preset}/report.md"}) for f in found]
+        write_findings(folder, found)
+    return tmp_path / "results"
+
+
+STUDIES = ("first", "second", "third", "fourth", "fifth")
+
+
+def test_the_largest_preset_that_found_something_speaks_and_smoke_never(results):
+    found = summary.collect(results, STUDIES)
+    assert {study: [f.effect for f in some] for study, some in found.items()} == {
+        "first": [1.5, 7.0],
+        "third": [-2.0],
+    }
+
+
+def test_every_headline_is_a_line_of_the_readme_and_nothing_else_of_it_changes(results, tmp_path):
+    readme, docs = tmp_path / "README.md", tmp_path / "docs"
+    docs.mkdir()
+    readme.write_text(f"Before.\n\n{BEGIN}\n\n| old |\n\n{END}\n\nAfter.\n")
+    found = summary.collect(results, STUDIES)
+    assert summary.write_summary(found, readme, docs, "experiments/results/")[0] == readme
+    text = readme.read_text()
+    assert text.startswith(f"Before.\n\n{BEGIN}\n")
+    assert text.endswith(f"{END}\n\nAfter.\n")
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines() if row[:1] == "|"
+    ]
+    assert rows[2:] == [
+        [
+            "ZNorm raises accuracy by 1.5",
+            "Someone 2024",
+            "+1.5 [-0.5, +3.5] points",
+            "[cannot be told](experiments/results/first/cpu/report.md)",
+        ],
+        [
+            "ZNorm raises accuracy by -2.0",
+            "Someone 2024",
+            "-2.0 [-3.0, -1.0] points",
+            "[harm shown](experiments/results/third/full/report.md)",
+        ],
+    ]
+    page = (docs / "findings.md").read_text()
+    assert "### first" in page
+    assert "### fourth" not in page
+    # Written again, everything is the same to the byte.
+    before = [path.read_bytes() for path in (readme, docs / "findings.md", docs / "forest.svg")]
+    summary.write_summary(summary.collect(results, STUDIES), readme, docs, "experiments/results/")
+    assert [path.read_bytes() for path in (readme, docs / "findings.md", docs / "forest.svg")] == before
+
+
+def test_the_forest_plot_has_the_effects_where_they_are(results, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(summary.forest.style, "save", lambda figure, path: drawn.append(figure))
+    findings = [f for some in summary.collect(results, STUDIES).values() for f in some]
+    no_interval = finding(0.0, 0.0, 0.0, interval=None)
+    summary.forest.draw(tmp_path / "forest.svg", [*findings, no_interval])
+    (axes,) = drawn[0].axes
+    lines = [tuple(map(float, line.get_xdata())) for line in axes.lines[1:]]
+    # Interval, effect and the paper's, of every finding.
+    assert lines == [(-0.5, 3.5), (1.5,), (2.5,), (6, 8), (7,), (2.5,), (-3, -1), (-2,), (2.5,)]
+    texts = [text.get_text() for text in axes.texts]
+    assert [t for t in texts if t in ("CIFAR-10, SGDM", "LGG")] == ["CIFAR-10, SGDM", "LGG"]
+    assert texts.count("ZNorm") == 3
+
+
+def test_a_readme_without_markers_stays_as_it_is_and_nothing_is_written(results, tmp_path):
+    readme, docs = tmp_path / "README.md", tmp_path / "docs"
+    docs.mkdir()
+    for text in ("No markers.\n", f"{END} {BEGIN}\n", f"{BEGIN} {BEGIN} {END}\n"):
+        readme.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(f"must have {BEGIN} once")):
+            summary.write_summary(summary.collect(results, STUDIES), readme, docs, "")
+        assert readme.read_text() == text
+        assert not list(docs.iterdir())
+
+
+def test_what_a_file_holds_is_what_was_found(results):
+    (row,) = json.loads((results / "third" / "full" / "findings.json").read_text())
+    assert (row["effect"], row["interval"], row["paper"], row["verdict"]) == (
+        -2.0,
+        [-3.0, -1.0],
+        2.5,
+        "shown",
+    )
