@@ -37,7 +37,6 @@ RESULTS = Path("experiments/results")  # what was published
 # Shown as `PATH`, where the parser would write `{None}|PATH`.
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
-OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 # An unknown name ends with one line of ours, not with the parser's box.
 StudyName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(NAMES)}}}")]
 
@@ -50,7 +49,7 @@ def compare(
     seeds: tuple[int, ...] = (0, 1, 2),
     epochs: int = 10,
     batch_size: int = 64,
-    learning_rate: OptionalFloat = None,
+    learning_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None,
     train_examples: OptionalInt = None,
     dynamics: bool = False,
     out: Path = RUNS / "compare",
@@ -286,11 +285,10 @@ def list_studies(out: OptionalPath = None) -> None:
 
 
 def _print(table: RenderableType) -> None:
-    """Prints a table as wide as the terminal is."""
+    """Prints a table as wide as the terminal; by `print`, as a console ends with code 1 if the reader has gone."""
     console = Console()
     with console.capture() as capture:
         console.print(table)
-    # Printed by `print`: a rich console would end with code 1 if the reader has gone.
     print(capture.get(), end="")
 
 
