@@ -29,12 +29,16 @@ from experiments.preflight import (
     find_study,
     resolve_dataset,
 )
+from experiments.reading import Reading
 from experiments.run import METHODS
 from experiments.studies import NAMES
 
 RESULTS = Path("experiments/results")
 # A name that is not among them ends with one line, in place of the parser's box.
 StudyName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(NAMES)}}}")]
+
+ReadingOptions = Annotated[Reading, tyro.conf.arg(name="")]
+READING = Reading()
 
 
 def compare(
@@ -53,6 +57,7 @@ def compare(
     workers: int | None = None,
     devices: int = 1,
     keep_checkpoints: bool = False,
+    reading: ReadingOptions = READING,
 ) -> None:
     """Trains one model with every method behind every optimizer, and prints their accuracies side by side.
 
@@ -60,7 +65,8 @@ def compare(
 
     Args:
       dataset: digits (real 8x8 images, no download), cifar10, cifar100, patch_camelyon, pcam32,
-        stream:NAME for a set too large for memory, or arrays:PATH.npz for your own.
+        stream:NAME for a set too large for memory, jpeg:NAME or jpeg:NAME:SIZE for JPEGs of any size, or
+        arrays:PATH.npz for your own.
       model: network, such as resnet8, resnet20, resnet56, plain20 (without skip connections), vgg16_bn or
         vit96_small; or one with any normalizer, such as cnn10w16:layer_norm or resnet20w16:group_norm:size=8.
       methods: what is done to the gradients before the optimizer: any of baseline, centralization, clipping
@@ -78,6 +84,7 @@ def compare(
       workers: worker processes on a CPU; by default one per core.
       devices: devices that share each batch.
       keep_checkpoints: keep the trained networks, for `predict`.
+      reading: of jpeg:NAME.
     """
     from experiments.jobs.progress import Progress
     from experiments.studies.compare import (
@@ -111,11 +118,11 @@ def compare(
         learning_rate,
         train_examples,
     )
-    check_data(comparison.runs, data_dir)
+    check_data(comparison.runs, data_dir, reading)
 
     runs = [dataclasses.replace(run, dynamics=dynamics) for run in comparison.runs]
     with Progress("compare") as progress:
-        records = _sweep(progress, runs, out, data_dir, workers, devices, keep_checkpoints)
+        records = _sweep(progress, runs, out, data_dir, workers, devices, keep_checkpoints, reading)
     rows = write(comparison, records, out)
     _write_dynamics(out, out, records)
     Console().print(terminal_table(rows))
@@ -134,6 +141,7 @@ def reproduce(
     workers: int | None = None,
     devices: int = 1,
     keep_checkpoints: bool = False,
+    reading: ReadingOptions = READING,
 ) -> None:
     """Trains what a table of a paper needs, and renders the report. The same command goes on after a stop.
 
@@ -148,6 +156,7 @@ def reproduce(
       workers: worker processes on a CPU; by default one per core.
       devices: devices that share each batch.
       keep_checkpoints: keep the trained networks, for `predict`.
+      reading: of jpeg:NAME.
     """
     from experiments.jobs.measure import Context, find_missing, measure
     from experiments.jobs.progress import Progress
@@ -157,7 +166,7 @@ def reproduce(
     check_out(folder)
     runs = chosen.runs(preset, [])
     check_machine(workers, devices, [run.batch_size for run in runs])
-    check_data(runs, data_dir)
+    check_data(runs, data_dir, reading)
 
     records_folder, measurements_folder = folder / "records", folder / "measurements"
     measurements = chosen.measurements(preset)
@@ -168,7 +177,9 @@ def reproduce(
         # Later runs may depend on earlier ones' records, as the tuned ones do.
         while new := [run for run in runs if run.name not in made]:
             new = [dataclasses.replace(run, dynamics=True) for run in new] if dynamics else new
-            records += _sweep(progress, new, records_folder, data_dir, workers, devices, keep_checkpoints)
+            records += _sweep(
+                progress, new, records_folder, data_dir, workers, devices, keep_checkpoints, reading
+            )
             made.update(run.name for run in runs)
             runs = chosen.runs(preset, records)
     context = Context(data_dir, records_folder)
@@ -217,8 +228,7 @@ def report(
 def list_studies(out: Path = RESULTS) -> None:
     """Shows every study: what it asks, the data it needs, and the minutes that its records took.
 
-    Minutes are those of one core, training and compilation added up over all records; with four cores a
-    study takes about a quarter of them.
+    Minutes are those of one core, training and compilation added up over all records.
 
     Args:
       out: what `reproduce` was given.
@@ -280,17 +290,27 @@ def predict(
     print(json.dumps(answer))
 
 
-def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: Path | None = None) -> None:
-    """Downloads a data set and lays it out for training, once.
+def prepare(
+    name: Annotated[str, tyro.conf.Positional],
+    folder: Annotated[Path | None, tyro.conf.Positional] = None,
+    archive: Path | None = None,
+    save_as: str | None = None,
+    data_dir: Path | None = None,
+) -> None:
+    """Lays a data set out for training, once.
 
     Args:
-      name: cifar10, cifar100 or patch_camelyon.
+      name: cifar10, cifar100 or patch_camelyon (downloaded), imagenet2012, folder, or cifar10_jpeg (of cifar10).
+      folder: of `prepare folder`: holds CLASS/NAME.jpg, or train/CLASS/NAME.jpg and test/CLASS/NAME.jpg.
+      archive: of `prepare imagenet2012`: folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
+      save_as: of `prepare folder`: name of the set, to be trained on as jpeg:NAME; by default the folder's.
       data_dir: where to; by default the variable GRADNORM_DATA_DIR, or ~/tensorflow_datasets.
     """
     from experiments import data
 
     try:
-        print(f"{name} lies in {data.prepare(name, data_dir)}")
+        found = data.prepare(name, data_dir, archive=archive, source=folder, save_as=save_as)
+        print(f"{name} lies in {found}: {data.describe(found)}")
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -303,6 +323,7 @@ def _sweep(
     workers: int | None,
     devices: int,
     keep_checkpoints: bool,
+    reading: Reading,
 ) -> list:
     from experiments.jobs.sweep import sweep
 
@@ -314,6 +335,7 @@ def _sweep(
         workers=workers,
         devices=devices,
         keep_checkpoints=keep_checkpoints,
+        reading=reading,
         on_event=progress,
     )
 

@@ -16,7 +16,8 @@ OPTIMIZERS = ("sgdm", "adam", "adamw", "rmsprop", "lars", "lamb")
 SCHEDULES = ("constant", "cosine", "step")
 CROSS_ENTROPY = "cross_entropy"
 LOSSES = (CROSS_ENTROPY, "bce_dice", "tversky", "focal_tversky")
-AUGMENTATIONS = ("none", "flip", "crop_flip", "flip_rotate")
+RESIZED_CROP = "resized_crop"
+AUGMENTATIONS = ("none", "flip", "crop_flip", "flip_rotate", RESIZED_CROP)
 DTYPES = ("float32", "bfloat16")
 
 
@@ -41,7 +42,8 @@ class Run:
         in LARS and LAMB, whose trust ratio sees it: see `experiments.training.methods`.
       label_smoothing: share of the target spread evenly over the classes.
       augment: 'none', 'flip' (horizontal), 'crop_flip' (pad 4, random crop, horizontal flip) or
-        'flip_rotate' (horizontal and vertical flips, quarter turns). A mask is changed as its image.
+        'flip_rotate' (horizontal and vertical flips, quarter turns). A mask is changed as its image. Images of
+        'jpeg:NAME' are centre crops with all of these; 'resized_crop' takes random-resized crops and flips.
       train_examples: subset of the training images, class-balanced or of few patients (see
         `experiments.data.select`); None takes all.
       test_examples: subset of the test images, likewise; None takes all.

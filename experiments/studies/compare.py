@@ -12,7 +12,7 @@ from experiments.report.cells import Cell, Row, make_cells, make_rows, mean_and_
 from experiments.report.curves import add_learning_curves
 from experiments.report.pages import describe_protocol, write_report
 from experiments.report.tables import format_difference, format_number, format_score, remarks, results_table
-from experiments.run import Run
+from experiments.run import RESIZED_CROP, Run
 
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 OPTIMIZERS = ("sgdm", "adam")
@@ -49,6 +49,7 @@ class Comparison:
                 batch_size=self.batch_size,
                 seed=seed,
                 train_examples=self.train_examples,
+                augment=RESIZED_CROP if self.dataset.startswith("jpeg:") else "none",
             )
             for seed in self.seeds
             for optimizer in self.optimizers
