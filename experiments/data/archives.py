@@ -15,7 +15,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -62,7 +62,8 @@ def prepare_imagenet(archive: str | Path, data_dir: str | Path | None = None) ->
     for path in paths:
         if not path.is_file():
             raise DataError(f"no {path.name} in {archive}: image-net.org gives it to registered users")
-        _check_end(path)
+        with path.open("rb") as file:
+            _check_end(file, str(path))
     shipped = Path(tfds.core.tfds_path("datasets/imagenet2012"))
     classes = (shipped / "labels.txt").read_text().split()
     labels = (shipped / "validation_labels.txt").read_text().split()
@@ -74,13 +75,13 @@ def prepare_imagenet(archive: str | Path, data_dir: str | Path | None = None) ->
     return _write(name, IMAGENET_VERSION, classes, splits, size, data_dir)
 
 
-def _check_end(path: Path) -> None:
-    """A tar file ends with a kilobyte of zeros; one whose download was cut off does not."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1024))
-        if file.read() != bytes(1024):
-            raise DataError(f"{path} is no whole tar file: its end is missing; download it again")
+def _check_end(file: BinaryIO, where: str) -> None:
+    """A tar file ends with a kilobyte of zeros; one that was cut off does not, and may look whole all the same."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1024))
+    if file.read() != bytes(1024):
+        raise DataError(f"{where} is no whole tar file: its end is missing; download it again")
+    file.seek(0)
 
 
 def _train_images(path: Path, classes: set[str]) -> Images:
@@ -104,6 +105,8 @@ def _members(path: Path, file: Any = None, inside: str = "") -> Iterator[tuple[s
     """Names and open files of what a tar file holds, one after another; nothing is unpacked."""
     where = f"{path}: {inside}" if inside else str(path)
     try:
+        if inside:
+            _check_end(file, where)
         with tarfile.open(path, "r:", fileobj=file) as tar:
             for member in tar:
                 if member.isfile():

@@ -89,9 +89,11 @@ def decode(encoded: bytes, size: int, chance: tuple[np.ndarray, bool] | None = N
         box = centre_box(width, height) if chance is None else random_box(width, height, chance[0])
         # The JPEG decoder shrinks by 2, 4 or 8 at little cost; the crop keeps at least its final size.
         shrink = max(1.0, min(box.width, box.height) / size)
-        image.draft("RGB", (math.ceil(width / shrink), math.ceil(height / shrink)))
-        x, y = image.size[0] / width, image.size[1] / height
-        part = (box.left * x, box.top * y, (box.left + box.width) * x, (box.top + box.height) * y)
+        drafted = image.draft("RGB", (math.ceil(width / shrink), math.ceil(height / shrink)))
+        # Exactly 1, 1/2, 1/4 or 1/8: not the quotient of the sizes, which are rounded up.
+        scale = drafted[1][2] / width if drafted else 1.0
+        part = (box.left, box.top, box.left + box.width, box.top + box.height)
+        part = tuple(edge * scale for edge in part)
         # Rounding must not put the last edge outside.
         part = (*part[:2], min(part[2], image.size[0]), min(part[3], image.size[1]))
         rgb = image if image.mode == "RGB" else image.convert("RGB")

@@ -254,6 +254,7 @@ def read_pieces(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """What `work` makes of all records, piece by piece, in order, in worker processes or threads."""
     import grain
+    from absl import flags
 
     workers = default_workers() if workers is None else workers
     if workers and multiprocessing.current_process().daemon:
@@ -264,6 +265,8 @@ def read_pieces(
     # Elements are whole pieces, so that workers, which take turns, change neither what is in them nor the order.
     dataset = grain.MapDataset.source(pieces).to_iter_dataset(options)
     if count := min(workers, len(pieces)):
+        if not flags.FLAGS.is_parsed():  # Grain asks absl for its flags, which nothing here parses.
+            flags.FLAGS.mark_as_parsed()
         processes = grain.multiprocessing.MultiprocessingOptions(count, per_worker_buffer_size=1)
         dataset = dataset.mp_prefetch(processes, worker_init_fn=_end_with_parent)
     iterator = iter(dataset)
