@@ -2,9 +2,9 @@
 
 `python -m benchmarks.input` makes JPEGs of the size of ImageNet's out of two photographs, and lets every reader
 decode, random-resized crop to 224 x 224, flip and batch them, each from its own usual files: array_record, TFRecord,
-a folder. Every reader runs in a process of its own, once for few and once for many images, in turns; the difference, so
-that starting up does not count, gives the CPU seconds per image of all its processes and threads, which other work on
-the machine changes little, and the wall time, which it does. TensorFlow and PyTorch are optional:
+a folder. Every reader runs in a process of its own, once for few and once for many images, in turns; the difference,
+so that starting up does not count, gives the CPU seconds per image of all its processes and threads, which other work
+on the machine changes little, and the wall time, which it does. TensorFlow and PyTorch are optional:
 `pip install -e '.[input-peers]'`.
 """
 
