@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from benchmarks import dynamics, training, transforms
+from benchmarks import input as inputs
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,6 +59,7 @@ def test_the_benchmarks_tables_are_those_of_the_committed_records():
     for model, rows in record["results"].items():
         title = training.title(model, record["batch_size"], record["cores"])
         assert training.table(title, rows) in readme
+    assert inputs.table(json.loads((results / "input-cpu.json").read_text())) in readme
 
 
 def test_the_readmes_findings_are_those_of_the_reports_they_link_to():
