@@ -16,8 +16,10 @@ OPTIMIZERS = ("sgdm", "adam", "adamw", "rmsprop", "lars", "lamb")
 SCHEDULES = ("constant", "cosine", "step")
 CROSS_ENTROPY = "cross_entropy"
 LOSSES = (CROSS_ENTROPY, "bce_dice", "tversky", "focal_tversky")
-RESIZED_CROP = "resized_crop"
-AUGMENTATIONS = ("none", "flip", "crop_flip", "flip_rotate", RESIZED_CROP)
+AUGMENTATIONS = ("none", "flip", "crop_flip", "flip_rotate")
+RESIZED_CROP = (
+    "resized_crop"  # of images that are cropped as they are read; `experiments.data.crops` says how
+)
 DTYPES = ("float32", "bfloat16")
 
 
@@ -88,7 +90,7 @@ class Run:
         self._check_name("method", METHODS)
         self._check_name("optimizer", OPTIMIZERS)
         self._check_name("schedule", SCHEDULES)
-        self._check_name("augment", AUGMENTATIONS)
+        self._check_name("augment", (*AUGMENTATIONS, RESIZED_CROP))
         self._check_name("dtype", DTYPES)
         self._check_name("loss", LOSSES)
         self._check("learning_rate", self.learning_rate > 0, "greater than 0")

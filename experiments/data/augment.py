@@ -32,9 +32,8 @@ def augment(images: jax.Array, key: jax.Array, kind: str) -> jax.Array:
       key: decides everything; the same key gives the same images.
       kind: 'none'; 'flip' for a horizontal flip of every second image on average; 'crop_flip' for a crop
         of the original size out of the image padded by four black pixels on every side, and then the flip;
-        'flip_rotate' for one of the eight orientations of a square, each equally likely: horizontal
-        flip, vertical flip and quarter turns, and these images must be square; or 'resized_crop', which
-        `experiments.data.crops` has done when the image was decoded: nothing is left to do.
+        or 'flip_rotate' for one of the eight orientations of a square, each equally likely: horizontal
+        flip, vertical flip and quarter turns. These images must be square.
 
     Returns:
       Images of the same shape and dtype.
@@ -44,7 +43,7 @@ def augment(images: jax.Array, key: jax.Array, kind: str) -> jax.Array:
     """
     if kind not in AUGMENTATIONS:
         raise ValueError(f"unknown augmentation {kind!r}; choose from {', '.join(AUGMENTATIONS)}")
-    if kind in ("none", "resized_crop"):
+    if kind == "none":
         return images
     if kind == "flip_rotate":
         if images.shape[1] != images.shape[2]:

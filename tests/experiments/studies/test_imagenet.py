@@ -85,8 +85,8 @@ def data_dir(tmp_path_factory):
 
 
 COMPARE = (
-    "compare", "--dataset", "jpeg:cifar10_jpeg:32", "--methods", "baseline", "znorm", "--optimizers", "lars",
-    "--seeds", "0", "--epochs", "4", "--batch-size", "32",
+    "compare", "--dataset", "jpeg:cifar10_jpeg:32", "--methods", "znorm", "--optimizers", "lars", "--seeds", "0",
+    "--epochs", "3", "--batch-size", "32",
 )  # fmt: skip
 
 
@@ -96,12 +96,11 @@ def test_a_comparison_on_jpegs_that_was_killed_ends_with_the_same_bits(data_dir,
     assert code == 0, err
     assert "Report: " in out
     process = start(*command, tmp_path / "cut")
-    wait_for_epochs(tmp_path / "cut", 3, process)
+    wait_for_epochs(tmp_path / "cut", 1, process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
-    assert sum(map(len, metrics(tmp_path / "cut").values())) < 8
-    # Another number of processes that decode.
-    code, _, err = run(*command, tmp_path / "cut", "--input-workers", "1", "--workers", "1")
+    assert sum(map(len, metrics(tmp_path / "cut").values())) < 3
+    code, _, err = run(*command, tmp_path / "cut")
     assert code == 0, err
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     for path in (tmp_path / "whole").glob("*.json"):
@@ -123,8 +122,8 @@ def test_a_damaged_image_ends_a_comparison_with_one_line_or_is_left_out(data_dir
     code, _, err = run(*command)
     assert code == 1
     lines = [line for line in err.splitlines() if line.startswith("failed: ")]
-    assert len(lines) == 2
-    assert all(f"{bad.name}, record 7 is damaged" in line for line in lines)
+    assert len(lines) == 1
+    assert f"{bad.name}, record 7 is damaged" in lines[0]
     code, _, err = run(*command, "--skip-damaged")
     assert code == 0, err
     assert "jpeg:cifar10_jpeg:32: 1 damaged images are left out" in err
