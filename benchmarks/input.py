@@ -2,10 +2,10 @@
 
 `python -m benchmarks.input` makes JPEGs of the size of ImageNet's out of two photographs, and lets every reader
 decode, random-resized crop to 224 x 224, flip and batch them, each from its own usual files: array_record, TFRecord,
-a folder. Every reader runs in a process of its own, once for few and once for many images, in turns; the difference,
-so that starting up does not count, gives the CPU seconds per image of all its processes and threads, which other work
-on the machine changes little, and the wall time, which it does. TensorFlow and PyTorch are optional:
-`pip install -e '.[input-peers]'`.
+a folder. Every reader runs in a fresh process, in turns, with threads alone: after a first pass that warms up, the
+CPU seconds of the process in a second pass count, which other work on the machine changes little, and the wall time,
+which it does. Processes that decode, which ours and PyTorch's can start, would pay in addition for handing images
+over. TensorFlow and PyTorch are optional: `pip install -e '.[input-peers]'`.
 """
 
 import argparse
@@ -62,9 +62,9 @@ def write_images(folder: Path) -> float:
     return statistics.fmean(path.stat().st_size for path in paths)
 
 
-def read_ours(folder: Path, count: int, workers: int) -> Iterator[np.ndarray]:
+def read_ours(folder: Path, count: int) -> Iterator[np.ndarray]:
     """Our reader."""
-    images: Any = data.load(f"jpeg:images:{SIZE}", folder / "data", Reading(workers)).train_images
+    images: Any = data.load(f"jpeg:images:{SIZE}", folder / "data", Reading(input_workers=0)).train_images
     order = np.resize(np.random.RandomState(0).permutation(len(images)), count)
     yield from read_batches(images.at_random(0, 0), order, BATCH)
 
@@ -93,7 +93,7 @@ def read_tf(folder: Path, count: int) -> Iterator[Any]:
     yield from dataset.map(crop, tf.data.AUTOTUNE).batch(BATCH).prefetch(2).as_numpy_iterator()
 
 
-def read_torch(folder: Path, count: int, workers: int) -> Iterator[Any]:
+def read_torch(folder: Path, count: int) -> Iterator[Any]:
     """PyTorch's DataLoader on a folder, cropped by torchvision."""
     import torch  # pyright: ignore[reportMissingImports]
     from torchvision import datasets, transforms  # pyright: ignore[reportMissingImports]
@@ -102,15 +102,13 @@ def read_torch(folder: Path, count: int, workers: int) -> Iterator[Any]:
     change = [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
     images = datasets.ImageFolder(str(folder / "images"), transforms.Compose(change))
     sampler = torch.utils.data.RandomSampler(images, replacement=True, num_samples=count)
-    yield from torch.utils.data.DataLoader(images, BATCH, sampler=sampler, num_workers=workers)
+    yield from torch.utils.data.DataLoader(images, BATCH, sampler=sampler)
 
 
 READERS: dict[str, Callable[[Path, int], Iterator[Any]]] = {
-    "ours, threads": lambda folder, count: read_ours(folder, count, 0),
-    "ours, 1 worker process": lambda folder, count: read_ours(folder, count, 1),
+    "ours": read_ours,
     "tf.data": read_tf,
-    "PyTorch DataLoader, no worker": lambda folder, count: read_torch(folder, count, 0),
-    "PyTorch DataLoader, 1 worker process": lambda folder, count: read_torch(folder, count, 1),
+    "PyTorch DataLoader": read_torch,
 }
 NEEDS = {"tf.data": ("tensorflow",), "PyTorch": ("torch", "torchvision")}
 
@@ -121,8 +119,8 @@ def missing_package(reader: str) -> str | None:
     return next((package for package in needed if importlib.util.find_spec(package) is None), None)
 
 
-def time_reader(reader: str, folder: Path, count: int) -> tuple[float, float]:
-    """CPU seconds of a fresh process and all it starts, and wall seconds from its first batch to its last."""
+def time_reader(reader: str, folder: Path, count: int) -> dict[str, float]:
+    """Milliseconds per image in a fresh process: of the CPU, all threads together, and of the wall."""
     command = [
         sys.executable,
         "-m",
@@ -138,24 +136,19 @@ def time_reader(reader: str, folder: Path, count: int) -> tuple[float, float]:
         "JAX_PLATFORMS": "cpu",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None
-    with process.stdout as stream:
-        wall = float(stream.read())
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"{reader} failed")
-    return usage.ru_utime + usage.ru_stime, wall
+    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    return json.loads(made.stdout)
 
 
-def read(reader: str, folder: Path, count: int) -> float:
-    """Reads in this process; returns the wall seconds."""
-    batches = READERS[reader](folder, count)
-    images = len(next(batches))
-    started = time.perf_counter()
-    for batch in batches:
+def read(reader: str, folder: Path, count: int) -> dict[str, float]:
+    """What `time_reader` gives, of this process."""
+    for _ in READERS[reader](folder, 2 * BATCH):
+        pass
+    cpu, wall, images = time.process_time(), time.perf_counter(), 0
+    for batch in READERS[reader](folder, count):
         images += len(batch[0]) if isinstance(batch, list) else len(batch)
-    return time.perf_counter() - started
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return {"cpu_ms": 1000 * cpu / images, "wall_ms": 1000 * wall / images}
 
 
 def time_parts(folder: Path, count: int) -> dict[str, float]:
@@ -198,13 +191,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=1_280, help="the many; the few are a fifth of them")
+    parser.add_argument("--images", type=int, default=1_280, help="of a pass")
     parser.add_argument("--out", type=Path, default=RESULTS / "input-cpu.json")
     parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.read:
-        print(read(arguments.read[0], arguments.folder, int(arguments.read[1])))
+        print(json.dumps(read(arguments.read[0], arguments.folder, int(arguments.read[1]))))
         return
     readers = []
     for reader in READERS:
@@ -212,21 +205,14 @@ def main() -> None:
             print(f"skipped {reader}: {package} is not installed")
         else:
             readers.append(reader)
-    many, few = arguments.images, arguments.images // 5
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         mean_bytes = write_images(folder)
-        parts = [time_parts(folder, few) for _ in range(arguments.rounds)]
+        parts = [time_parts(folder, arguments.images // 5) for _ in range(arguments.rounds)]
         rounds: dict[str, list[dict[str, float]]] = {reader: [] for reader in readers}
         for i in range(arguments.rounds):
             for reader in readers[i % len(readers) :] + readers[: i % len(readers)]:
-                (cpu, wall), (cpu_few, wall_few) = (time_reader(reader, folder, n) for n in (many, few))
-                rounds[reader].append(
-                    {
-                        "cpu_ms": 1000 * (cpu - cpu_few) / (many - few),
-                        "wall_ms": 1000 * (wall - wall_few) / (many - few),
-                    }
-                )
+                rounds[reader].append(time_reader(reader, folder, arguments.images))
     versions = {}
     for package in ("pillow", "grain", "array_record", "tensorflow_cpu", "torch", "torchvision"):
         try:
@@ -234,11 +220,11 @@ def main() -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     content = {
-        "note": "The machine did other work at the same time: CPU milliseconds per image (all processes and threads) "
+        "note": "The machine did other work at the same time: CPU milliseconds per image (of all threads) "
         "are what counts, wall milliseconds are higher than on an idle machine.",
         "environment": machine.describe_environment() | versions,
         "images": {"count": IMAGES, "mean_bytes": round(mean_bytes), "crop": SIZE, "batch": BATCH},
-        "read": {"many": many, "few": few},
+        "read": arguments.images,
         "rounds": rounds,
         "parts_cpu_ms": parts,
     }
@@ -248,23 +234,23 @@ def main() -> None:
 
 def table(content: dict[str, Any]) -> str:
     """The record as text."""
-    lines = [f"{'reader':38} {'CPU ms per image':>17} {'lowest':>7} {'highest':>8} {'images/s and core':>18}"]
+    lines = [f"{'reader':34} {'CPU ms per image':>17} {'lowest':>7} {'highest':>8} {'images/s and core':>18}"]
     medians = {}
     for reader, rounds in content["rounds"].items():
         cpu = [entry["cpu_ms"] for entry in rounds]
         medians[reader] = statistics.median(cpu)
         lines.append(
-            f"{reader:38} {medians[reader]:17.2f} {min(cpu):7.2f} {max(cpu):8.2f} {1000 / medians[reader]:18.0f}"
+            f"{reader:34} {medians[reader]:17.2f} {min(cpu):7.2f} {max(cpu):8.2f} {1000 / medians[reader]:18.0f}"
         )
     lines.append("")
-    lines.append(f"{'parts of ours, one thread':38} {'CPU ms per image':>17}")
+    lines.append(f"{'parts of ours, one thread':34} {'CPU ms per image':>17}")
     for name in content["parts_cpu_ms"][0]:
         milliseconds = statistics.median(entry[name] for entry in content["parts_cpu_ms"])
-        lines.append(f"{name:38} {milliseconds:17.2f}")
+        lines.append(f"{name:34} {milliseconds:17.2f}")
     lines.append("")
-    lines.append(f"{'cores for images per second of':38} {' '.join(f'{rate:>9,}' for rate in RATES)}")
+    lines.append(f"{'cores for images per second of':34} {' '.join(f'{rate:>9,}' for rate in RATES)}")
     for reader, milliseconds in medians.items():
-        lines.append(f"{reader:38} {' '.join(f'{rate * milliseconds / 1000:9.1f}' for rate in RATES)}")
+        lines.append(f"{reader:34} {' '.join(f'{rate * milliseconds / 1000:9.1f}' for rate in RATES)}")
     return "\n".join(lines)
 
 
