@@ -92,10 +92,10 @@ def decode(encoded: bytes, size: int, chance: tuple[np.ndarray, bool] | None = N
         drafted = image.draft("RGB", (math.ceil(width / shrink), math.ceil(height / shrink)))
         # Exactly 1, 1/2, 1/4 or 1/8: not the quotient of the sizes, which are rounded up.
         scale = drafted[1][2] / width if drafted else 1.0
-        part = (box.left, box.top, box.left + box.width, box.top + box.height)
-        part = tuple(edge * scale for edge in part)
-        # Rounding must not put the last edge outside.
-        part = (*part[:2], min(part[2], image.size[0]), min(part[3], image.size[1]))
+        # Rounding must not put the far edges outside.
+        right = min((box.left + box.width) * scale, image.size[0])
+        bottom = min((box.top + box.height) * scale, image.size[1])
+        part = (box.left * scale, box.top * scale, right, bottom)
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         square = np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=part))
     return square[:, ::-1] if chance is not None and chance[1] else square
