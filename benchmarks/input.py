@@ -32,6 +32,10 @@ from experiments.reading import Reading
 RESULTS = Path(__file__).parent / "results"
 SIZE, BATCH = 224, 64
 IMAGES = 256  # different ones
+NOTE = (
+    "The machine did other work at the same time: CPU milliseconds per image (of all threads) are what counts, wall "
+    "milliseconds are higher than on an idle machine."
+)
 # Images per second that an accelerator may ask for.
 RATES = (1_000, 2_500, 5_000)
 
@@ -220,8 +224,7 @@ def main() -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     content = {
-        "note": "The machine did other work at the same time: CPU milliseconds per image (of all threads) "
-        "are what counts, wall milliseconds are higher than on an idle machine.",
+        "note": NOTE,
         "environment": machine.describe_environment() | versions,
         "images": {"count": IMAGES, "mean_bytes": round(mean_bytes), "crop": SIZE, "batch": BATCH},
         "read": arguments.images,
