@@ -8,9 +8,9 @@ baseline behind SGDM: 76.3 % top-1 at a batch of 8,192 (23.74 ± 0.09 % error, G
 SGD: Training ImageNet in 1 Hour", 2017, arXiv 1706.02677, table 1, without label smoothing and cosine). Of ZNorm and
 GAN nothing is known.
 
-Decoding an epoch takes 0.95 core-hours (2.6 ms per image; see benchmarks/README.md), so that a run takes at least 5.4
-hours on a host with 16 cores. If an accelerator trains on 2,500 images per second, as 7 cores can feed it, a run takes
-13 hours, and all 72 runs with their tuning, 7,200 epochs, take 1,065.
+Decoding an epoch takes 0.95 core-hours (2.6 ms per image; see benchmarks/README.md), so that a run takes at least
+5.4 hours on a host with 16 cores. If an accelerator trains on 2,500 images per second, as 7 cores can feed it, a run
+takes 13 hours, and all 72 runs with their tuning, 7,200 epochs, take 1,065.
 
 No accelerator and no ImageNet were at hand: the preset full has not been run. The preset smoke trains a small network
 on JPEGs made of CIFAR-10; prepare them once:
