@@ -29,6 +29,7 @@ from experiments.preflight import (
     find_study,
     resolve_dataset,
 )
+from experiments.reading import Reading
 from experiments.run import METHODS
 from experiments.studies import NAMES
 
@@ -39,6 +40,9 @@ OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 # An unknown name ends with one line of ours, not with the parser's box.
 StudyName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(NAMES)}}}")]
+
+ReadingOptions = Annotated[Reading, tyro.conf.arg(name="")]
+READING = Reading()
 
 
 def compare(
@@ -57,6 +61,7 @@ def compare(
     workers: OptionalInt = None,
     devices: int = 1,
     keep_checkpoints: bool = False,
+    reading: ReadingOptions = READING,
 ) -> None:
     """Trains one model with every method and optimizer, and prints their accuracies side by side.
 
@@ -64,7 +69,8 @@ def compare(
 
     Args:
       dataset: digits (real 8x8 images, no download), cifar10, cifar100, patch_camelyon, pcam32,
-        stream:NAME for a set too large for memory, or arrays:PATH.npz for your own.
+        stream:NAME for a set too large for memory, jpeg:NAME or jpeg:NAME:SIZE for JPEGs of any size, or
+        arrays:PATH.npz for your own.
       model: network, such as resnet8, resnet20, resnet56, plain20 (without skip connections), vgg16_bn or
         vit96_small; or one with any normalizer, such as cnn10w16:layer_norm or resnet20w16:group_norm:size=8.
       methods: what is done to the gradients before the optimizer: any of baseline, centralization, clipping
@@ -82,6 +88,7 @@ def compare(
       workers: worker processes on a CPU; by default one per core.
       devices: devices that share each batch.
       keep_checkpoints: keep the trained networks, for `predict`.
+      reading: of jpeg:NAME.
     """
     from experiments.jobs.reproduce import reproduce
     from experiments.studies.compare import make_study, make_table_rows, terminal_remarks, terminal_table
@@ -111,7 +118,7 @@ def compare(
         train_examples,
     )
     runs = study.runs("", [])
-    check_data(runs, data_dir)
+    check_data(runs, data_dir, reading)
     records, _ = reproduce(
         study,
         "",
@@ -121,6 +128,7 @@ def compare(
         workers=workers,
         devices=devices,
         keep_checkpoints=keep_checkpoints,
+        reading=reading,
     )
     rows = make_table_rows(runs, records)
     _print(terminal_table(rows))
@@ -139,6 +147,7 @@ def reproduce(
     workers: OptionalInt = None,
     devices: int = 1,
     keep_checkpoints: bool = False,
+    reading: ReadingOptions = READING,
 ) -> None:
     """Trains what a table of a paper needs, and renders the report. The same command goes on after a stop.
 
@@ -154,6 +163,7 @@ def reproduce(
       workers: worker processes on a CPU; by default one per core.
       devices: devices that share each batch.
       keep_checkpoints: keep the trained networks, for `predict`.
+      reading: of jpeg:NAME.
     """
     from experiments.jobs.reproduce import reproduce
     from experiments.records import take_published
@@ -163,7 +173,7 @@ def reproduce(
     check_out(folder)
     runs = chosen.runs(preset, [])
     check_machine(workers, devices, [run.batch_size for run in runs])
-    check_data(runs, data_dir)
+    check_data(runs, data_dir, reading)
     if out is None:
         take_published(RESULTS / study / preset, folder)
     records, failures = reproduce(
@@ -175,6 +185,7 @@ def reproduce(
         workers=workers,
         devices=devices,
         keep_checkpoints=keep_checkpoints,
+        reading=reading,
     )
     print(f"Report: {folder / 'report.md'}, records: {folder / 'records'}")
     _exit_if_failed(records, failures)
@@ -273,8 +284,7 @@ def _find_folder(out: Path | None, study: str, preset: str) -> Path | None:
 def list_studies(out: OptionalPath = None) -> None:
     """Shows every study: what it asks, the data it needs, and the minutes that its records took.
 
-    Minutes are those of one core, training and compilation added up over all records; with four cores a
-    study takes about a quarter of them.
+    Minutes are those of one core, training and compilation added up over all records.
 
     Args:
       out: what `reproduce` was given; by default what was published, and else the working files in runs.
@@ -323,17 +333,27 @@ def predict(
     print(json.dumps(answer))
 
 
-def prepare(name: Annotated[str, tyro.conf.Positional], data_dir: OptionalPath = None) -> None:
-    """Downloads a data set and lays it out for training, once.
+def prepare(
+    name: Annotated[str, tyro.conf.Positional],
+    folder: Annotated[Path | None, tyro.conf.Positional] = None,
+    archive: OptionalPath = None,
+    save_as: str | None = None,
+    data_dir: OptionalPath = None,
+) -> None:
+    """Lays a data set out for training, once.
 
     Args:
-      name: cifar10, cifar100 or patch_camelyon.
+      name: cifar10, cifar100 or patch_camelyon (downloaded), imagenet2012, folder, or cifar10_jpeg (of cifar10).
+      folder: of `prepare folder`: holds CLASS/NAME.jpg, or train/CLASS/NAME.jpg and test/CLASS/NAME.jpg.
+      archive: of `prepare imagenet2012`: folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
+      save_as: of `prepare folder`: name of the set, to be trained on as jpeg:NAME; by default the folder's.
       data_dir: where to; by default the variable GRADNORM_DATA_DIR, or ~/tensorflow_datasets.
     """
     from experiments import data
 
     try:
-        print(f"{name} lies in {data.prepare(name, data_dir)}")
+        found = data.prepare(name, data_dir, archive=archive, source=folder, save_as=save_as)
+        print(f"{name} lies in {found}: {data.describe(found)}")
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -1,11 +1,13 @@
 """What was asked is possible: checked before anything is trained, so that no worker starts in vain."""
 
 import difflib
+import sys
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.reading import Reading
 from experiments.run import Run
 
 # Imported where they are used: most checks need neither JAX nor data, and return at once.
@@ -87,14 +89,21 @@ def check_machine(workers: int | None, devices: int, batch_sizes: Sequence[int])
                 )
 
 
-def check_data(runs: Sequence[Run], data_dir: Path | None) -> None:
-    """Takes every subset of every data set, lays out every model and builds every optimizer once."""
+def check_data(runs: Sequence[Run], data_dir: Path | None, reading: Reading | None = None) -> None:
+    """Takes every subset of every data set, lays out every model and builds every optimizer once.
+
+    Of sets with damaged images that `reading` leaves out, one line on standard error says how many they are.
+    """
     from experiments import data
     from experiments.training.methods import make_optimizer
 
+    if reading is not None and reading.input_workers is not None:
+        check_at_least("--input-workers", reading.input_workers, 0)
     try:
         for name in dict.fromkeys(run.dataset for run in runs):
-            dataset = data.load(name, data_dir)
+            dataset = data.load(name, data_dir, reading)
+            if dataset.damaged:
+                print(f"{name}: {dataset.damaged} damaged images are left out", file=sys.stderr)
             on_it = [run for run in runs if run.dataset == name]
             for run in _one_of_each(on_it, "model", "loss"):
                 _check_fit(run, dataset)

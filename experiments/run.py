@@ -17,6 +17,9 @@ SCHEDULES = ("constant", "cosine", "step")
 CROSS_ENTROPY = "cross_entropy"
 LOSSES = (CROSS_ENTROPY, "bce_dice", "tversky")
 AUGMENTATIONS = ("none", "flip", "crop_flip", "flip_rotate")
+RESIZED_CROP = (
+    "resized_crop"  # of images that are cropped as they are read; `experiments.data.crops` says how
+)
 DTYPES = ("float32", "bfloat16")
 
 
@@ -41,7 +44,8 @@ class Run:
         in LARS and LAMB, whose trust ratio sees it: see `experiments.training.methods`.
       label_smoothing: share of the target spread evenly over the classes.
       augment: 'none', 'flip' (horizontal), 'crop_flip' (pad 4, random crop, horizontal flip) or
-        'flip_rotate' (horizontal and vertical flips, quarter turns). A mask is changed as its image.
+        'flip_rotate' (horizontal and vertical flips, quarter turns). A mask is changed as its image. Images of
+        'jpeg:NAME' are centre crops with all of these; 'resized_crop' takes random-resized crops and flips.
       train_examples: subset of the training images, class-balanced or of few patients (see
         `experiments.data.select`); None takes all.
       test_examples: subset of the test images, likewise; None takes all.
@@ -86,7 +90,7 @@ class Run:
         self._check_name("method", METHODS)
         self._check_name("optimizer", OPTIMIZERS)
         self._check_name("schedule", SCHEDULES)
-        self._check_name("augment", AUGMENTATIONS)
+        self._check_name("augment", (*AUGMENTATIONS, RESIZED_CROP))
         self._check_name("dtype", DTYPES)
         self._check_name("loss", LOSSES)
         self._check("learning_rate", self.learning_rate > 0, "greater than 0")

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import optax_gradnorm
 from benchmarks import dynamics, training, transforms
+from benchmarks import input as inputs
 from experiments import studies
 from experiments.report import findings, summary
 
@@ -171,6 +172,7 @@ def test_the_benchmarks_tables_are_those_of_the_committed_records():
     for model, rows in record["results"].items():
         title = training.title(model, record["batch_size"], record["cores"])
         assert training.table(title, rows) in readme
+    assert inputs.table(json.loads((results / "input-cpu.json").read_text())) in readme
 
 
 def test_the_readmes_claims_are_the_findings_of_the_studies():

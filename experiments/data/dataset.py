@@ -28,6 +28,8 @@ class Dataset:
       train_groups: int32 [n], images with the same number, such as the slices of one patient, belong
         together: no split parts them. `None` where every image stands alone.
       test_groups: of the test images.
+      is_cropped: whether images of many sizes are cropped to one as they are read.
+      damaged: how many images of both splits were left out because they cannot be decoded.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Dataset:
     std: np.ndarray
     train_groups: np.ndarray | None = None
     test_groups: np.ndarray | None = None
+    is_cropped: bool = False
+    damaged: int = 0
 
     @property
     def is_streamed(self) -> bool:

@@ -70,7 +70,7 @@ def load(wanted: PreparedSet, data_dir: str | Path | None = None, *, stream: boo
         take one pass over all of them, and are kept as decoded images are.
     """
     folder = _prepared_folder(wanted, data_folder(data_dir))
-    _remove_half_written(folder)
+    remove_half_written(folder)
     try:
         return (_load_streamed if stream else _load_arrays)(wanted, folder)
     except DataError:
@@ -91,11 +91,12 @@ def _load_arrays(wanted: PreparedSet, folder: Path) -> Dataset:
     # Before the decoded arrays: making a split checks that the folder holds the right data set.
     train, test = (Split(wanted, folder, name) for name in ("train", wanted.test_split))
     cache = _cache_path(wanted, folder, "decoded")
-    arrays = _read_cache(cache, CACHED)
+    arrays = read_cache(cache, CACHED)
     if arrays is not None:
-        return Dataset(name=wanted.dataset_name, num_classes=wanted.num_classes, **arrays)
+        known: Any = arrays
+        return Dataset(name=wanted.dataset_name, num_classes=wanted.num_classes, **known)
     dataset = make_dataset(wanted.dataset_name, *train.decode(), *test.decode(), wanted.num_classes)
-    _write_cache(cache, {key: getattr(dataset, key) for key in CACHED})
+    write_cache(cache, {key: getattr(dataset, key) for key in CACHED})
     return dataset
 
 
@@ -105,16 +106,16 @@ def _load_streamed(wanted: PreparedSet, folder: Path) -> Dataset:
         split = Split(wanted, folder, source)
         images[name] = StreamedImages(split, np.arange(len(split)), wanted.image_shape)
     cache = _cache_path(wanted, folder, "streamed")
-    arrays = _read_cache(cache, CACHED_OF_STREAM)
+    arrays = read_cache(cache, CACHED_OF_STREAM)
     if arrays is None:
         labels = {name: np.empty(len(images[name]), np.int32) for name in images}
         mean, std = mean_and_std(_pass(images["train"], labels["train"]))
         for _ in _pass(images["test"], labels["test"]):
             pass
         arrays = {"train_labels": labels["train"], "test_labels": labels["test"], "mean": mean, "std": std}
-        _write_cache(cache, arrays)
-    streamed: Any = {"train_images": images["train"], "test_images": images["test"]}
-    return Dataset(name=f"stream:{wanted.dataset_name}", num_classes=wanted.num_classes, **streamed, **arrays)
+        write_cache(cache, arrays)
+    streamed: Any = {"train_images": images["train"], "test_images": images["test"], **arrays}
+    return Dataset(name=f"stream:{wanted.dataset_name}", num_classes=wanted.num_classes, **streamed)
 
 
 def _pass(images: StreamedImages, labels: np.ndarray) -> Iterator[np.ndarray]:
@@ -141,7 +142,7 @@ def prepare(wanted: PreparedSet, data_dir: str | Path | None = None) -> Path:
     """
     name = wanted.name
     data_dir = data_folder(data_dir)
-    if not _versions(data_dir / name):
+    if not versions(data_dir / name):
         if importlib.util.find_spec("tensorflow") is None:
             raise DataError(
                 f"preparing {name} needs TensorFlow once: pip install -e '.[experiments,prepare]'"
@@ -155,7 +156,7 @@ def prepare(wanted: PreparedSet, data_dir: str | Path | None = None) -> Path:
     return _prepared_folder(wanted, data_dir)
 
 
-def _versions(folder: Path) -> list[Path]:
+def versions(folder: Path) -> list[Path]:
     """Prepared versions of one set, oldest first."""
     found = [info.parent for info in folder.glob("*/dataset_info.json")]
     found = [version for version in found if re.fullmatch(r"\d+\.\d+\.\d+", version.name)]
@@ -163,17 +164,34 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _prepared_folder(wanted: PreparedSet, data_dir: Path) -> Path:
-    name = wanted.name
-    versions = _versions(data_dir / name)
-    if not versions:
-        source = wanted.source or (
-            f"download it with 'python -m experiments prepare {name} --data-dir {data_dir}' (extra 'prepare')"
+    source = wanted.source or (
+        f"download it with 'python -m experiments prepare {wanted.name} --data-dir {data_dir}' (extra 'prepare')"
+    )
+    return newest_version(wanted.name, data_dir, source)
+
+
+def newest_version(name: str, data_dir: Path, source: str = "") -> Path:
+    """The folder of a prepared set.
+
+    Args:
+      name: of the set.
+      data_dir: where prepared sets lie.
+      source: how to get it.
+
+    Raises:
+      DataError: there is none.
+    """
+    found = versions(data_dir / name)
+    if not found:
+        source = (
+            source
+            or f"prepare it, for example by 'python -m experiments prepare folder DIR --save-as {name}'"
         )
         raise DataError(
             f"no {name} in {data_dir} (looked for {name}/*/dataset_info.json): {source}, or name a "
             f"folder that holds it, prepared as array_record, by --data-dir or GRADNORM_DATA_DIR"
         )
-    return versions[-1]
+    return found[-1]
 
 
 def _cache_path(wanted: PreparedSet, folder: Path, kind: str) -> Path:
@@ -224,12 +242,8 @@ class Split:
 
 
 def _check_metadata(wanted: PreparedSet, folder: Path, split: str, info) -> None:
-    from array_record.python.array_record_module import ArrayRecordReader
-
     if info.name != wanted.name:
         raise DataError(f"{folder} holds {info.name}, not {wanted.name}")
-    if info.file_format.value != "array_record":
-        raise DataError(f"{folder} is in the file format {info.file_format.value}, wanted array_record")
     features = dict(info.features)
     image, label = features.get("image"), features.get("label")
     if getattr(image, "shape", None) != wanted.image_shape:
@@ -238,8 +252,21 @@ def _check_metadata(wanted: PreparedSet, folder: Path, split: str, info) -> None
         raise DataError(
             f"{folder}: labels must have {wanted.num_classes} classes, features.json says {label}"
         )
-    shards = info.splits[split]
-    for path, expected in zip(shards.filepaths, shards.shard_lengths, strict=True):
+    check_files(folder, info, (split,))
+
+
+def check_files(folder: Path, info, splits: Sequence[str]) -> None:
+    """Every file of some splits is there, and holds as many whole records as the metadata say."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if info.file_format.value != "array_record":
+        raise DataError(f"{folder} is in the file format {info.file_format.value}, wanted array_record")
+    shards = [
+        pair
+        for s in splits
+        for pair in zip(info.splits[s].filepaths, info.splits[s].shard_lengths, strict=True)
+    ]
+    for path, expected in shards:
         if not Path(path).exists():
             raise DataError(f"{folder} lacks {Path(path).name}; remove it and prepare it again")
         count = ArrayRecordReader(str(path)).num_records()  # 0 for a file that is not whole.
@@ -250,14 +277,14 @@ def _check_metadata(wanted: PreparedSet, folder: Path, split: str, info) -> None
             )
 
 
-def _read_cache(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray] | None:
+def read_cache(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray] | None:
     try:
         return read_npz(path, keys)
     except (FileNotFoundError, NpzError):
         return None
 
 
-def _write_cache(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_cache(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Keeps the arrays for next time, if the folder can be written; never half a file."""
     temporary = path.with_name(f"{HALF_WRITTEN}-{os.getpid()}.npz")
     try:
@@ -271,7 +298,7 @@ def _write_cache(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _remove_half_written(folder: Path) -> None:
+def remove_half_written(folder: Path) -> None:
     """Removes half-written files of killed processes; each is named by its process."""
     for path in folder.glob(f"{HALF_WRITTEN}-*.npz"):
         if machine.has_ended(path.stem.removeprefix(f"{HALF_WRITTEN}-")):

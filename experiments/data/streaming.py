@@ -61,10 +61,39 @@ class _InOrder:
 
 
 def read_batches(
-    images: np.ndarray | StreamedImages, order: np.ndarray, batch_size: int
+    images: np.ndarray | StreamedImages,
+    order: np.ndarray,
+    batch_size: int,
+    host_index: int = 0,
+    host_count: int = 1,
 ) -> Iterator[np.ndarray]:
-    """Yields images[order] in batches, uint8 [batch_size, height, width, channels]; the last may be smaller."""
+    """Yields images[order] in batches, uint8 [batch_size, height, width, channels]; the last may be smaller.
+
+    Args:
+      images: all of them.
+      order: which ones, for all hosts.
+      batch_size: of all hosts together.
+      host_index: of several hosts, which share every batch, only the rows of this one are read and given.
+      host_count: how many there are; divides `batch_size`.
+    """
+    order = order_of_host(order, batch_size, host_index, host_count)
+    batch_size //= host_count
     if isinstance(images, StreamedImages):
         yield from (batch for batch, _ in images[order].read(batch_size))
     else:
         yield from (images[order[i : i + batch_size]] for i in range(0, len(order), batch_size))
+
+
+def order_of_host(order: np.ndarray, batch_size: int, host_index: int, host_count: int) -> np.ndarray:
+    """Of every batch of an order the part that one host reads: the hosts' parts in turn are the batch.
+
+    Raises:
+      ValueError: the hosts cannot share a batch equally, or there is no such host.
+    """
+    if host_count < 1 or not 0 <= host_index < host_count:
+        raise ValueError(f"host_index must be from 0 to {host_count - 1}, got {host_index}")
+    if batch_size % host_count:
+        raise ValueError(f"batch_size is {batch_size}, which {host_count} hosts cannot share equally")
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    parts = [b[host_index * len(b) // host_count : (host_index + 1) * len(b) // host_count] for b in batches]
+    return np.concatenate(parts) if parts else order

@@ -7,6 +7,7 @@ from pathlib import Path
 from experiments.jobs.measure import Context, find_missing, measure
 from experiments.jobs.progress import Progress
 from experiments.jobs.sweep import sweep
+from experiments.reading import Reading
 from experiments.records import RunRecord
 from experiments.report.dynamics import write_page
 from experiments.studies.study import Study
@@ -22,6 +23,7 @@ def reproduce(
     workers: int | None = None,
     devices: int = 1,
     keep_checkpoints: bool = False,
+    reading: Reading | None = None,
 ) -> tuple[list[RunRecord], dict[str, str]]:
     """Makes what is left of a study and renders its report.
 
@@ -34,6 +36,7 @@ def reproduce(
       workers: worker processes on CPU; by default one per core.
       devices: devices that share each batch.
       keep_checkpoints: keep the trained networks.
+      reading: of sets of JPEGs.
 
     Returns:
       The records of all runs, and why measurements failed, by name.
@@ -56,6 +59,7 @@ def reproduce(
                 workers=workers,
                 devices=devices,
                 keep_checkpoints=keep_checkpoints or needs_networks,
+                reading=reading,
                 on_event=progress,
             )
             made.update(run.name for run in runs)

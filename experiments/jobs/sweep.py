@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.files import FileError
 from experiments.jobs import pool
+from experiments.reading import Reading
 from experiments.records import RunRecord, has_ended, read_published, read_record, write_record
 from experiments.run import Run
 
@@ -48,6 +49,7 @@ def sweep(
     workers: int | None = None,
     devices: int = 1,
     keep_checkpoints: bool = False,
+    reading: Reading | None = None,
     on_event: OnEvent | None = None,
 ) -> list[RunRecord]:
     """Makes all runs that have not ended yet, the first seed of every setting before the second.
@@ -64,12 +66,13 @@ def sweep(
       devices: devices that share each batch; more than one trains in this process.
       keep_checkpoints: leaves the checkpoints of finished runs, for `training.load_model`. Finished runs
         without one are made again.
+      reading: of sets of JPEGs; see `experiments.data.load`.
       on_event: called in this process with every `Event`.
 
     Returns:
       One record per run, in the order of `runs`.
     """
-    setup = _Setup(Path(out), data_dir, devices, keep_checkpoints)
+    setup = _Setup(Path(out), data_dir, devices, keep_checkpoints, reading)
     progress = _Progress(setup, on_event or (lambda event: None))
     waiting = [run for run in sorted(dict.fromkeys(runs), key=lambda run: run.seed) if progress.add(run)]
     pool.run_all(waiting, _Trainer(setup), progress, workers=workers, devices=devices)
@@ -84,6 +87,7 @@ class _Setup:
     data_dir: Path | None
     devices: int
     keep_checkpoints: bool
+    reading: Reading | None
 
 
 class _Progress:
@@ -149,7 +153,7 @@ class _Trainer:
 
         if self.loaded is None or self.loaded[0] != run.dataset:
             self.loaded = None  # frees the old one before the new one comes
-            self.loaded = run.dataset, data.load(run.dataset, self.setup.data_dir)
+            self.loaded = run.dataset, data.load(run.dataset, self.setup.data_dir, self.setup.reading)
         dataset = data.select(self.loaded[1], run)
         return training.train(
             run,

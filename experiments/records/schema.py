@@ -55,13 +55,15 @@ class RunRecord:
       message: why it failed.
       parameters: number of trained parameters.
       data: 'train_images' and 'test_images' (how many), 'image_shape' [height, width, channels],
-        'num_classes', and 'mean' and 'std' per channel where 255 counts as 1.
+        'num_classes', and 'mean' and 'std' per channel where 255 counts as 1; 'damaged', how many images
+        of both splits were left out, if any.
       environment: as `machine.describe_environment` gives it where the run started.
       resumed: one entry per restart: 'after_epoch', and what had changed in the environment.
       compile_seconds: time to compile the training epoch and the evaluation, in the last start.
       epochs: one entry per finished epoch.
       scores: of the finished run's network on the test images, from `experiments.training.metrics`: with two classes
-        'accuracy', 'roc_auc' and 'f1'; with masks 'dice', 'iou', 'tversky', 'hausdorff' and more; else none.
+        'accuracy', 'roc_auc' and 'f1'; with masks 'dice', 'iou', 'tversky', 'hausdorff' and more; with more than
+        five classes of JPEGs 'top_1' and 'top_5'; else none.
     """
 
     run: Run

@@ -39,6 +39,7 @@ def describe_protocol(run: Run) -> str:
             "flip": "random flips",
             "crop_flip": "random crops and flips",
             "flip_rotate": "random flips and quarter turns",
+            "resized_crop": "random-resized crops and flips",
         }[run.augment],
         _count(run.epochs, "epoch"),
         f"batch {run.batch_size}",

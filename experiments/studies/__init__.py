@@ -20,6 +20,7 @@ NAMES = (
     "pcam",
     "lgg_unet",
     "vit_dynamics",
+    "imagenet",
 )
 
 

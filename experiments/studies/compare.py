@@ -13,7 +13,7 @@ from experiments.report.contrasts import ACCURACY
 from experiments.report.curves import add_learning_curves
 from experiments.report.pages import describe_protocol, write_report
 from experiments.report.tables import format_number, format_score, remarks
-from experiments.run import Run
+from experiments.run import RESIZED_CROP, Run
 from experiments.studies.grid import Question, compare_methods
 from experiments.studies.study import Size, Study, default_learning_rate, grid
 
@@ -42,7 +42,7 @@ def make_study(
         train_examples=train_examples,
     )
     runs = grid(
-        size.run(dataset),
+        size.run(dataset, augment=RESIZED_CROP if dataset.startswith("jpeg:") else "none"),
         seed=size.seeds,
         optimizer=optimizers,
         learning_rate=(learning_rate,) if learning_rate else default_learning_rate,

@@ -18,7 +18,7 @@ import optax_gradnorm
 from experiments import models
 from experiments.data import Dataset
 from experiments.data.augment import augment_both, normalize
-from experiments.run import Run
+from experiments.run import RESIZED_CROP, Run
 from experiments.training import tasks
 from experiments.training.state import TrainState
 
@@ -95,6 +95,8 @@ def make_step(
     """One step, as `lax.scan` wants it: from state and batch to state and measurements of the step."""
     task = tasks.make_task(run, dataset)
     by_batch = NamedSharding(mesh, PartitionSpec("batch"))
+    # Random-resized crops were made when the images were decoded.
+    augmentation = "none" if run.augment == RESIZED_CROP else run.augment
 
     def loss_and_outputs(params, batch_stats, images, labels, key):
         model = nnx.merge(graphdef, params, batch_stats)
@@ -106,7 +108,7 @@ def make_step(
         images, labels, key = batch
         images = lax.with_sharding_constraint(images, by_batch)
         labels = lax.with_sharding_constraint(labels, by_batch)
-        images, labels = augment_both(images, labels, key, run.augment)
+        images, labels = augment_both(images, labels, key, augmentation)
         images = normalize(images, dataset.mean, dataset.std)
         (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(
             state.params, state.batch_stats, images, labels, key

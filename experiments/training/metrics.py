@@ -80,6 +80,46 @@ def _log_odds(logits: np.ndarray, k: int) -> np.ndarray:
     return logits[:, k] - special.logsumexp(others, axis=1)
 
 
+class TopScores:
+    """Share of the images whose class has the highest score, and one of the five highest; keeps counts only."""
+
+    def __init__(self):
+        self._images = 0
+        self._counts = np.zeros(2, np.int64)
+
+    def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Adds a batch.
+
+        Args:
+          logits: floats [n, classes].
+          labels: whole numbers [n], from 0 to classes - 1.
+        """
+        logits, labels = np.asarray(logits), np.asarray(labels)
+        if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+            raise ValueError(
+                f"logits must be [n, classes] and labels [n], got {logits.shape} and {labels.shape}"
+            )
+        own = np.take_along_axis(logits, labels[:, None], axis=1)
+        # Written so that NaN is never right: it compares as false.
+        above = np.sum(~(logits <= own), axis=1)
+        self._counts += [np.sum(above < 1), np.sum(above < 5)]
+        self._images += len(labels)
+
+    def compute(self) -> dict[str, float]:
+        """Scores of all images since the start.
+
+        Returns:
+          'top_1' and 'top_5'. Of equal scores all count as the highest.
+
+        Raises:
+          ValueError: there were no images.
+        """
+        if not self._images:
+            raise ValueError("there are no images to score")
+        top_1, top_5 = (self._counts / self._images).tolist()
+        return {"top_1": top_1, "top_5": top_5}
+
+
 class SegmentationScores:
     """Overlap of masks and distance of their outlines, over all slices seen; keeps sums only.
 

@@ -27,6 +27,7 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
         "num_classes": dataset.num_classes,
         "mean": dataset.mean.tolist(),
         "std": dataset.std.tolist(),
+        **({"damaged": dataset.damaged} if dataset.damaged else {}),
         "labels_checksum": zlib.crc32(
             dataset.test_labels.tobytes(), zlib.crc32(dataset.train_labels.tobytes())
         ),

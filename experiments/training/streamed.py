@@ -1,5 +1,6 @@
 """The same epoch and evaluation on a streamed set, which does not fit on the device: a few batches at a time."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,12 +13,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.data import Dataset
 from experiments.data.streaming import read_batches
-from experiments.run import Run
+from experiments.run import RESIZED_CROP, Run
 from experiments.training.epoch import draw_batches, evaluation_batches, make_measure, make_step, over_epoch
 from experiments.training.state import TrainState
 
-# At most this many batches are put on the devices at once.
+# At most this many batches are put on the devices at once, and no more than these bytes if one batch is not larger.
 CHUNK_STEPS = 8
+CHUNK_BYTES = 2**29
 
 
 def make_streamed_epoch(
@@ -47,7 +49,10 @@ def make_streamed_epoch(
     count = len(dataset.train_images)
     # The largest divisor of the epoch, so that all chunks share one program.
     steps = count // run.batch_size
-    chunk = max(divisor for divisor in range(1, CHUNK_STEPS + 1) if steps % divisor == 0)
+    most = min(
+        CHUNK_STEPS, max(1, CHUNK_BYTES // (run.batch_size * math.prod(dataset.train_images.shape[1:])))
+    )
+    chunk = max(divisor for divisor in range(1, most + 1) if steps % divisor == 0)
     replicated = NamedSharding(mesh, PartitionSpec())
     by_batch = NamedSharding(mesh, PartitionSpec(None, "batch"))
 
@@ -65,7 +70,9 @@ def make_streamed_epoch(
     def read_chunks(epoch):
         order, keys = jax.device_get(draw_order(np.uint32(run.seed), np.int32(epoch)))
         chunk_size = chunk * run.batch_size
-        chunks = read_batches(dataset.train_images, order, chunk_size)
+        images: Any = dataset.train_images
+        images = images.at_random(run.seed, epoch) if run.augment == RESIZED_CROP else images
+        chunks = read_batches(images, order, chunk_size)
         for i, images in enumerate(chunks):
             labels = dataset.train_labels[order[i * chunk_size : (i + 1) * chunk_size]]
             batches = [array.reshape(chunk, run.batch_size, *array.shape[1:]) for array in (images, labels)]

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from experiments.data import Dataset
-from experiments.run import CROSS_ENTROPY, Run
+from experiments.run import CROSS_ENTROPY, RESIZED_CROP, Run
 from experiments.training.losses import LOSSES
 
 
@@ -50,8 +50,13 @@ def make_task(run: Run, dataset: Dataset) -> Task:
       dataset: its labels are classes for cross-entropy, masks for every other loss.
 
     Raises:
-      ValueError: loss and labels do not go together.
+      ValueError: loss and labels, or augmentation and images, do not go together.
     """
+    if run.augment == RESIZED_CROP and not dataset.is_cropped:
+        raise ValueError(
+            f"augment {RESIZED_CROP!r} does not fit dataset {dataset.name}, whose images have one size; it needs "
+            f"'jpeg:NAME'"
+        )
     if dataset.has_masks != (run.loss != CROSS_ENTROPY):
         fitting = ", ".join(LOSSES) if dataset.has_masks else CROSS_ENTROPY
         labels = "masks" if dataset.has_masks else "classes"
@@ -59,7 +64,7 @@ def make_task(run: Run, dataset: Dataset) -> Task:
             f"loss {run.loss!r} does not fit dataset {dataset.name}, whose labels are {labels}; "
             f"choose from {fitting}"
         )
-    return _segmentation(run) if dataset.has_masks else _classification(run, dataset.num_classes)
+    return _segmentation(run) if dataset.has_masks else _classification(run, dataset)
 
 
 def check_logits(shape: Sequence[int], dataset: Dataset, model: str) -> None:
@@ -77,7 +82,12 @@ def check_logits(shape: Sequence[int], dataset: Dataset, model: str) -> None:
         )
 
 
-def _classification(run: Run, num_classes: int) -> Task:
+def _classification(run: Run, dataset: Dataset) -> Task:
+    num_classes = dataset.num_classes
+    new_scores = _classification_scores if num_classes == 2 else None
+    if dataset.is_cropped and num_classes > 5:
+        new_scores = _top_scores
+
     def train_loss(logits, labels):
         targets = optax.smooth_labels(jax.nn.one_hot(labels, num_classes), run.label_smoothing)
         return optax.softmax_cross_entropy(logits, targets).mean()
@@ -87,7 +97,7 @@ def _classification(run: Run, num_classes: int) -> Task:
         test_losses=optax.softmax_cross_entropy_with_integer_labels,
         correct=lambda logits, labels: jnp.argmax(logits, axis=-1) == labels,
         outputs=lambda logits: logits,
-        new_scores=_classification_scores if num_classes == 2 else None,
+        new_scores=new_scores,
     )
 
 
@@ -111,6 +121,12 @@ def _classification_scores() -> Scores:
     from experiments.training.metrics import ClassificationScores
 
     return ClassificationScores()
+
+
+def _top_scores() -> Scores:
+    from experiments.training.metrics import TopScores
+
+    return TopScores()
 
 
 def _segmentation_scores() -> Scores:

@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from experiments.training.metrics import ClassificationScores, SegmentationScores, hausdorff_distances
+from experiments.training.metrics import (
+    ClassificationScores,
+    SegmentationScores,
+    TopScores,
+    hausdorff_distances,
+)
 
 
 def score(accumulator, *batches):
@@ -202,3 +207,34 @@ def test_wrong_shapes_and_nothing_to_score_are_said():
     for accumulator in (ClassificationScores(), SegmentationScores()):
         with pytest.raises(ValueError, match="to score"):
             accumulator.compute()
+
+
+def test_top_scores_of_batches_are_those_of_sorting_all_logits():
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(300, 12)).astype(np.float32)
+    labels = random.integers(0, 12, 300)
+    scores = TopScores()
+    for start in range(0, 300, 70):
+        scores.update(logits[start : start + 70], labels[start : start + 70])
+    ranked = np.argsort(-logits, axis=1)
+    expected = {
+        "top_1": np.mean(ranked[:, 0] == labels),
+        "top_5": np.mean((ranked[:, :5] == labels[:, None]).any(axis=1)),
+    }
+    assert scores.compute() == pytest.approx(expected)
+
+
+def test_logits_that_are_nan_are_never_right():
+    logits = np.zeros((3, 8), np.float32)
+    logits[0] = np.nan  # its own score among them
+    logits[1, 2:7] = np.nan  # five that cannot be compared with it
+    scores = TopScores()
+    scores.update(logits, np.array([1, 1, 1]))
+    assert scores.compute() == pytest.approx({"top_1": 1 / 3, "top_5": 1 / 3})
+
+
+def test_top_scores_of_nothing_or_of_other_shapes():
+    with pytest.raises(ValueError, match="there are no images to score"):
+        TopScores().compute()
+    with pytest.raises(ValueError, match=r"logits must be \[n, classes\] and labels \[n\], got"):
+        TopScores().update(np.zeros((3, 8)), np.zeros(4, int))

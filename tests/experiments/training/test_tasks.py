@@ -14,7 +14,7 @@ from experiments.data import DataError, select
 from experiments.data.augment import augment, augment_both, turn
 from experiments.data.dataset import make_dataset
 from experiments.run import AUGMENTATIONS, Run
-from experiments.training import epoch
+from experiments.training import epoch, tasks
 from experiments.training.methods import make_optimizer
 from experiments.training.state import init_state
 
@@ -380,3 +380,14 @@ def test_no_patient_is_trained_on_and_validated_on():
 def test_subsets_of_slices_that_cannot_be(options, complaint):
     with pytest.raises(DataError, match=complaint):
         select(make_slices(), make_run(**options))
+
+
+def test_random_resized_crops_need_images_that_are_cropped_as_they_are_read():
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    dataset = make_dataset("small", images, [0, 1, 0, 1], images, [0, 1, 0, 1], 2)
+    run = Run("small", "resnet8", "baseline", "sgdm", 0.1, 1, 2, 0, augment="resized_crop")
+    with pytest.raises(
+        ValueError, match=r"augment 'resized_crop' does not fit dataset small, .* 'jpeg:NAME'"
+    ):
+        tasks.make_task(run, dataset)
+    assert tasks.make_task(run, dataclasses.replace(dataset, is_cropped=True)).new_scores is not None
