@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from experiments import hosts
 from experiments.preflight import (
     UsageError,
     check_at_least,
@@ -33,6 +34,9 @@ from experiments.run import METHODS
 from experiments.studies import NAMES
 
 RESULTS = Path("experiments/results")
+# Its options stand beside those of the command.
+DevicesOption = Annotated[hosts.Devices, tyro.conf.arg(name="")]
+DEFAULT_DEVICES = hosts.Devices()
 # A name that is not among them ends with one line, in place of the parser's box.
 StudyName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(NAMES)}}}")]
 
@@ -51,7 +55,7 @@ def compare(
     out: Path = Path("runs"),
     data_dir: Path | None = None,
     workers: int | None = None,
-    devices: int = 1,
+    devices: DevicesOption = DEFAULT_DEVICES,
     keep_checkpoints: bool = False,
 ) -> None:
     """Trains one model with every method behind every optimizer, and prints their accuracies side by side.
@@ -76,7 +80,7 @@ def compare(
       data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
         ~/tensorflow_datasets.
       workers: worker processes on a CPU; by default one per core.
-      devices: devices that share each batch.
+      devices: the devices, here or on several hosts.
       keep_checkpoints: keep the trained networks, for `predict`.
     """
     from experiments.jobs.progress import Progress
@@ -89,7 +93,8 @@ def compare(
     )
 
     check_out(out)
-    check_machine(workers, devices, [batch_size])
+    hosts.join(devices, out)
+    check_machine(workers, devices.count, [batch_size])
     check_at_least("--epochs", epochs, 1)
     check_at_least("--batch-size", batch_size, 1)
     if train_examples is not None:
@@ -116,6 +121,9 @@ def compare(
     runs = [dataclasses.replace(run, dynamics=dynamics) for run in comparison.runs]
     with Progress("compare") as progress:
         records = _sweep(progress, runs, out, data_dir, workers, devices, keep_checkpoints)
+    hosts.leave()
+    if not hosts.is_first():
+        return
     rows = write(comparison, records, out)
     _write_dynamics(out, out, records)
     Console().print(terminal_table(rows))
@@ -132,7 +140,7 @@ def reproduce(
     data_dir: Path | None = None,
     out: Path = RESULTS,
     workers: int | None = None,
-    devices: int = 1,
+    devices: DevicesOption = DEFAULT_DEVICES,
     keep_checkpoints: bool = False,
 ) -> None:
     """Trains what a table of a paper needs, and renders the report. The same command goes on after a stop.
@@ -146,7 +154,7 @@ def reproduce(
         ~/tensorflow_datasets.
       out: one folder per study and preset is made in it.
       workers: worker processes on a CPU; by default one per core.
-      devices: devices that share each batch.
+      devices: the devices, here or on several hosts.
       keep_checkpoints: keep the trained networks, for `predict`.
     """
     from experiments.jobs.measure import Context, find_missing, measure
@@ -156,12 +164,14 @@ def reproduce(
     folder = out / study / preset
     check_out(folder)
     runs = chosen.runs(preset, [])
-    check_machine(workers, devices, [run.batch_size for run in runs])
+    hosts.join(devices, folder)
+    check_machine(workers, devices.count, [run.batch_size for run in runs])
     check_data(runs, data_dir)
 
     records_folder, measurements_folder = folder / "records", folder / "measurements"
     measurements = chosen.measurements(preset)
-    needs_networks = chosen.keep_checkpoints and bool(find_missing(measurements, measurements_folder))
+    missing = hosts.on_first(find_missing, measurements, measurements_folder)
+    needs_networks = chosen.keep_checkpoints and bool(missing)
     keep_checkpoints = keep_checkpoints or needs_networks
     records, made = [], set()
     with Progress(f"{study} {preset}") as progress:
@@ -171,6 +181,9 @@ def reproduce(
             records += _sweep(progress, new, records_folder, data_dir, workers, devices, keep_checkpoints)
             made.update(run.name for run in runs)
             runs = chosen.runs(preset, records)
+    hosts.leave()
+    if not hosts.is_first():
+        return
     context = Context(data_dir, records_folder)
     failures = measure(measurements, out=measurements_folder, context=context, workers=workers)
     chosen.report(preset, records, folder)
@@ -301,7 +314,7 @@ def _sweep(
     out: Path,
     data_dir: Path | None,
     workers: int | None,
-    devices: int,
+    devices: hosts.Devices,
     keep_checkpoints: bool,
 ) -> list:
     from experiments.jobs.sweep import sweep
@@ -312,9 +325,10 @@ def _sweep(
         out=out,
         data_dir=data_dir,
         workers=workers,
-        devices=devices,
+        devices=devices.count,
+        shard_params=devices.shard_params,
         keep_checkpoints=keep_checkpoints,
-        on_event=progress,
+        on_event=progress if hosts.is_first() else None,
     )
 
 
@@ -360,7 +374,7 @@ def main() -> None:
             check_names("command", sys.argv[1:2], COMMANDS)
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m experiments", description=__doc__)
         sys.stdout.flush()
-    except (UsageError, FileError) as error:
+    except (UsageError, FileError, hosts.HostError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
@@ -375,4 +389,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if hosts.asked_for(sys.argv[1:]):
+        hosts.supervise()
     main()

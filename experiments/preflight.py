@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments import hosts
 from experiments.run import Run
 
 # Imported where they are used: most of the checks need neither JAX nor data, and end at once.
@@ -94,7 +95,7 @@ def check_data(runs: Sequence[Run], data_dir: Path | None) -> None:
 
     try:
         for name in dict.fromkeys(run.dataset for run in runs):
-            dataset = data.load(name, data_dir)
+            dataset = hosts.in_turn(data.load, name, data_dir)
             on_it = [run for run in runs if run.dataset == name]
             for run in _one_of_each(on_it, "model", "loss"):
                 _check_fit(run, dataset)
