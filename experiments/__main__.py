@@ -390,5 +390,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if hosts.asked_for(sys.argv[1:]):
-        hosts.supervise()
+        from experiments.__main__ import main as importable
+
+        hosts.supervise(importable)
     main()

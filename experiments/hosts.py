@@ -216,14 +216,14 @@ def asked_for(arguments: list[str]) -> bool:
     return bool(names & {"--distributed", "--coordinator"})
 
 
-def supervise() -> None:
-    """Runs the command line in a child process, so that its end, however it comes, is told in one line.
+def supervise(main: Callable[[], None]) -> None:
+    """Runs a command in a child process, so that its end, however it comes, is told in one line.
 
     Where another host is lost, JAX ends its process from within, past all that Python could catch.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_run_supervised, args=(sender,))
+    child = context.Process(target=_run_supervised, args=(main, sender))
     child.start()
     sender.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the child too, which says so.
@@ -232,8 +232,16 @@ def supervise() -> None:
     child.join()
     code = child.exitcode or 0
     if reason or code < 0:
-        print(f"error: {reason or LOST}", file=sys.stderr)
+        print(f"error: {reason or _describe_signal(-code)}", file=sys.stderr)
     sys.exit(code if code >= 0 else 1)
+
+
+def _describe_signal(number: int) -> str:
+    """Why the child was ended; by itself it aborts when JAX has lost another host."""
+    if number == signal.SIGABRT:
+        return LOST
+    name = signal.Signals(number).name
+    return f"killed by {name}; the same command on every host goes on after the last checkpoint"
 
 
 def _received(receiver: Connection) -> str:
@@ -243,10 +251,9 @@ def _received(receiver: Connection) -> str:
         return ""
 
 
-def _run_supervised(sender: Connection) -> None:
+def _run_supervised(main: Callable[[], None], sender: Connection) -> None:
     """The child process: ends at once if anything is wrong, because at its exit JAX would wait for the others."""
     from experiments import machine
-    from experiments.__main__ import main
 
     threading.Thread(target=machine.exit_with_parent, daemon=True).start()
     code, reason = 0, ""

@@ -75,7 +75,10 @@ def train(
     graphdef, state = init_state(run, dataset, optimizer)
     shardings = lay_out(state, mesh, shard_params)
     state = put(state, shardings)
-    record, state, dynamics = resuming.from_checkpoint(record, state, out) or _start(run, dataset, state)
+    resumed = resuming.from_checkpoint(record, state, out)
+    if resumed is None:
+        hosts.on_first(records.remove_checkpoint, out, run)
+    record, state, dynamics = resumed or _start(run, dataset, state)
     record = resuming.note_environment(record, devices)
 
     if len(record.epochs) < run.epochs:
@@ -84,25 +87,23 @@ def train(
         record = dataclasses.replace(record, compile_seconds=round(time.perf_counter() - started, 3))
         hosts.on_first(records.write_record, out, record)
         divided = shard_params or hosts.count() > 1
-        checkpoints = resuming.Checkpoints(out, run, divided=divided)
-
-        for epoch in range(len(record.epochs), run.epochs):
-            state, metrics, statistics, finite = run_epoch(state, epoch)
-            record = dataclasses.replace(record, epochs=(*record.epochs, metrics))
-            if not finite:
-                record = dataclasses.replace(record, status="diverged")
-            # In this order, each file may know one epoch more than the next, but never one less.
-            if dynamics is not None:
-                dynamics = dynamics.append(statistics)
-                hosts.on_first(records.write_dynamics, out, run, dynamics)
-            hosts.on_first(records.write_record, out, record)
-            if record.status == "running":
-                checkpoints.write(state, epoch + 1)
-            if on_epoch is not None:
-                on_epoch(record)
-            if record.status == "diverged":
-                break
-        checkpoints.close()
+        with resuming.Checkpoints(out, run, divided=divided) as checkpoints:
+            for epoch in range(len(record.epochs), run.epochs):
+                state, metrics, statistics, finite = run_epoch(state, epoch)
+                record = dataclasses.replace(record, epochs=(*record.epochs, metrics))
+                if not finite:
+                    record = dataclasses.replace(record, status="diverged")
+                # In this order, each file may know one epoch more than the next, but never one less.
+                if dynamics is not None:
+                    dynamics = dynamics.append(statistics)
+                    hosts.on_first(records.write_dynamics, out, run, dynamics)
+                hosts.on_first(records.write_record, out, record)
+                if record.status == "running":
+                    checkpoints.write(state, epoch + 1)
+                if on_epoch is not None:
+                    on_epoch(record)
+                if record.status == "diverged":
+                    break
 
     if record.status == "running":
         # Before the checkpoint goes: a run killed here finds it again, and scores its network then.

@@ -105,15 +105,18 @@ class Checkpoints:
         self._writer = sharded_checkpoints.Writer(records.sharded_checkpoint(out, run)) if divided else None
 
     def write(self, state: Any, epoch: int) -> None:
-        """Writes the state after some epochs; by Orbax it is whole by the next call of `write` or `close`."""
+        """Writes the state after some epochs; by Orbax it is whole by the next call, or the end of the context."""
         if self._writer is None:
             records.write_checkpoint(self.out, self.run, to_arrays(state, epoch))
         else:
             self._writer.write(by_name(state), epoch)
 
-    def close(self) -> None:
-        """Waits until the last checkpoint is whole."""
-        if self._writer is not None:
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        """Waits until the last checkpoint is whole; but not for a host that may have gone."""
+        if self._writer is not None and (kind is None or hosts.count() == 1):
             self._writer.close()
 
 
