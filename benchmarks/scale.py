@@ -37,7 +37,7 @@ OURS = ("znorm", "gan", "centralize", "track_gradient_dynamics")
 BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "s64": 8}
 COLLECTIVE = re.compile(
     r"= (?P<type>\(.*?\)|\S+) "
-    r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
 )
 ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
@@ -61,6 +61,8 @@ def collectives(program: str) -> list[Collective]:
     found = []
     for match in COLLECTIVE.finditer(program):
         arrays = ARRAY.findall(match["type"])
+        if match["start"] and match["kind"] != "all-reduce":
+            arrays = arrays[len(arrays) // 2 :]  # The first half are what it takes.
         sizes = [
             BYTES[dtype] * math.prod(map(int, filter(None, shape.split(",")))) for dtype, shape in arrays
         ]

@@ -6,6 +6,7 @@ waiting. So what is read from disk, and what goes wrong, is told to all by `on_f
 
 import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import os
 import pickle
@@ -101,6 +102,8 @@ def join(chosen: Devices, out: Path) -> None:
     if by_hand != (None, None, None):
         _check_by_hand(*by_hand)
     elif not chosen.distributed:
+        if chosen.shard_params and chosen.count == 1:
+            raise HostError("--shard-params needs --devices of at least 2, or several hosts")
         return
     _Here.log = out / "logs" / f"{platform.node()}-{os.getpid()}.log"
     _send_native_messages(_Here.log)
@@ -141,15 +144,18 @@ def _send_native_messages(log: Path) -> None:
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    logging.basicConfig(stream=os.fdopen(2, "w", closefd=False))
 
 
 def _check_shared(out: Path) -> None:
     """A checkpoint has a part of every host, so all must see one folder."""
     with contextlib.ExitStack() as stack:
-        name = on_first(lambda: stack.enter_context(tempfile.NamedTemporaryFile(dir=out)).name)
-        seen = _gather((out / Path(name).name).exists())
+        made = Path(on_first(lambda: stack.enter_context(tempfile.NamedTemporaryFile(dir=out)).name))
+        seen = _gather((out / made.name).exists())
     if not all(seen):
-        raise HostError(f"--out: host {seen.index(False)} does not see {out} of host 0: all must share it")
+        raise HostError(
+            f"--out: host {seen.index(False)} does not see {made.parent} of host 0: all must share it"
+        )
 
 
 def leave() -> None:

@@ -75,7 +75,8 @@ def read(folder: Path, epoch: int, like: Mapping[str, jax.Array] | None = None) 
     import orbax.checkpoint as ocp
 
     try:
-        with ocp.CheckpointManager(folder.absolute()) as manager:
+        handler = ocp.StandardCheckpointHandler()
+        with ocp.CheckpointManager(folder.absolute(), item_handlers=handler) as manager:
             stored = manager.item_metadata(epoch).tree
             wanted = {name: np.empty(kept.shape, kept.dtype) for name, kept in stored.items()}
             if like is not None:

@@ -1,7 +1,7 @@
 """One process of several: trains a small run.
 
 on_hosts.py OUT COORDINATOR PROCESSES PROCESS DATA SHARD_PARAMS KILL: DATA is 'memory' or 'streamed', and KILL the
-epoch after which this process kills itself, or 0.
+epoch after which this process kills itself, or 0. Of a streamed set it prints how many images it read so far.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def make_dataset():
 
 
 class Split:
-    """Random access to images, as a prepared set gives it; says which were read."""
+    """Random access to images, as a prepared set gives it; knows which were read."""
 
     def __init__(self, images, labels):
         self.images, self.labels, self.read = images, labels, []
@@ -61,13 +61,13 @@ def main():
         dataset, split = stream(dataset)
 
     def on_epoch(record):
+        if split is not None:
+            print(len(split.read), flush=True)
         if len(record.epochs) == int(kill):
             os.kill(os.getpid(), signal.SIGKILL)
 
     options = {"devices": jax.device_count(), "shard_params": bool(int(shard_params))}
     training.train(RUN, dataset, out=out, on_epoch=on_epoch, keep_checkpoint=True, **options)
-    if split is not None:
-        print("read", len(split.read), flush=True)
     hosts.leave()
 
 
