@@ -1,9 +1,15 @@
 """Collectives of the transformations under jit with sharded gradients, from compiled programs."""
 
+import json
+import re
+from pathlib import Path
+
 import jax
 import pytest
 
 from benchmarks import scale
+
+ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
@@ -53,3 +59,22 @@ def test_collectives_of_a_program():
         ("all-reduce", 3, 4 + 64 + 6),
         ("all-gather", 1, 32),
     ]
+
+
+def test_the_pages_numbers_are_those_of_the_record():
+    record = json.loads((scale.RESULTS / "scale.json").read_text())
+    rows = re.findall(
+        r"^\| `(?:optax\.)?(\w+)` \|(.*)\|$", (ROOT / "docs/scale.md").read_text(), re.MULTILINE
+    )
+    assert {name for name, _ in rows} == {entry["transform"] for entry in record["results"]}
+    for name, row in rows:
+        _, separate, stacked, sent = row.split("|")
+        entries = [entry for entry in record["results"] if entry["transform"] == name]
+        whole = [entry for entry in entries if entry["parameters"] > 1e9]
+        assert {entry["devices"] for entry in whole} == {8, 64, 512}
+        for entry in whole:
+            assert entry["collectives"] == int(stacked if entry["stacked"] else separate)
+            if name != "centralize":
+                assert f"{entry['bytes']:,}" in re.findall(r"[\d,]+", sent)
+            else:
+                assert f"{entry['bytes']:,}" in (ROOT / "docs/scale.md").read_text()
