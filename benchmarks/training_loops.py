@@ -73,7 +73,8 @@ def _make_jax_epoch(loop: Loop, images: np.ndarray, labels: np.ndarray) -> tuple
 
     from experiments.data.dataset import make_dataset
     from experiments.run import Run
-    from experiments.training.epoch import make_mesh, make_train_epoch
+    from experiments.training.epoch import make_train_epoch
+    from experiments.training.layout import make_mesh
     from experiments.training.methods import make_optimizer
     from experiments.training.state import init_state
 

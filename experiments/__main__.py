@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console, RenderableType
 
+from experiments import hosts
 from experiments.preflight import (
     UsageError,
     check_at_least,
@@ -38,6 +39,9 @@ RESULTS = Path("experiments/results")  # what was published
 # Shown as `PATH`, where the parser would write `{None}|PATH`.
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+# Its options stand beside those of the command.
+DevicesOption = Annotated[hosts.Devices, tyro.conf.arg(name="")]
+DEFAULT_DEVICES = hosts.Devices()
 # An unknown name ends with one line of ours, not with the parser's box.
 StudyName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(NAMES)}}}")]
 
@@ -59,7 +63,7 @@ def compare(
     out: Path = RUNS / "compare",
     data_dir: OptionalPath = None,
     workers: OptionalInt = None,
-    devices: int = 1,
+    devices: DevicesOption = DEFAULT_DEVICES,
     keep_checkpoints: bool = False,
     reading: ReadingOptions = READING,
 ) -> None:
@@ -86,7 +90,7 @@ def compare(
       data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
         ~/tensorflow_datasets.
       workers: worker processes on a CPU; by default one per core.
-      devices: devices that share each batch.
+      devices: the devices, here or on several hosts.
       keep_checkpoints: keep the trained networks, for `predict`.
       reading: of jpeg:NAME.
     """
@@ -95,7 +99,8 @@ def compare(
     from experiments.studies.study import DEFAULT_LEARNING_RATES
 
     check_out(out)
-    check_machine(workers, devices, [batch_size])
+    hosts.join(devices, out)
+    check_machine(workers, devices.count, [batch_size])
     check_at_least("--epochs", epochs, 1)
     check_at_least("--batch-size", batch_size, 1)
     if train_examples is not None:
@@ -130,6 +135,8 @@ def compare(
         keep_checkpoints=keep_checkpoints,
         reading=reading,
     )
+    if not hosts.is_first():
+        return
     rows = make_table_rows(runs, records)
     _print(terminal_table(rows))
     for line in terminal_remarks(rows):
@@ -145,7 +152,7 @@ def reproduce(
     data_dir: OptionalPath = None,
     out: OptionalPath = None,
     workers: OptionalInt = None,
-    devices: int = 1,
+    devices: DevicesOption = DEFAULT_DEVICES,
     keep_checkpoints: bool = False,
     reading: ReadingOptions = READING,
 ) -> None:
@@ -161,7 +168,7 @@ def reproduce(
       out: of working files and report, STUDY/PRESET is made in it; by default runs, where what was published
         counts as made. Another folder starts anew.
       workers: worker processes on a CPU; by default one per core.
-      devices: devices that share each batch.
+      devices: the devices, here or on several hosts.
       keep_checkpoints: keep the trained networks, for `predict`.
       reading: of jpeg:NAME.
     """
@@ -172,10 +179,11 @@ def reproduce(
     folder = (out or RUNS) / study / preset
     check_out(folder)
     runs = chosen.runs(preset, [])
-    check_machine(workers, devices, [run.batch_size for run in runs])
+    hosts.join(devices, folder)
+    check_machine(workers, devices.count, [run.batch_size for run in runs])
     check_data(runs, data_dir, reading)
     if out is None:
-        take_published(RESULTS / study / preset, folder)
+        hosts.on_first(take_published, RESULTS / study / preset, folder)
     records, failures = reproduce(
         chosen,
         preset,
@@ -187,6 +195,8 @@ def reproduce(
         keep_checkpoints=keep_checkpoints,
         reading=reading,
     )
+    if not hosts.is_first():
+        return
     print(f"Report: {folder / 'report.md'}, records: {folder / 'records'}")
     _exit_if_failed(records, failures)
 
@@ -395,7 +405,7 @@ def main() -> None:
             check_names("command", sys.argv[1:2], COMMANDS)
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m experiments", description=__doc__)
         sys.stdout.flush()
-    except (UsageError, FileError) as error:
+    except (UsageError, FileError, hosts.HostError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
@@ -410,4 +420,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if hosts.asked_for(sys.argv[1:]):
+        from experiments.__main__ import main as importable
+
+        hosts.supervise(importable)
     main()

@@ -169,8 +169,8 @@ def describe_environment(devices: int = 1) -> dict[str, Any]:
 
     Returns:
       Versions of Python and of the packages, operating system, model of the processor, kind (of a GPU its
-      name) and number of devices, number of CPU cores of the machine and of this process, threads of XLA on
-      CPU, flags given to XLA (without paths), and the source's commit.
+      name) and number of devices, number of hosts, number of CPU cores of the machine and of this process,
+      threads of XLA on CPU, flags given to XLA (without paths), and the source's commit.
     """
     return {
         "python": platform.python_version(),
@@ -183,6 +183,7 @@ def describe_environment(devices: int = 1) -> dict[str, Any]:
         "backend": jax.default_backend(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": devices,
+        "hosts": jax.process_count(),
         "cpu_count": os.cpu_count(),
         "cpu_usable": len(usable_cores()),
         "cpu_model": cpu_model(),

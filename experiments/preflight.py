@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments import hosts
 from experiments.reading import Reading
 from experiments.run import Run
 
@@ -101,8 +102,8 @@ def check_data(runs: Sequence[Run], data_dir: Path | None, reading: Reading | No
         check_at_least("--input-workers", reading.input_workers, 0)
     try:
         for name in dict.fromkeys(run.dataset for run in runs):
-            dataset = data.load(name, data_dir, reading)
-            if dataset.damaged:
+            dataset = hosts.in_turn(data.load, name, data_dir, reading)
+            if dataset.damaged and hosts.is_first():
                 print(f"{name}: {dataset.damaged} damaged images are left out", file=sys.stderr)
             on_it = [run for run in runs if run.dataset == name]
             for run in _one_of_each(on_it, "model", "loss"):

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Protocol, TypeVar
 
-from experiments import machine
+from experiments import hosts, machine
 from experiments.files import FileError
 
 ATTEMPTS = 2
@@ -61,7 +61,8 @@ def run_all(
 
     On CPU every worker process is pinned to one core and does one job at a time: XLA uses several cores badly
     for small networks, and one thread gives the same bits on every machine load. On an accelerator, or with
-    several devices, the jobs are done one after another in this process.
+    several devices, the jobs are done one after another in this process. On several hosts all do each job
+    together, and what breaks on one ends all.
 
     A job whose worker dies or raises is tried once more, and then failed; the others go on. A `FileError` is
     not tried again. All processes share one compilation cache, and die with this one.
@@ -116,6 +117,8 @@ def _run_here(queue: _Queue[Job], work: Work[Job]) -> None:
         except FileError as error:
             queue.listener.failed(job, str(error), me, True)
         except Exception as error:  # one broken job must not end the others
+            if hosts.count() > 1:
+                raise  # The other hosts may be waiting in the middle of the job.
             queue.broke(job, _describe(error), me)
         else:
             queue.listener.ended(job, result, me)

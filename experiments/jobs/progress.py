@@ -9,6 +9,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from experiments import hosts
 from experiments.jobs.sweep import Event
 from experiments.records import RunRecord
 from experiments.run import Run
@@ -33,7 +34,7 @@ class Progress:
         self.live: _Display | None = None
 
     def __enter__(self) -> "Progress":
-        if self.console.is_terminal:
+        if self.console.is_terminal and hosts.is_first():
             self.live = _Display(self.console, self._headings)
             self.live.start()
         return self

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments import hosts
 from experiments.jobs.measure import Context, find_missing, measure
 from experiments.jobs.progress import Progress
 from experiments.jobs.sweep import sweep
@@ -21,7 +22,7 @@ def reproduce(
     dynamics: bool = False,
     data_dir: Path | None = None,
     workers: int | None = None,
-    devices: int = 1,
+    devices: hosts.Devices = hosts.Devices(),
     keep_checkpoints: bool = False,
     reading: Reading | None = None,
 ) -> tuple[list[RunRecord], dict[str, str]]:
@@ -34,7 +35,7 @@ def reproduce(
       dynamics: also record what the raw gradients do.
       data_dir: folder of the prepared data sets.
       workers: worker processes on CPU; by default one per core.
-      devices: devices that share each batch.
+      devices: the devices, here or on several hosts, which all call this.
       keep_checkpoints: keep the trained networks.
       reading: of sets of JPEGs.
 
@@ -43,7 +44,7 @@ def reproduce(
     """
     out, measured = folder / "records", folder / "measurements"
     measurements = study.measurements(preset)
-    needs_networks = study.keep_checkpoints and bool(find_missing(measurements, measured))
+    needs_networks = study.keep_checkpoints and bool(hosts.on_first(find_missing, measurements, measured))
     records: list[RunRecord] = []
     made: set[str] = set()
     runs = study.runs(preset, [])
@@ -57,13 +58,17 @@ def reproduce(
                 out=out,
                 data_dir=data_dir,
                 workers=workers,
-                devices=devices,
+                devices=devices.count,
+                shard_params=devices.shard_params,
                 keep_checkpoints=keep_checkpoints or needs_networks,
                 reading=reading,
-                on_event=progress,
+                on_event=progress if hosts.is_first() else None,
             )
             made.update(run.name for run in runs)
             runs = study.runs(preset, records)
+    hosts.leave()
+    if not hosts.is_first():
+        return records, {}
     failures = measure(measurements, out=measured, context=Context(data_dir, out), workers=workers)
     write_report(study, preset, records, folder)
     return records, failures

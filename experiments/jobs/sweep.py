@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from experiments import hosts
 from experiments.files import FileError
 from experiments.jobs import pool
 from experiments.reading import Reading
@@ -48,6 +49,7 @@ def sweep(
     data_dir: Path | None = None,
     workers: int | None = None,
     devices: int = 1,
+    shard_params: bool = False,
     keep_checkpoints: bool = False,
     reading: Reading | None = None,
     on_event: OnEvent | None = None,
@@ -63,7 +65,9 @@ def sweep(
       out: folder of the records; what was published of it counts as made.
       data_dir: folder of prepared data sets.
       workers: worker processes on CPU; by default one per core that this process may use.
-      devices: devices that share each batch; more than one trains in this process.
+      devices: devices that share each batch; more than one trains in this process, as do several hosts, which
+        all call this with the same runs.
+      shard_params: divides parameters and optimizer state among the devices.
       keep_checkpoints: leaves the checkpoints of finished runs, for `training.load_model`. Finished runs
         without one are made again.
       reading: of sets of JPEGs; see `experiments.data.load`.
@@ -72,7 +76,7 @@ def sweep(
     Returns:
       One record per run, in the order of `runs`.
     """
-    setup = _Setup(Path(out), data_dir, devices, keep_checkpoints, reading)
+    setup = _Setup(Path(out), data_dir, devices, shard_params, keep_checkpoints, reading)
     progress = _Progress(setup, on_event or (lambda event: None))
     waiting = [run for run in sorted(dict.fromkeys(runs), key=lambda run: run.seed) if progress.add(run)]
     pool.run_all(waiting, _Trainer(setup), progress, workers=workers, devices=devices)
@@ -86,6 +90,7 @@ class _Setup:
     out: Path
     data_dir: Path | None
     devices: int
+    shard_params: bool
     keep_checkpoints: bool
     reading: Reading | None
 
@@ -97,17 +102,17 @@ class _Progress:
         self.out = setup.out
         self.keep_checkpoints = setup.keep_checkpoints
         self.notify = on_event
-        self.published = read_published(setup.out)
+        self.published = hosts.on_first(read_published, setup.out)
         self.records: dict[str, RunRecord] = {}
 
     def add(self, run: Run) -> bool:
         """Whether the run is still to be made."""
         try:
-            record = read_record(self.out, run) or self.published.get(run.name)
+            record = hosts.on_first(read_record, self.out, run) or self.published.get(run.name)
         except FileError as error:
             self.failed(run, str(error), None, is_file_error=True)
             return False
-        if record is None or not has_ended(self.out, record, self.keep_checkpoints):
+        if record is None or not hosts.on_first(has_ended, self.out, record, self.keep_checkpoints):
             return True
         self.records[run.name] = record
         self.notify(Event("skipped", run, record))
@@ -130,10 +135,9 @@ class _Progress:
         record = RunRecord(run=job, status="failed", message=message)
         if not is_file_error:  # what cannot be read is left for the user to judge
             try:
-                record = dataclasses.replace(
-                    read_record(self.out, job) or record, status="failed", message=message
-                )
-                write_record(self.out, record)
+                known = hosts.on_first(read_record, self.out, job)
+                record = dataclasses.replace(known or record, status="failed", message=message)
+                hosts.on_first(write_record, self.out, record)
             except (FileError, OSError) as error:
                 message = f"{message}; its record could not be written: {error}"
         self.records[job.name] = record
@@ -153,7 +157,10 @@ class _Trainer:
 
         if self.loaded is None or self.loaded[0] != run.dataset:
             self.loaded = None  # frees the old one before the new one comes
-            self.loaded = run.dataset, data.load(run.dataset, self.setup.data_dir, self.setup.reading)
+            self.loaded = (
+                run.dataset,
+                hosts.in_turn(data.load, run.dataset, self.setup.data_dir, self.setup.reading),
+            )
         dataset = data.select(self.loaded[1], run)
         return training.train(
             run,
@@ -161,5 +168,6 @@ class _Trainer:
             out=self.setup.out,
             on_epoch=on_epoch,
             devices=self.setup.devices,
+            shard_params=self.setup.shard_params,
             keep_checkpoint=self.setup.keep_checkpoints,
         )

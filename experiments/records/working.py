@@ -2,8 +2,9 @@
 
 A folder of records holds, per run, `NAME.json` (the record), for runs with `dynamics` also
 `NAME.dynamics.npz` (statistics of the gradients), and, while the run is under way or where it was asked for,
-`NAME.npz` (the checkpoint). A folder of measurements holds a `NAME.json` for each. All are replaced whole, so
-that a process killed at any moment, or a full disk, leaves the last complete file.
+`NAME.npz` (the checkpoint), or of a state divided among devices or hosts the folder `NAME.checkpoint`. A folder of
+measurements holds a `NAME.json` for each. All are replaced whole, so that a process killed at any moment, or a full
+disk, leaves the last complete file.
 
 What was published of a folder lies beside it (see `lines`). Those who read a whole folder get both; where both have
 the same run, the folder's own, unless it has not ended.
@@ -12,6 +13,7 @@ the same run, the folder's own, unless it has not ended.
 import dataclasses
 import glob
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from experiments.files import NpzError, read_npz, write_whole
 from experiments.records import lines, schema
 from experiments.records.schema import ENDED, MeasurementRecord, RecordError, RunRecord
 from experiments.run import Run
+from experiments.sharded_checkpoints import latest_epoch
 from experiments.statistics import GradientDynamics
 
 REMEDY = "remove it to start the run again"
@@ -227,7 +230,12 @@ def read_checkpoint(out: str | Path, run: Run) -> dict[str, np.ndarray] | None:
 
 def has_checkpoint(out: str | Path, run: Run) -> bool:
     """Whether there is a checkpoint of the run."""
-    return _checkpoint_path(out, run).exists()
+    return _checkpoint_path(out, run).exists() or latest_epoch(sharded_checkpoint(out, run)) is not None
+
+
+def sharded_checkpoint(out: str | Path, run: Run) -> Path:
+    """The folder of a run's checkpoints by Orbax: of a state that is divided among devices or hosts."""
+    return Path(out) / f"{run.name}.checkpoint"
 
 
 def has_ended(out: str | Path, record: RunRecord, keep_checkpoint: bool = False) -> bool:
@@ -240,6 +248,7 @@ def has_ended(out: str | Path, record: RunRecord, keep_checkpoint: bool = False)
 def remove_checkpoint(out: str | Path, run: Run) -> None:
     """Removes a run's checkpoint, if there is one."""
     _checkpoint_path(out, run).unlink(missing_ok=True)
+    shutil.rmtree(sharded_checkpoint(out, run), ignore_errors=True)
 
 
 def remove_leftovers(out: str | Path, run: Run) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optax_gradnorm
 from experiments import models
@@ -29,23 +29,13 @@ EVALUATION_BATCH = 500
 EVALUATION_PIXELS = 500 * 96 * 96
 
 
-def make_mesh(devices: int) -> Mesh:
-    """Mesh of the first devices, with the single axis 'batch'.
-
-    Raises:
-      ValueError: there are not so many.
-    """
-    if not 1 <= devices <= jax.device_count():
-        raise ValueError(f"devices must be from 1 to the {jax.device_count()} there are, got {devices}")
-    return jax.make_mesh((devices,), ("batch",), (AxisType.Auto,), devices=jax.devices()[:devices])
-
-
 def make_train_epoch(
     run: Run,
     dataset: Dataset,
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    shardings: TrainState | None = None,
 ):
     """Makes the jitted function that trains for one epoch.
 
@@ -55,6 +45,7 @@ def make_train_epoch(
       graphdef: the model's, from `init_state`.
       optimizer: the run's.
       mesh: of the devices that share each batch; see `make_mesh`.
+      shardings: of the state, from `lay_out`; by default every device has all of it.
 
     Returns:
       A function `(state, images, labels, seed, epoch) -> (state, measurements)`: it takes the training
@@ -64,7 +55,8 @@ def make_train_epoch(
       `run.dynamics` also the float32 statistics of `GradientDynamics` for this epoch, [layers] each and
       'global_std' a scalar.
     """
-    step = make_step(run, dataset, graphdef, optimizer, mesh)
+    step = make_step(run, dataset, graphdef, optimizer, mesh, shardings)
+    replicated = NamedSharding(mesh, PartitionSpec())
 
     def train_epoch(state, images, labels, seed, epoch):
         def step_at(state, batch):
@@ -74,7 +66,7 @@ def make_train_epoch(
         state, measured = lax.scan(step_at, state, draw_batches(run, len(images), seed, epoch))
         return state, over_epoch(state, measured)
 
-    return jax.jit(train_epoch, donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(train_epoch, donate_argnums=0, out_shardings=(shardings or replicated, replicated))
 
 
 def draw_batches(run: Run, count: int, seed: jax.Array, epoch: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -91,6 +83,7 @@ def make_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    shardings: TrainState | None = None,
 ):
     """One step, as `lax.scan` wants it: from state and batch to state and measurements of the step."""
     task = tasks.make_task(run, dataset)
@@ -113,6 +106,9 @@ def make_step(
         (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(
             state.params, state.batch_stats, images, labels, key
         )
+        if shardings is not None and mesh.size > 1:
+            # Each device keeps its part of the sum over the batch: the rest of it is never gathered.
+            gradients = lax.with_sharding_constraint(gradients, shardings.params)
         # Optax mixes Python floats with integer counters, which strict promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

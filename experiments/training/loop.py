@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optax_gradnorm
-from experiments import records
+from experiments import hosts, records
 from experiments.data import Dataset
 from experiments.data.augment import normalize
 from experiments.models import axes
@@ -21,7 +21,8 @@ from experiments.records import EpochMetrics, RunRecord
 from experiments.run import Run
 from experiments.statistics import EPOCH_STATISTICS, GradientDynamics
 from experiments.training import resuming, tasks
-from experiments.training.epoch import make_evaluate, make_mesh, make_train_epoch
+from experiments.training.epoch import make_evaluate, make_train_epoch
+from experiments.training.layout import lay_out, make_mesh, put
 from experiments.training.methods import make_optimizer
 from experiments.training.state import TrainState, init_state
 from experiments.training.streamed import make_streamed_epoch, make_streamed_evaluate, test_batches
@@ -34,6 +35,7 @@ def train(
     out: str | Path,
     on_epoch: Callable[[RunRecord], None] | None = None,
     devices: int = 1,
+    shard_params: bool = False,
     keep_checkpoint: bool = False,
 ) -> RunRecord:
     """Makes a run, or what is left of it.
@@ -48,7 +50,8 @@ def train(
       dataset: the images to train on and to evaluate on, as `experiments.data.select` gives them.
       out: folder of the records.
       on_epoch: called after each epoch with the record so far.
-      devices: number of devices that share each batch.
+      devices: number of devices that share each batch; on several hosts, which all call this, all there are.
+      shard_params: divides parameters and optimizer state among the devices; see `layout.lay_out`.
       keep_checkpoint: leaves the finished run's checkpoint, for `load_model`.
 
     Returns:
@@ -58,52 +61,57 @@ def train(
       ValueError: the run does not fit the data or the devices.
       FileError: a record or a checkpoint cannot be read or written, or is of a run on other data.
     """
-    record = records.read_record(out, run)
+    record = hosts.on_first(records.read_record, out, run)
     if record is not None:
         resuming.check_same_data(record, dataset, out)
-        if records.has_ended(out, record, keep_checkpoint):
+        if hosts.on_first(records.has_ended, out, record, keep_checkpoint):
             return record
-    records.remove_leftovers(out, run)
+    hosts.on_first(records.remove_leftovers, out, run)
 
     mesh = make_mesh(devices)
     tasks.make_task(run, dataset)
     _check_batch_size(run, dataset, devices)
     optimizer = make_optimizer(run, steps_per_epoch=len(dataset.train_images) // run.batch_size)
     graphdef, state = init_state(run, dataset, optimizer)
-    record, state, dynamics = resuming.from_checkpoint(record, state, out) or _start(run, dataset, state)
+    shardings = lay_out(state, mesh, shard_params)
+    state = put(state, shardings)
+    resumed = resuming.from_checkpoint(record, state, out)
+    if resumed is None:
+        hosts.on_first(records.remove_checkpoint, out, run)
+    record, state, dynamics = resumed or _start(run, dataset, state)
     record = resuming.note_environment(record, devices)
 
     if len(record.epochs) < run.epochs:
-        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
         started = time.perf_counter()
-        run_epoch = _compile_epoch(run, dataset, graphdef, optimizer, mesh, state)
+        run_epoch = _compile_epoch(run, dataset, graphdef, optimizer, mesh, state, shardings)
         record = dataclasses.replace(record, compile_seconds=round(time.perf_counter() - started, 3))
-        records.write_record(out, record)
-
-        for epoch in range(len(record.epochs), run.epochs):
-            state, metrics, statistics, finite = run_epoch(state, epoch)
-            record = dataclasses.replace(record, epochs=(*record.epochs, metrics))
-            if not finite:
-                record = dataclasses.replace(record, status="diverged")
-            # In this order, each file may know one epoch more than the next, but never one less.
-            if dynamics is not None:
-                dynamics = dynamics.append(statistics)
-                records.write_dynamics(out, run, dynamics)
-            records.write_record(out, record)
-            if record.status == "running":
-                records.write_checkpoint(out, run, resuming.to_arrays(state, epoch + 1))
-            if on_epoch is not None:
-                on_epoch(record)
-            if record.status == "diverged":
-                break
+        hosts.on_first(records.write_record, out, record)
+        divided = shard_params or hosts.count() > 1
+        with resuming.Checkpoints(out, run, divided=divided) as checkpoints:
+            for epoch in range(len(record.epochs), run.epochs):
+                state, metrics, statistics, finite = run_epoch(state, epoch)
+                record = dataclasses.replace(record, epochs=(*record.epochs, metrics))
+                if not finite:
+                    record = dataclasses.replace(record, status="diverged")
+                # In this order, each file may know one epoch more than the next, but never one less.
+                if dynamics is not None:
+                    dynamics = dynamics.append(statistics)
+                    hosts.on_first(records.write_dynamics, out, run, dynamics)
+                hosts.on_first(records.write_record, out, record)
+                if record.status == "running":
+                    checkpoints.write(state, epoch + 1)
+                if on_epoch is not None:
+                    on_epoch(record)
+                if record.status == "diverged":
+                    break
 
     if record.status == "running":
         # Before the checkpoint goes: a run killed here finds it again, and scores its network then.
         scores = _score(run, dataset, graphdef, mesh, state)
         record = dataclasses.replace(record, status="finished", scores=scores)
-        records.write_record(out, record)
+        hosts.on_first(records.write_record, out, record)
     if record.status == "diverged" or not keep_checkpoint:
-        records.remove_checkpoint(out, run)
+        hosts.on_first(records.remove_checkpoint, out, run)
     return record
 
 
@@ -119,13 +127,14 @@ def _score(
         model = nnx.merge(graphdef, state.params, state.batch_stats)
         return task.outputs(model(normalize(images, dataset.mean, dataset.std), train=False))
 
-    replicated = NamedSharding(mesh, PartitionSpec())
-    predict = jax.jit(predict, out_shardings=replicated)
-    state = jax.device_put(state, replicated)
+    predict = jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))
     scores = task.new_scores()
-    for images, labels, is_image in test_batches(dataset, mesh):
-        outputs, labels, is_image = jax.device_get((predict(state, images), labels, is_image))
-        scores.update(outputs[is_image], labels[is_image])
+    start = 0
+    for images, _labels, _is_image in test_batches(dataset, mesh):
+        # The labels of other hosts' images are in memory here too; padding comes last.
+        labels = dataset.test_labels[start : start + len(images)]
+        scores.update(jax.device_get(predict(state, images))[: len(labels)], labels)
+        start += len(images)
     return scores.compute()
 
 
@@ -136,10 +145,11 @@ def _compile_epoch(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     state: TrainState,
+    shardings: TrainState,
 ) -> Callable[[TrainState, int], tuple[TrainState, EpochMetrics, Mapping[str, np.ndarray], bool]]:
     """Compiles training and evaluation, once for all epochs."""
     compile_both = _compile_streamed if dataset.is_streamed else _compile_in_memory
-    train_epoch, evaluate = compile_both(run, dataset, graphdef, optimizer, mesh, state)
+    train_epoch, evaluate = compile_both(run, dataset, graphdef, optimizer, mesh, state, shardings)
     trained = len(dataset.train_images) // run.batch_size * run.batch_size
 
     def run_epoch(state, epoch):
@@ -163,13 +173,13 @@ def _compile_epoch(
     return run_epoch
 
 
-def _compile_in_memory(run, dataset, graphdef, optimizer, mesh, state):
+def _compile_in_memory(run, dataset, graphdef, optimizer, mesh, state, shardings):
     """Puts the data on the devices; an epoch is one program, and evaluation another."""
     arrays = dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels
-    *train_data, test_images, test_labels = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+    *train_data, test_images, test_labels = put(arrays, NamedSharding(mesh, PartitionSpec()))
     # The seed is an argument, so that a run with another seed finds its program in the compilation cache.
     seed = np.uint32(run.seed)
-    train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, mesh)
+    train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, mesh, shardings)
     train_epoch = train_epoch.lower(state, *train_data, seed, np.int32(0)).compile()
     evaluate = make_evaluate(run, dataset, graphdef, mesh)
     evaluate = evaluate.lower(state, test_images, test_labels).compile()
@@ -179,10 +189,10 @@ def _compile_in_memory(run, dataset, graphdef, optimizer, mesh, state):
     )
 
 
-def _compile_streamed(run, dataset, graphdef, optimizer, mesh, state):
+def _compile_streamed(run, dataset, graphdef, optimizer, mesh, state, shardings):
     """Leaves the data where they are; a program trains on a few batches, another evaluates on one."""
     return (
-        make_streamed_epoch(run, dataset, graphdef, optimizer, mesh, state),
+        make_streamed_epoch(run, dataset, graphdef, optimizer, mesh, state, shardings),
         make_streamed_evaluate(run, dataset, graphdef, mesh, state),
     )
 

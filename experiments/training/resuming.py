@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from experiments import machine, records
+from experiments import hosts, machine, records, sharded_checkpoints
 from experiments.data import Dataset
 from experiments.records import RecordError, RunRecord
 from experiments.run import Run
 from experiments.statistics import GradientDynamics
+from experiments.training import layout
 
 State = TypeVar("State")
 
@@ -59,19 +60,65 @@ def _agree(before: Any, now: Any) -> bool:
 def from_checkpoint(
     record: RunRecord | None, state: State, out: str | Path
 ) -> tuple[RunRecord, State, GradientDynamics | None] | None:
-    """What there was after the last checkpoint, or `None` if the run has to start at the beginning."""
-    arrays = None if record is None else records.read_checkpoint(out, record.run)
-    if record is None or arrays is None:
+    """What there was after the last checkpoint, or `None` if the run has to start at the beginning.
+
+    Args:
+      record: the run's, where it has one.
+      state: lies on the devices, as that of the checkpoint then does.
+      out: folder of the records.
+    """
+    if record is None:
         return None
-    epochs = int(_take("epoch", np.array(0), arrays, record.run))
+    run, folder = record.run, records.sharded_checkpoint(out, record.run)
+    arrays = hosts.on_first(records.read_checkpoint, out, run)
+    epoch = hosts.on_first(sharded_checkpoints.latest_epoch, folder)
+    if epoch is not None and (arrays is None or epoch > int(arrays.get("epoch", 0))):
+        arrays = sharded_checkpoints.read(folder, epoch, by_name(state))
+        arrays["epoch"] = np.array(epoch)
+    if arrays is None:
+        return None
+    epochs = int(_take("epoch", np.array(0), arrays, run))
     if epochs > len(record.epochs):  # the record was removed, or is not the one of this checkpoint
         return None
-    state = from_arrays(state, arrays, record.run)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    state = layout.put(from_arrays(state, arrays, run), shardings)
     record = dataclasses.replace(record, status="running", message="", epochs=record.epochs[:epochs])
-    dynamics = records.read_dynamics(out, record) if record.run.dynamics else None
+    dynamics = hosts.on_first(records.read_dynamics, out, record) if run.dynamics else None
     if record.run.dynamics and dynamics is None:  # the file was removed
         return None
     return record, state, dynamics
+
+
+def read_arrays(out: str | Path, run: Run) -> dict[str, np.ndarray] | None:
+    """A run's last checkpoint, whole on this host, however it was written; `None` if there is none."""
+    arrays, folder = records.read_checkpoint(out, run), records.sharded_checkpoint(out, run)
+    epoch = sharded_checkpoints.latest_epoch(folder)
+    if epoch is None or (arrays is not None and int(arrays.get("epoch", 0)) >= epoch):
+        return arrays
+    return {"epoch": np.array(epoch), **sharded_checkpoints.read(folder, epoch)}
+
+
+class Checkpoints:
+    """Writes a run's checkpoints: one file, or where the state is divided among devices or hosts, by Orbax."""
+
+    def __init__(self, out: str | Path, run: Run, *, divided: bool):
+        self.out, self.run = out, run
+        self._writer = sharded_checkpoints.Writer(records.sharded_checkpoint(out, run)) if divided else None
+
+    def write(self, state: Any, epoch: int) -> None:
+        """Writes the state after some epochs; by Orbax it is whole by the next call, or the end of the context."""
+        if self._writer is None:
+            records.write_checkpoint(self.out, self.run, to_arrays(state, epoch))
+        else:
+            self._writer.write(by_name(state), epoch)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        """Waits until the last checkpoint is whole; but not for a host that may have gone."""
+        if self._writer is not None and (kind is None or hosts.count() == 1):
+            self._writer.close()
 
 
 def note_environment(record: RunRecord, devices: int) -> RunRecord:
@@ -79,15 +126,20 @@ def note_environment(record: RunRecord, devices: int) -> RunRecord:
     environment = machine.describe_environment(devices)
     if not record.epochs:
         return dataclasses.replace(record, environment=environment)
-    changes = {key: value for key, value in environment.items() if record.environment.get(key) != value}
+    before = {"hosts": 1, **record.environment}  # Records of before there were several have no number.
+    changes = {key: value for key, value in environment.items() if before.get(key) != value}
     restart = {"after_epoch": len(record.epochs), **changes}
     return dataclasses.replace(record, resumed=(*record.resumed, restart))
 
 
 def to_arrays(state: Any, epoch: int) -> dict[str, np.ndarray]:
     """A checkpoint: every array of the state by its path, and the number of epochs done."""
-    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
-    return {"epoch": np.array(epoch), **{_name(path): leaf for path, leaf in leaves}}
+    return {"epoch": np.array(epoch), **by_name(jax.device_get(state))}
+
+
+def by_name(state: Any) -> dict[str, Any]:
+    """Every array of the state by its path."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
 
 
 def from_arrays(tree: Any, arrays: Mapping[str, np.ndarray], run: Run, prefix: str = "") -> Any:
@@ -104,7 +156,7 @@ def _take(name: str, like: Any, arrays: Mapping[str, np.ndarray], run: Run) -> n
     if name not in arrays or arrays[name].shape != like.shape or arrays[name].dtype != like.dtype:
         raise RecordError(
             f"the checkpoint of {run.name} is of another model or optimizer: see {name!r}; "
-            f"remove {run.name}.npz to start the run again"
+            f"remove {run.name}.npz, or the folder {run.name}.checkpoint, to start the run again"
         )
     return arrays[name]
 

@@ -46,7 +46,7 @@ def load_model(run: Run, *, out: str | Path) -> nnx.Module:
     record = records.read_record(out, run)
     if record is None or record.status != "finished":
         raise RecordError(f"run {run.name} has not finished in {out}")
-    arrays = records.read_checkpoint(out, run)
+    arrays = resuming.read_arrays(out, run)
     if arrays is None:
         raise RecordError(f"run {run.name} has no checkpoint in {out}: train it with --keep-checkpoints")
     data = record.data

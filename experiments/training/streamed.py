@@ -15,6 +15,7 @@ from experiments.data import Dataset
 from experiments.data.streaming import read_batches
 from experiments.run import RESIZED_CROP, Run
 from experiments.training.epoch import draw_batches, evaluation_batches, make_measure, make_step, over_epoch
+from experiments.training.layout import rows_here
 from experiments.training.state import TrainState
 
 # At most this many batches are put on the devices at once, and no more than these bytes if one batch is not larger.
@@ -29,6 +30,7 @@ def make_streamed_epoch(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     state: TrainState,
+    shardings: TrainState,
 ):
     """Compiles the training for one epoch on images that are read meanwhile, a few batches at a time.
 
@@ -41,11 +43,12 @@ def make_streamed_epoch(
       optimizer: the run's.
       mesh: of the devices that share each batch; see `make_mesh`.
       state: gives the shapes.
+      shardings: of the state, from `lay_out`.
 
     Returns:
       A function `(state, epoch) -> (state, measurements)` that gives what that of `make_train_epoch` does.
     """
-    step = make_step(run, dataset, graphdef, optimizer, mesh)
+    step = make_step(run, dataset, graphdef, optimizer, mesh, shardings)
     count = len(dataset.train_images)
     # The largest divisor of the epoch, so that all chunks share one program.
     steps = count // run.batch_size
@@ -55,28 +58,36 @@ def make_streamed_epoch(
     chunk = max(divisor for divisor in range(1, most + 1) if steps % divisor == 0)
     replicated = NamedSharding(mesh, PartitionSpec())
     by_batch = NamedSharding(mesh, PartitionSpec(None, "batch"))
+    rows = rows_here(NamedSharding(mesh, PartitionSpec("batch")), run.batch_size)
 
     @jax.jit
     def draw_order(seed, epoch):
         indices, keys = draw_batches(run, count, seed, epoch)
-        return indices.ravel(), jax.random.key_data(keys)
+        return indices, jax.random.key_data(keys)
 
     def train_chunk(state, images, labels, keys):
         return lax.scan(step, state, (images, labels, jax.random.wrap_key_data(keys)))
 
-    train_chunk = jax.jit(train_chunk, donate_argnums=0, out_shardings=replicated)
+    train_chunk = jax.jit(train_chunk, donate_argnums=0, out_shardings=(shardings, replicated))
     measure_epoch = jax.jit(over_epoch, out_shardings=replicated)
 
     def read_chunks(epoch):
         order, keys = jax.device_get(draw_order(np.uint32(run.seed), np.int32(epoch)))
-        chunk_size = chunk * run.batch_size
+        # The order is that of one host; each host reads what its own devices take.
+        order = order[:, rows].ravel()
+        chunk_size = chunk * len(rows)
         images: Any = dataset.train_images
         images = images.at_random(run.seed, epoch) if run.augment == RESIZED_CROP else images
         chunks = read_batches(images, order, chunk_size)
         for i, images in enumerate(chunks):
             labels = dataset.train_labels[order[i * chunk_size : (i + 1) * chunk_size]]
-            batches = [array.reshape(chunk, run.batch_size, *array.shape[1:]) for array in (images, labels)]
-            yield *jax.device_put(batches, by_batch), keys[i * chunk : (i + 1) * chunk]
+            batches = [to_devices(array, (chunk, run.batch_size)) for array in (images, labels)]
+            yield *batches, keys[i * chunk : (i + 1) * chunk]
+
+    def to_devices(array, shape):
+        """Puts this host's part of a chunk, [chunk * rows, ...], where it belongs in that of all hosts."""
+        part = array.reshape(chunk, len(rows), *array.shape[1:])
+        return jax.make_array_from_process_local_data(by_batch, part, (*shape, *array.shape[1:]))
 
     def train_epoch(state, epoch):
         measured = []
@@ -131,13 +142,22 @@ def make_streamed_evaluate(run: Run, dataset: Dataset, graphdef: nnx.GraphDef, m
 
 
 def test_batches(dataset: Dataset, mesh: Mesh) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
-    """Test images and labels in batches of one size, on the devices, and which of them are not padding."""
+    """Test images and labels in batches of one size, on the devices, and which of them are not padding.
+
+    All padding comes last. Each host reads what its own devices take.
+    """
     count = len(dataset.test_images)
-    batch_size = evaluation_batches(dataset, mesh)[1]
+    batches, batch_size = evaluation_batches(dataset, mesh)
     by_batch = NamedSharding(mesh, PartitionSpec("batch"))
-    for i, images in enumerate(read_batches(dataset.test_images, np.arange(count), batch_size)):
-        labels = dataset.test_labels[i * batch_size : (i + 1) * batch_size]
-        batch = images, labels, np.ones(len(images), bool)
-        padding = batch_size - len(images)
+    rows = rows_here(by_batch, batch_size)
+    places = np.arange(batches)[:, None] * batch_size + rows
+    parts = read_batches(dataset.test_images, places[places < count], len(rows))
+    nothing = np.zeros((0, *dataset.test_images.shape[1:]), np.uint8)
+    for of_batch in places:
+        taken = of_batch[of_batch < count]
+        images = next(parts) if len(taken) else nothing
+        batch = images, dataset.test_labels[taken], np.ones(len(taken), bool)
+        padding = len(rows) - len(taken)
         padded = [np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1)) for array in batch]
-        yield tuple(jax.device_put(padded, by_batch))
+        shapes = [(batch_size, *array.shape[1:]) for array in padded]
+        yield tuple(map(jax.make_array_from_process_local_data, [by_batch] * 3, padded, shapes))

@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 from experiments import models, records, training
-from experiments.training.epoch import make_evaluate, make_mesh, make_train_epoch
+from experiments.training.epoch import make_evaluate, make_train_epoch
+from experiments.training.layout import make_mesh
 from experiments.training.methods import METHODS, make_optimizer
 from experiments.training.state import init_state
 

@@ -1,0 +1,98 @@
+"""Checkpoints of a state that is divided among devices or hosts: a folder that Orbax writes, each host its part.
+
+It is written while training goes on, and is there whole or not at all; the one before is removed afterwards.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.files import FileError, first_line
+
+
+def latest_epoch(folder: Path) -> int | None:
+    """The number of epochs that the last whole checkpoint has seen; `None` if there is none."""
+    if not folder.is_dir():
+        return None
+    import orbax.checkpoint as ocp
+
+    return max((step.step for step in ocp.path.step.standard_name_format().find_all(folder)), default=None)
+
+
+class Writer:
+    """Writes checkpoints into a folder, one after another; on several hosts all call it together."""
+
+    def __init__(self, folder: Path):
+        import orbax.checkpoint as ocp
+
+        self.folder = folder
+        options = ocp.CheckpointManagerOptions(max_to_keep=1)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def write(self, arrays: Mapping[str, jax.Array], epoch: int) -> None:
+        """Begins to write a checkpoint, once the one before is whole.
+
+        Raises:
+          FileError: one of the two cannot be written; the last whole one is left as it was.
+        """
+        import orbax.checkpoint as ocp
+
+        try:
+            self._manager.save(epoch, args=ocp.args.StandardSave(dict(arrays)), force=True)
+        except (OSError, ValueError) as error:
+            raise FileError(f"cannot write {self.folder}: {first_line(error)}") from error
+
+    def close(self) -> None:
+        """Waits until the last checkpoint is whole.
+
+        Raises:
+          FileError: it cannot be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.close()
+        except (OSError, ValueError) as error:
+            raise FileError(f"cannot write {self.folder}: {first_line(error)}") from error
+
+
+def read(folder: Path, epoch: int, like: Mapping[str, jax.Array] | None = None) -> dict[str, Any]:
+    """Reads a checkpoint, on as many devices and hosts as there are now.
+
+    Args:
+      folder: of the checkpoints.
+      epoch: which one, as `latest_epoch` gives it.
+      like: arrays that lie as those of the checkpoint are to lie; by default they are whole NumPy arrays.
+
+    Returns:
+      The arrays by name. Those that `like` has in another shape or dtype are left out.
+
+    Raises:
+      FileError: it cannot be read.
+    """
+    import orbax.checkpoint as ocp
+
+    try:
+        handler = ocp.StandardCheckpointHandler()
+        with ocp.CheckpointManager(folder.absolute(), item_handlers=handler) as manager:
+            stored = manager.item_metadata(epoch).tree
+            wanted = {name: np.empty(kept.shape, kept.dtype) for name, kept in stored.items()}
+            if like is not None:
+                if like.keys() != stored.keys() or any(not _fits(like[k], stored[k]) for k in like):
+                    return {name: array for name, array in wanted.items() if name in like}
+                wanted = {name: _describe(array) for name, array in like.items()}
+            return manager.restore(epoch, args=ocp.args.StandardRestore(wanted))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FileError(
+            f"cannot read {folder}: {first_line(error)}; remove it to start the run again"
+        ) from error
+
+
+def _fits(array: jax.Array, kept: Any) -> bool:
+    return array.shape == tuple(kept.shape) and array.dtype == kept.dtype
+
+
+def _describe(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
