@@ -14,6 +14,9 @@ from experiments.report.dynamics import write_page
 from experiments.studies.study import Study
 
 
+ONE_DEVICE = hosts.Devices()
+
+
 def reproduce(
     study: Study,
     preset: str,
@@ -22,7 +25,7 @@ def reproduce(
     dynamics: bool = False,
     data_dir: Path | None = None,
     workers: int | None = None,
-    devices: hosts.Devices = hosts.Devices(),
+    devices: hosts.Devices = ONE_DEVICE,
     keep_checkpoints: bool = False,
     reading: Reading | None = None,
 ) -> tuple[list[RunRecord], dict[str, str]]:
