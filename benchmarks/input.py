@@ -8,6 +8,8 @@ which it does. Processes that decode, which ours and PyTorch's can start, would 
 over. TensorFlow and PyTorch are optional: `pip install -e '.[input-peers]'`.
 """
 
+# Without the optional packages the benchmark leaves their rows out.
+# pyright: reportMissingImports=false, reportMissingModuleSource=false
 import argparse
 import importlib.metadata
 import importlib.util
@@ -58,7 +60,7 @@ def write_images(folder: Path) -> float:
     data.prepare("folder", folder / "data", source=source)
     paths = sorted(source.rglob("*.jpg"))
     if importlib.util.find_spec("tensorflow"):
-        import tensorflow as tf  # pyright: ignore[reportMissingImports]
+        import tensorflow as tf
 
         with tf.io.TFRecordWriter(str(folder / "images.tfrecord")) as writer:
             for path in paths:
@@ -75,7 +77,7 @@ def read_ours(folder: Path, count: int) -> Iterator[np.ndarray]:
 
 def read_tf(folder: Path, count: int) -> Iterator[Any]:
     """tf.data as ImageNet pipelines have it: only the crop is decoded."""
-    import tensorflow as tf  # pyright: ignore[reportMissingImports]
+    import tensorflow as tf
 
     def crop(encoded):
         shape = tf.image.extract_jpeg_shape(encoded)
@@ -99,8 +101,8 @@ def read_tf(folder: Path, count: int) -> Iterator[Any]:
 
 def read_torch(folder: Path, count: int) -> Iterator[Any]:
     """PyTorch's DataLoader on a folder, cropped by torchvision."""
-    import torch  # pyright: ignore[reportMissingImports]
-    from torchvision import datasets, transforms  # pyright: ignore[reportMissingImports]
+    import torch
+    from torchvision import datasets, transforms
 
     torch.set_num_threads(1)
     change = [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
