@@ -18,6 +18,7 @@ import tyro
 from rich.console import Console, RenderableType
 
 from experiments import hosts
+from experiments.options import OptionalInt, OptionalPath, Options
 from experiments.preflight import (
     UsageError,
     check_at_least,
@@ -30,23 +31,17 @@ from experiments.preflight import (
     find_study,
     resolve_dataset,
 )
-from experiments.reading import Reading
 from experiments.run import METHODS
 from experiments.studies import NAMES
 
 RUNS = Path("runs")  # working files, unknown to git
 RESULTS = Path("experiments/results")  # what was published
-# Shown as `PATH`, where the parser would write `{None}|PATH`.
-OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
-OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
-# Its options stand beside those of the command.
-DevicesOption = Annotated[hosts.Devices, tyro.conf.arg(name="")]
-DEFAULT_DEVICES = hosts.Devices()
 # An unknown name ends with one line of ours, not with the parser's box.
 StudyName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(NAMES)}}}")]
 
-ReadingOptions = Annotated[Reading, tyro.conf.arg(name="")]
-READING = Reading()
+# Its options stand beside those of the command.
+TrainingOptions = Annotated[Options, tyro.conf.arg(name="")]
+DEFAULTS = Options()
 
 
 def compare(
@@ -59,13 +54,8 @@ def compare(
     batch_size: int = 64,
     learning_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None,
     train_examples: OptionalInt = None,
-    dynamics: bool = False,
     out: Path = RUNS / "compare",
-    data_dir: OptionalPath = None,
-    workers: OptionalInt = None,
-    devices: DevicesOption = DEFAULT_DEVICES,
-    keep_checkpoints: bool = False,
-    reading: ReadingOptions = READING,
+    options: TrainingOptions = DEFAULTS,
 ) -> None:
     """Trains one model with every method and optimizer, and prints their accuracies side by side.
 
@@ -85,22 +75,16 @@ def compare(
       batch_size: images per step.
       learning_rate: for all runs; by default one per optimizer, the same for every method.
       train_examples: take only so many training images, equally many of each class.
-      dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
       out: folder of the records (records/NAME.json), the report (report.md) and the figure (learning_curves.svg).
-      data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
-        ~/tensorflow_datasets.
-      workers: worker processes on a CPU; by default one per core.
-      devices: the devices, here or on several hosts.
-      keep_checkpoints: keep the trained networks, for `predict`.
-      reading: of jpeg:NAME.
+      options: how runs are made.
     """
     from experiments.jobs.reproduce import reproduce
     from experiments.studies.compare import make_study, make_table_rows, terminal_remarks, terminal_table
     from experiments.studies.study import DEFAULT_LEARNING_RATES
 
     check_out(out)
-    hosts.join(devices, out)
-    check_machine(workers, devices.count, [batch_size])
+    hosts.join(options.devices, out)
+    check_machine(options.workers, options.devices.count, [batch_size])
     check_at_least("--epochs", epochs, 1)
     check_at_least("--batch-size", batch_size, 1)
     if train_examples is not None:
@@ -123,18 +107,8 @@ def compare(
         train_examples,
     )
     runs = study.runs("", [])
-    check_data(runs, data_dir, reading)
-    records, _ = reproduce(
-        study,
-        "",
-        out,
-        dynamics=dynamics,
-        data_dir=data_dir,
-        workers=workers,
-        devices=devices,
-        keep_checkpoints=keep_checkpoints,
-        reading=reading,
-    )
+    check_data(runs, options.data_dir, options.reading)
+    records, _ = reproduce(study, "", out, options)
     if not hosts.is_first():
         return
     rows = make_table_rows(runs, records)
@@ -148,13 +122,8 @@ def compare(
 def reproduce(
     study: StudyName,
     preset: Literal["smoke", "cpu", "full"] = "smoke",
-    dynamics: bool = False,
-    data_dir: OptionalPath = None,
     out: OptionalPath = None,
-    workers: OptionalInt = None,
-    devices: DevicesOption = DEFAULT_DEVICES,
-    keep_checkpoints: bool = False,
-    reading: ReadingOptions = READING,
+    options: TrainingOptions = DEFAULTS,
 ) -> None:
     """Trains what a table of a paper needs, and renders the report. The same command goes on after a stop.
 
@@ -162,15 +131,9 @@ def reproduce(
       study: which one; `list` says what each is.
       preset: smoke (minutes, shows that it works), cpu (reduced, up to hours), or full (full size:
         the paper's protocol as far as it is stated; for an accelerator).
-      dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
-      data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
-        ~/tensorflow_datasets.
       out: of working files and report, STUDY/PRESET is made in it; by default runs, where what was published
         counts as made. Another folder starts anew.
-      workers: worker processes on a CPU; by default one per core.
-      devices: the devices, here or on several hosts.
-      keep_checkpoints: keep the trained networks, for `predict`.
-      reading: of jpeg:NAME.
+      options: how runs are made.
     """
     from experiments.jobs.reproduce import reproduce
     from experiments.records import take_published
@@ -179,22 +142,12 @@ def reproduce(
     folder = (out or RUNS) / study / preset
     check_out(folder)
     runs = chosen.runs(preset, [])
-    hosts.join(devices, folder)
-    check_machine(workers, devices.count, [run.batch_size for run in runs])
-    check_data(runs, data_dir, reading)
+    hosts.join(options.devices, folder)
+    check_machine(options.workers, options.devices.count, [run.batch_size for run in runs])
+    check_data(runs, options.data_dir, options.reading)
     if out is None:
         hosts.on_first(take_published, RESULTS / study / preset, folder)
-    records, failures = reproduce(
-        chosen,
-        preset,
-        folder,
-        dynamics=dynamics,
-        data_dir=data_dir,
-        workers=workers,
-        devices=devices,
-        keep_checkpoints=keep_checkpoints,
-        reading=reading,
-    )
+    records, failures = reproduce(chosen, preset, folder, options)
     if not hosts.is_first():
         return
     print(f"Report: {folder / 'report.md'}, records: {folder / 'records'}")

@@ -8,39 +8,22 @@ from experiments import hosts
 from experiments.jobs.measure import Context, find_missing, measure
 from experiments.jobs.progress import Progress
 from experiments.jobs.sweep import sweep
-from experiments.reading import Reading
+from experiments.options import Options
 from experiments.records import RunRecord
 from experiments.report.dynamics import write_page
 from experiments.studies.study import Study
 
 
-ONE_DEVICE = hosts.Devices()
-
-
 def reproduce(
-    study: Study,
-    preset: str,
-    folder: Path,
-    *,
-    dynamics: bool = False,
-    data_dir: Path | None = None,
-    workers: int | None = None,
-    devices: hosts.Devices = ONE_DEVICE,
-    keep_checkpoints: bool = False,
-    reading: Reading | None = None,
+    study: Study, preset: str, folder: Path, options: Options
 ) -> tuple[list[RunRecord], dict[str, str]]:
-    """Makes what is left of a study and renders its report.
+    """Makes what is left of a study and renders its report; of several hosts all call it, and the first reports.
 
     Args:
       study: what to train and measure.
       preset: its name.
       folder: working folder: `records`, `measurements`, report and figures.
-      dynamics: also record what the raw gradients do.
-      data_dir: folder of the prepared data sets.
-      workers: worker processes on CPU; by default one per core.
-      devices: the devices, here or on several hosts, which all call this.
-      keep_checkpoints: keep the trained networks.
-      reading: of sets of JPEGs.
+      options: how runs are made.
 
     Returns:
       The records of all runs, and why measurements failed, by name.
@@ -54,17 +37,17 @@ def reproduce(
     with Progress(f"{study.name} {preset}".strip()) as progress:
         # Later runs may depend on earlier ones' records, as the tuned ones do.
         while new := [run for run in runs if run.name not in made]:
-            new = [dataclasses.replace(run, dynamics=True) for run in new] if dynamics else new
+            new = [dataclasses.replace(run, dynamics=True) for run in new] if options.dynamics else new
             progress.add(new)
             records += sweep(
                 new,
                 out=out,
-                data_dir=data_dir,
-                workers=workers,
-                devices=devices.count,
-                shard_params=devices.shard_params,
-                keep_checkpoints=keep_checkpoints or needs_networks,
-                reading=reading,
+                data_dir=options.data_dir,
+                workers=options.workers,
+                devices=options.devices.count,
+                shard_params=options.devices.shard_params,
+                keep_checkpoints=options.keep_checkpoints or needs_networks,
+                reading=options.reading,
                 on_event=progress if hosts.is_first() else None,
             )
             made.update(run.name for run in runs)
@@ -72,7 +55,9 @@ def reproduce(
     hosts.leave()
     if not hosts.is_first():
         return records, {}
-    failures = measure(measurements, out=measured, context=Context(data_dir, out), workers=workers)
+    failures = measure(
+        measurements, out=measured, context=Context(options.data_dir, out), workers=options.workers
+    )
     write_report(study, preset, records, folder)
     return records, failures
 

@@ -1,0 +1,37 @@
+"""What the commands that train have in common: how runs are made on this machine. No option changes a metric."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.hosts import Devices
+from experiments.reading import Reading
+
+# Shown as `PATH`, where the parser would write `{None}|PATH`.
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How runs are made.
+
+    Attributes:
+      dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
+      data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
+        ~/tensorflow_datasets.
+      workers: worker processes on a CPU; by default one per core.
+      keep_checkpoints: keep the trained networks, for `predict`.
+      devices: the devices, here or on several hosts.
+      reading: of jpeg:NAME.
+    """
+
+    dynamics: bool = False
+    data_dir: OptionalPath = None
+    workers: OptionalInt = None
+    keep_checkpoints: bool = False
+    # Their options stand beside these.
+    devices: Annotated[Devices, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Devices)
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Reading)
