@@ -18,7 +18,8 @@ import tyro
 from rich.console import Console, RenderableType
 
 from experiments import hosts
-from experiments.options import OptionalInt, OptionalPath, Options
+from experiments.arguments import OptionalFloat, OptionalInt, OptionalPath, OptionalStr
+from experiments.options import Options
 from experiments.preflight import (
     UsageError,
     check_at_least,
@@ -52,7 +53,7 @@ def compare(
     seeds: tuple[int, ...] = (0, 1, 2),
     epochs: int = 10,
     batch_size: int = 64,
-    learning_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None,
+    learning_rate: OptionalFloat = None,
     train_examples: OptionalInt = None,
     out: Path = RUNS / "compare",
     options: TrainingOptions = DEFAULTS,
@@ -300,7 +301,7 @@ def prepare(
     name: Annotated[str, tyro.conf.Positional],
     folder: Annotated[Path | None, tyro.conf.Positional] = None,
     archive: OptionalPath = None,
-    save_as: str | None = None,
+    save_as: OptionalStr = None,
     data_dir: OptionalPath = None,
 ) -> None:
     """Lays a data set out for training, once.

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from experiments.arguments import OptionalInt, OptionalStr
 from experiments.files import first_line
 
 # A host that has not been heard of for so long is given up; JAX's own limit is 100 seconds.
@@ -53,12 +54,12 @@ class Devices:
       process_id: with a coordinator, which of them this is, from 0.
     """
 
-    devices: int | None = None
+    devices: OptionalInt = None
     shard_params: bool = False
     distributed: bool = False
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
+    coordinator: OptionalStr = None
+    num_processes: OptionalInt = None
+    process_id: OptionalInt = None
 
     @property
     def count(self) -> int:

@@ -1,17 +1,13 @@
 """What the commands that train have in common: how runs are made on this machine. No option changes a metric."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from experiments.arguments import OptionalInt, OptionalPath
 from experiments.hosts import Devices
 from experiments.reading import Reading
-
-# Shown as `PATH`, where the parser would write `{None}|PATH`.
-OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
-OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""How sets of JPEG images are read: what the command line asks for; imports nothing."""
+"""How sets of JPEG images are read: what the command line asks for."""
 
 import dataclasses
+
+from experiments.arguments import OptionalInt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,5 +15,5 @@ class Reading:
       skip_damaged: of jpeg:NAME, leave out images that do not decode, where else the first one ends the run.
     """
 
-    input_workers: int | None = None
+    input_workers: OptionalInt = None
     skip_damaged: bool = False
