@@ -31,7 +31,7 @@ def add_learning_curves(
     draw_learning_curves(folder / f"{name}.svg", title, panels, above)
     return (
         f"![{title}: {above.replace('_', ' ')} and training loss over epochs]({name}.svg)\n\n"
-        "Line: mean over seeds; band: lowest to highest seed; cross: a run diverged; after the method its rate."
+        "Line: mean over seeds; band: lowest to highest seed; cross: a run diverged."
     )
 
 
@@ -71,7 +71,8 @@ def draw_learning_curves(
                     _draw_cell(lower, cell, "train_loss")
             style.label_narrow_log_axis(lower.yaxis)
             if lines:
-                options = {"fontsize": 7, "frameon": False, "ncols": 2}
+                options = {"fontsize": 7, "frameon": False, "ncols": 2, "title": "method, learning rate"}
+                options["title_fontsize"] = 7
                 lower.legend(
                     list(lines.values()),
                     list(lines),
@@ -95,7 +96,7 @@ def _draw_cell(axes, cell: Cell, metric: str):
     epochs = np.arange(1, values.shape[1] + 1)
     if len(records) > 1:
         axes.fill_between(
-            epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.12, linewidth=0
+            epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.08, linewidth=0
         )
     (line,) = axes.plot(epochs, values.mean(axis=0), dashes, color=color, linewidth=1.4)
     for record in records:

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments import records
 from experiments.records import RunRecord
-from experiments.report import pages, style
+from experiments.report import names, pages, style
 from experiments.report.cells import without_seed
 from experiments.report.pages import describe_protocol
 from experiments.run import Run
@@ -60,12 +60,17 @@ def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunReco
         return None
     folder.mkdir(parents=True, exist_ok=True)
     sections = ["# Gradient dynamics", HOW_TO_READ]
+    taken: dict[str, int] = {}
     for setting, seeds in settings.items():
         title = (
-            f"{setting.model}, {setting.method}, {setting.optimizer}, learning rate {setting.learning_rate:g}"
+            f"{names.model(setting.model)}, {names.METHODS[setting.method]}, "
+            f"{names.OPTIMIZERS[setting.optimizer]} {setting.learning_rate:g}, {len(seeds)} seeds"
         )
-        sections.append(f"- {title}: {describe_protocol(setting)}; {len(seeds)} seeds.")
-        sections.append(add_figure(folder, f"dynamics_{setting.name}".replace("-s0-", "-"), title, seeds))
+        sections.append(f"- {title}: {describe_protocol(setting)}.")
+        figure = f"dynamics_{setting.model}_{setting.method}_{setting.optimizer}".replace(":", "_")
+        taken[figure] = taken.get(figure, 0) + 1
+        figure += f"_{taken[figure]}" if taken[figure] > 1 else ""
+        sections.append(add_figure(folder, figure, title, seeds))
     page = folder / "dynamics.md"
     pages.write_page(page, sections)
     return page
@@ -99,7 +104,10 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
             figsize=(9, max(5.0, 3.3 + 0.11 * min(len(layers), 60))), dpi=120, layout="constrained"
         )
         figure.suptitle(title)
-        grid = figure.add_gridspec(2, 2, width_ratios=(1.5, 1), height_ratios=(max(3, len(layers) / 12), 1.3))
+        # The label of the colour bar keeps clear of the panel to its right.
+        grid = figure.add_gridspec(
+            2, 2, wspace=0.12, width_ratios=(1.5, 1), height_ratios=(max(3, len(layers) / 12), 1.3)
+        )
         heat = figure.add_subplot(grid[0, 0])
         factors = figure.add_subplot(grid[0, 1], sharey=heat)
         total = figure.add_subplot(grid[1, 0], sharex=heat)
@@ -108,9 +116,14 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
             scale = LogNorm(deviation.min(), deviation.max())
             # One picture in the SVG: thousands of rectangles would make it large and show seams.
             image = heat.pcolormesh(epochs, rows, deviation.T, norm=scale, cmap="cividis", rasterized=True)
-            figure.colorbar(image, ax=heat, pad=0.02, aspect=30)
+            figure.colorbar(
+                image, ax=heat, pad=0.02, aspect=30, label="standard deviation of the raw gradient"
+            )
         heat.set(
-            title="standard deviation per layer (input above)", xlabel="epoch", ylim=(len(layers) - 0.5, -0.5)
+            title="standard deviation per layer",
+            xlabel="epoch",
+            ylabel=r"output $\longleftarrow$ input",
+            ylim=(len(layers) - 0.5, -0.5),
         )
         shown = rows[:: max(1, round(len(layers) / 20))]
         heat.set_yticks(shown, [short_name(layers[row]) for row in shown], fontsize=7)
@@ -139,25 +152,25 @@ def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
         total.set(title="standard deviation of all layers together", xlabel="epoch")
         if curve.count():
             total.set_yscale("log")
+            style.label_narrow_log_axis(total.yaxis)
         total.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in (factors, total):
             axes.grid(alpha=0.3)
 
         legend = figure.add_subplot(grid[1, 1])
         legend.axis("off")
-        options = {"loc": "upper left", "frameon": False, "fontsize": 8}
         handles, labels = factors.get_legend_handles_labels()
-        legend.add_artist(legend.legend(handles, labels, title="amplification", **options))
         entries = {label: handle for handle, label in zip(*total.get_legend_handles_labels(), strict=True)}
-        options["loc"] = "upper right"
-        legend.legend(list(entries.values()), list(entries), title="all layers", **options)
+        handles += entries.values()
+        labels += [f"all layers: {label}" for label in entries]
+        legend.legend(handles, labels, loc="upper left", frameon=False, fontsize=8)
         style.save(figure, path)
 
 
 def draw_global(
     path: Path, title: str, panels: Mapping[str, Mapping[str, Sequence[GradientDynamics]]]
 ) -> None:
-    """Draws the global standard deviation over epochs: one column per panel, one line per method.
+    """Draws the global standard deviation over epochs: one column per panel; per method the mean and a band.
 
     Args:
       path: of the figure, which ends with .svg.
@@ -171,23 +184,27 @@ def draw_global(
     with mpl.rc_context({**style.STYLE, "axes.grid": False}):
         figure = Figure(figsize=(max(3.4 * len(panels), 5), 3.4), dpi=120, layout="constrained")
         figure.suptitle(title)
+        lines = {}
         columns = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (name, methods) in zip(columns, panels.items(), strict=True):
             for method, seeds in methods.items():
                 if not seeds:
                     continue
                 color, dashes = style.METHOD_STYLES[method]
-                curve = geometric_mean([dynamics.global_std for dynamics in seeds])
-                epochs = np.arange(1, len(curve) + 1)
-                axes.plot(epochs, curve, dashes, color=color, label=method, linewidth=1.6)
-                for dynamics in seeds:
-                    thin = np.ma.masked_less_equal(np.ma.masked_invalid(dynamics.global_std), 0)
-                    axes.plot(epochs[: len(thin)], thin, dashes, color=color, alpha=0.35, linewidth=0.6)
+                stacked = _stack([dynamics.global_std for dynamics in seeds])
+                epochs = np.arange(1, stacked.shape[1] + 1)
+                axes.fill_between(
+                    epochs, stacked.min(axis=0), stacked.max(axis=0), color=color, alpha=0.12, linewidth=0
+                )
+                curve = np.ma.exp(np.ma.log(stacked).mean(axis=0))
+                (lines[method],) = axes.plot(epochs, curve, dashes, color=color, linewidth=1.6)
             axes.set(title=name, xlabel="epoch", yscale="log")
+            style.label_narrow_log_axis(axes.yaxis)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
-            if axes.lines:
-                axes.legend(frameon=False)
+        if lines:
+            labels = [names.METHODS[method] for method in lines]
+            figure.legend(list(lines.values()), labels, loc="outside lower center", ncols=5, frameon=False)
         figure.axes[0].set_ylabel("global standard deviation")
         style.save(figure, path)
 
@@ -198,11 +215,16 @@ def geometric_mean(series: Sequence[np.ndarray]) -> np.ma.MaskedArray:
     Runs may have ended after different numbers of epochs; values that are not positive and finite do not count,
     and an entry without any is masked.
     """
+    return np.ma.exp(np.ma.log(_stack(series)).mean(axis=0))
+
+
+def _stack(series: Sequence[np.ndarray]) -> np.ma.MaskedArray:
+    """One row per seed, masked where there is no positive, finite value."""
     longest = max(series, key=len)
     stacked = np.ma.masked_all((len(series), *longest.shape), float)
     for row, values in zip(stacked, series, strict=True):
         row[: len(values)] = np.ma.masked_where(~(np.isfinite(values) & (values > 0)), values)
-    return np.ma.exp(np.ma.log(stacked).mean(axis=0))
+    return stacked
 
 
 def short_name(layer: str) -> str:

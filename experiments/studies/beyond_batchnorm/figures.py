@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.report import style
+from experiments.report import names, style
 from experiments.studies.beyond_batchnorm.claims import Explosion, RankFit, fit_curves
 from experiments.studies.beyond_batchnorm.results import Initialization
 from experiments.studies.beyond_batchnorm.trainings import FirstSteps, Speed, Tradeoff
@@ -20,7 +20,7 @@ def _panels(columns: int, rows: int = 1, *, width: float = 3.2, height: float = 
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-LINES = "Lines: means over seeds; bands: lowest to highest seed."
+LINES = "Lines: geometric means over seeds; bands: lowest to highest seed."
 
 
 def _save(figure: Figure, folder: Path, name: str, caption: str, explanation: str) -> str:
@@ -28,38 +28,61 @@ def _save(figure: Figure, folder: Path, name: str, caption: str, explanation: st
     return f"![{caption}]({name}.svg)\n\n{explanation}"
 
 
-def _line(axes: Any, rows: np.ndarray, label: str, color: Any, **options) -> None:
-    """Mean over seeds along the layers, and a band from the lowest to the highest seed."""
-    layers = np.arange(1, rows.shape[1] + 1)
-    axes.plot(layers, rows.mean(axis=0), color=color, linewidth=1.4, label=label, **options)
+def _line(axes: Any, rows: np.ndarray, label: str, color: Any, every: int = 1) -> None:
+    """Geometric mean over seeds along the layers, and a band from the lowest to the highest seed."""
+    layers = np.arange(1, rows.shape[1] + 1)[every - 1 :: every]
+    rows = rows[:, every - 1 :: every]
+    axes.plot(layers, np.exp(np.log(rows).mean(axis=0)), color=color, linewidth=1.4, label=label)
     axes.fill_between(layers, rows.min(axis=0), rows.max(axis=0), color=color, alpha=0.15, linewidth=0)
 
 
-def draw_activation_growth(folder: Path, found: Mapping[str, Initialization]) -> str:
-    """Claim 1, laid out as Figure 2: variance along the blocks, and both fits to each stage."""
+def draw_activation_growth(
+    folder: Path, found: Mapping[str, Initialization], r_squared: Mapping[str, Mapping[str, float]]
+) -> str:
+    """Claim 1, laid out as Figure 2: variance along the blocks, and both fits to each stage with their R^2."""
     with mpl.rc_context(style.STYLE):
         columns = min(len(found), 4)
         figure, axes = _panels(columns, -(-len(found) // columns), sharex=True, height=2.3)
         for axis, (normalizer, initialization) in zip(axes.flat, found.items(), strict=False):
             variances = np.exp(initialization.statistics["log_variance"])
-            _line(axis, variances, "measured", style.BLUE, marker="o", markersize=2.5)
             start = variances.shape[1] - sum(stage.shape[1] for stage in initialization.stages())
-            for stage in initialization.stages():
+            for number, stage in enumerate(initialization.stages(), start=1):
                 blocks = np.arange(start, start + stage.shape[1])
+                # A stage begins with a smaller variance: no line leads there from the stage before it.
+                rows = variances[:, blocks]
+                axis.plot(
+                    blocks + 1, rows.mean(axis=0), "o", color=style.BLUE, markersize=2.5, label="measured"
+                )
+                axis.fill_between(
+                    blocks + 1, rows.min(axis=0), rows.max(axis=0), color=style.BLUE, alpha=0.15, linewidth=0
+                )
+                axis.text(
+                    blocks.mean() + 1,
+                    0.02,
+                    f"stage {number}",
+                    ha="center",
+                    fontsize=7,
+                    color=style.GRAY,
+                    transform=axis.get_xaxis_transform(),
+                )
                 fits = fit_curves(np.exp(stage).mean(axis=0))
                 for (label, fitted), line, color in zip(
                     fits.items(), ("--", ":"), (style.VERMILION, style.GREEN), strict=True
                 ):
                     axis.plot(blocks + 1, fitted, line, color=color, linewidth=1.3, label=f"{label} fit")
                 start += stage.shape[1]
-            axis.set_title(normalizer)
-            axis.set_ylim(bottom=0)
+            axis.set_title(names.normalizer(normalizer))
+            if normalizer in r_squared:
+                told = "\n".join(f"$R^2$ {kind} {value:.3f}" for kind, value in r_squared[normalizer].items())
+                axis.text(0.03, 0.95, told, fontsize=7, va="top", transform=axis.transAxes)
+            axis.set_ylim(bottom=0, top=1.25 * axis.get_ylim()[1])
         for axis in axes[-1]:
-            axis.set_xlabel("input layer and blocks")
+            axis.set_xlabel("residual block")
+        figure.suptitle("Claim 1: with activation normalizers the variance grows along a line")
         for axis in axes[:, 0]:
             axis.set_ylabel("activation variance")
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles[:3], labels[:3], loc="outside lower center", ncols=3)
+        figure.legend(handles[:3], labels[:3], loc="outside lower center", ncols=3, frameon=False)
         return _save(figure, folder, "claim1", "Activation variance along a residual network", LINES)
 
 
@@ -76,12 +99,16 @@ def draw_parametric_growth(folder: Path, found: Mapping[tuple[str, str], Initial
         for axis, (residual, title) in zip(axes[0], titles.items(), strict=True):
             axis.set_title(title)
             axis.set_xlabel("input layer and blocks")
+            axis.set_yscale("log")
             for (normalizer, other), initialization in found.items():
                 if other == residual:
-                    logs = initialization.statistics["log_variance"] / np.log(10)
-                    _line(axis, logs, normalizer, style.NORMALIZER_COLORS[normalizer])
-        axes[0, 0].set_ylabel("log10 activation variance")
-        axes[0, 0].legend()
+                    variances = np.exp(initialization.statistics["log_variance"])
+                    color = style.NORMALIZER_COLORS[normalizer]
+                    _line(axis, variances, names.normalizer(normalizer), color)
+        axes[0, 0].set_ylabel("activation variance")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        figure.suptitle("Claim 2: with parametric normalizers the variance explodes")
         return _save(figure, folder, "claim2", "Activation variance under parametric normalizers", LINES)
 
 
@@ -137,13 +164,24 @@ def draw_explosion(folder: Path, found: Mapping[tuple[str, int], Explosion]) -> 
         for (network, batch_size), explosion in found.items():
             axis = axes[batch_sizes.index(batch_size), networks.index(network)]
             for normalizer, norms in explosion.norms.items():
-                _line(axis, norms / np.log(10), normalizer, style.NORMALIZER_COLORS[normalizer])
+                # The two convolutions of a residual block differ: the second ones alone make a line.
+                every = 2 if network.startswith("ResNet") else 1
+                _line(
+                    axis,
+                    np.exp(norms),
+                    names.normalizer(normalizer),
+                    style.NORMALIZER_COLORS[normalizer],
+                    every,
+                )
             axis.set_title(f"{network}, batch {batch_size}")
-        for axis in axes[-1]:
-            axis.set_xlabel("convolution")
+            axis.set_yscale("log")
+            style.label_narrow_log_axis(axis.yaxis)
+        for axis, network in zip(axes[-1], networks, strict=True):
+            axis.set_xlabel("every second convolution" if network.startswith("ResNet") else "convolution")
         for axis in axes[:, 0]:
-            axis.set_ylabel("log10 gradient norm")
-        axes[0, 0].legend()
+            axis.set_ylabel("gradient norm")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
         return _save(figure, folder, "claim4", "Gradient norm by layer", LINES)
 
 
@@ -158,10 +196,10 @@ def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
                 color = style.NORMALIZER_COLORS.get(name, style.GRAY)
                 axis.plot(x, y, "o", color=color)
                 # To the left of its point, unless another point is in the way.
-                hidden = any(0 < x - a < 0.25 * width and abs(y - b) < 0.05 * height for a, b in points)
+                hidden = any(0 < x - a < 0.45 * width and abs(y - b) < 0.05 * height for a, b in points)
                 side, offset = ("left", 6) if hidden else ("right", -6)
                 axis.annotate(
-                    name,
+                    names.normalizer(name),
                     (x, y),
                     (offset, 0),
                     textcoords="offset points",
@@ -170,7 +208,7 @@ def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
                     fontsize=7,
                     color=color,
                 )
-            axis.margins(x=0.35, y=0.12)
+            axis.margins(x=0.55, y=0.12)
             axis.set(
                 title=network, xlabel="cosine similarity at initialisation", ylabel="mean training accuracy"
             )
@@ -191,19 +229,22 @@ def draw_first_steps(folder: Path, found: FirstSteps) -> str:
         layers = found.norms.shape[2]
         colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, layers))
         for layer in range(layers):
+            products, norms = found.products[0, :, layer], found.norms[0, :, layer]
+            first = slice(found.transient)
+            left.plot(products[first], norms[first], ".", color="#BBBBBB", markersize=2)
+            rest = slice(found.transient, None)
             left.plot(
-                np.log10(found.products[0, :, layer]),
-                np.log10(found.norms[0, :, layer]),
-                ".",
-                color=colors[layer],
-                markersize=3,
-                label=str(layer + 1),
+                products[rest], norms[rest], ".", color=colors[layer], markersize=3, label=str(layer + 1)
             )
         left.set(
-            xlabel="log10 inverse product of the deviations ahead",
-            ylabel="log10 gradient norm",
-            title="one seed, every step",
+            xlabel="inverse product of the deviations ahead",
+            ylabel="gradient norm",
+            xscale="log",
+            yscale="log",
+            title=f"one seed, every step (grey: the first {found.transient})",
         )
+        style.label_narrow_log_axis(left.xaxis)
+        style.label_narrow_log_axis(left.yaxis)
         left.legend(title="layer", fontsize=7, title_fontsize=7, ncols=2, markerscale=2)
         places = np.arange(1, layers + 1)
         for start, label, line, color in (
@@ -228,13 +269,13 @@ def draw_first_steps(folder: Path, found: FirstSteps) -> str:
 def draw_tradeoff(folder: Path, found: Tradeoff) -> str:
     """Figure 9: similarity and growth of the gradient against group size."""
     with mpl.rc_context(style.STYLE):
-        figure, axes = _panels(2, sharex=True)
+        figure, axes = _panels(2, width=3.6, sharex=True)
         rows = (
-            (found.similarity, "cosine similarity", "the paper: lower is faster", style.BLUE),
+            (found.similarity, "cosine similarity", "Similarity (paper: lower trains faster)", style.BLUE),
             (
                 found.rate,
                 "growth of the gradient per layer",
-                "the paper: lower is more stable",
+                "Growth (paper: lower is more stable)",
                 style.VERMILION,
             ),
         )
@@ -256,11 +297,14 @@ def draw_optimizer_input(folder: Path, found: Mapping[str, Mapping[str, np.ndarr
     """Beyond the paper: size of each layer's gradient behind each method."""
     shown: Sequence[tuple[str, Mapping[str, np.ndarray]]] = [(k, v) for k, v in found.items() if v]
     with mpl.rc_context(style.STYLE):
-        figure, axes = _panels(max(len(shown), 1), width=3.6)
+        figure, axes = _panels(max(len(shown), 1), width=2.6, sharey=True)
         for axis, (title, sizes) in zip(axes[0], shown, strict=False):
             for method, rows in sizes.items():
-                _line(axis, rows, method, style.METHOD_STYLES[method][0])
-            axis.set(title=title, xlabel="kernel")
-        axes[0, 0].set_ylabel("log10 root mean square\nof the gradient")
-        axes[0, 0].legend()
+                color, dashes = style.METHOD_STYLES[method]
+                _line(axis, 10.0**rows, names.METHODS[method], color)
+                axis.lines[-1].set(linestyle=dashes, zorder=3 if method == "baseline" else 2)
+            axis.set(title=title, xlabel="kernel", yscale="log")
+        axes[0, 0].set_ylabel("root mean square\nof the gradient")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
         return _save(figure, folder, "beyond", "Gradients as the optimizer gets them", LINES)

@@ -53,7 +53,9 @@ def describe_claim1(results: Results, folder: Path) -> Section:
         note="would be refuted by a normalizer whose variance an exponential fits better",
     )
     shown = {name: results.initialization(model_name(results.size.residual, name)) for name in growth}
-    figure = figures.draw_activation_growth(folder, {k: v for k, v in shown.items() if v}) if growth else ""
+    r_squared = {name: {"linear": g.linear, "exponential": g.exponential} for name, g in growth.items()}
+    measured_networks = {k: v for k, v in shown.items() if v}
+    figure = figures.draw_activation_growth(folder, measured_networks, r_squared) if growth else ""
     text = f"""\
 ## Claim 1: activation normalizers ({names.model(results.size.residual)})
 

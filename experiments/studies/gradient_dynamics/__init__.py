@@ -97,8 +97,9 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     summaries = {setting: [summarize(seed, warmup) for seed in seeds] for setting, seeds in recorded.items()}
 
     models = dict.fromkeys(model for model, _ in recorded)
-    panels = {name: {method: recorded[name, method] for method in METHODS} for name in models}
-    dynamics.draw_global(folder / "global_std.svg", "Standard deviation of all layers together", panels)
+    panels = {names.model(name): {m: recorded[name, m] for m in METHODS} for name in models}
+    title = f"Raw gradients of all layers together, CIFAR-100, AdamW, {len(SIZES[preset].seeds)} seeds"
+    dynamics.draw_global(folder / "global_std.svg", title, panels)
     rows = make_rows(cells.values(), lambda run: (names.model(run.model), names.METHODS[run.method]))
     protocols = dict.fromkeys(
         f"- Protocol of {names.model(cell.run.model)}: {describe_protocol(cell.run)}."
@@ -117,7 +118,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         *([f"**{missing} runs have a record but no gradient statistics.**"] if missing else []),
         trend_table(summaries),
         "![Global standard deviation over epochs, per method](global_std.svg)\n\n"
-        "Thin lines: one seed each; thick: their geometric mean.",
+        "Lines: geometric means over seeds; bands: lowest to highest seed.",
         "### ZNorm's amplification",
         amplification_table(summaries),
         "Heat maps of all layers and the amplification of each: [dynamics.md](dynamics.md).",

@@ -177,8 +177,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     results = ["### Do the gradients of the two paths add up?", overlap_table(networks)]
     if networks:
         figures.draw_bounds(folder / "bounds.svg", networks, STATES)
-        figures.draw_blocks(folder / "blocks.svg", networks, STATES)
-        results.append("![Alpha, cosine and amplification, block by block](blocks.svg)")
+        figures.draw_blocks(folder / "blocks.png", networks, STATES)
+        results.append("![Alpha, cosine and amplification, block by block](blocks.png)")
     results += [
         "### Growth of the gradient and its bound",
         describe(networks, STATES),

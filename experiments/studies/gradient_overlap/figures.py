@@ -7,19 +7,21 @@ bowl with ripples, so that the gradient vanishes in several places and points in
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import optax_gradnorm
-from experiments.report import style
+from experiments.report import names, style
 from experiments.studies.gradient_overlap.measures import Networks
 
 DOMAIN = (-3.0, 3.0)
 SURFACE_TEXT = "sin(2 x1) cos(2 x2) + (x1² + x2²) / 4 on a square grid of 61 x 61 points from -3 to 3"
 SURFACE = r"$Z = \sin(2 x_1)\,\cos(2 x_2) + (x_1^2 + x_2^2)/4$"
 OVERLAP_FACTOR = 0.5
+STATE_COLORS = (style.BLACK, style.VERMILION, style.BLUE)  # ZNorm is blue in all figures
 PANELS = (
     "Original gradient $g$",
     f"Residual: $g + {OVERLAP_FACTOR} g$",
@@ -141,85 +143,99 @@ def draw_bounds(path: Path, networks: Networks, states: Mapping[str, str]) -> No
       networks: by model and state.
       states: their names for people.
     """
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(model for model, _ in networks))
     rows: dict[str, list[str]] = {model: [s for s in states if (model, s) in networks] for model in models}
     # Each network has a line of its own, and a free one parts the models.
     tops = dict(zip(models, np.cumsum([0, *(len(some) + 1 for some in rows.values())]), strict=False))
-    figure = Figure(figsize=(9, 1.8 + 0.24 * (len(networks) + len(models))), layout="constrained")
-    figure.suptitle("Gradient at the first block's input over that at the last block's output, and its bound")
-    axes = figure.subplots()
-    for state_index, state in enumerate(states):
-        places = [tops[m] + rows[m].index(s) for m, s in networks if s == state]
-        some = [n for (_, s), n in networks.items() if s == state]
-        color = f"C{state_index}"
-        for place, network in zip(places, some, strict=True):
-            axes.plot(network.growth, np.full(network.seeds, place), "o", color=color, markersize=5)
-            axes.plot(network.bound, np.full(network.seeds, place), "|", color=color, markersize=11)
-            ends = [np.median(network.growth), np.median(network.bound)]
-            axes.plot(ends, [place, place], color=color, linewidth=0.8)
-        axes.plot([], [], "o-", color=color, label=states[state])
-    axes.plot([], [], "ko", linestyle="none", markersize=5, label="measured, one dot per seed")
-    axes.plot([], [], "k|", linestyle="none", markersize=11, label="bound")
-    ticks = [
-        f"{model}\n({next(n for (m, _), n in networks.items() if m == model).num_blocks} blocks)"
-        for model in models
-    ]
-    axes.set_yticks([tops[m] + (len(some) - 1) / 2 for m, some in rows.items()], ticks)
-    axes.set_ylim(max(tops.values()) + len(rows[models[-1]]), -1)
-    axes.axvline(0, color="gray", linewidth=0.8)
-    axes.set_xlabel("growth, decimal logarithm (0: as long as at the output)")
-    axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3)
-    style.save(figure, path)
+    with mpl.rc_context({**style.STYLE, "axes.grid": False}):
+        figure = Figure(
+            figsize=(8, 1.4 + 0.22 * (len(networks) + len(models))), dpi=100, layout="constrained"
+        )
+        figure.suptitle("How much a gradient grows from the last block to the first, and how much it may")
+        axes = figure.subplots()
+        for (state, words), color in zip(states.items(), STATE_COLORS, strict=False):
+            for model in models:
+                if state not in rows[model]:
+                    continue
+                place, network = tops[model] + rows[model].index(state), networks[model, state]
+                measured, bound = (10.0 ** np.asarray(v) for v in (network.growth, network.bound))
+                axes.plot(measured, np.full(network.seeds, place), "o", color=color, markersize=4)
+                axes.plot(bound, np.full(network.seeds, place), "|", color=color, markersize=10)
+                axes.plot([np.median(measured), np.median(bound)], [place, place], color=color, linewidth=0.8)
+            axes.plot([], [], color=color, label=words)
+        first = networks[models[0], rows[models[0]][0]]
+        for values, text in ((first.growth, "measured"), (first.bound, "bound")):
+            axes.text(10.0 ** np.median(values), -0.55, text, ha="center", va="bottom", color=style.GRAY)
+        blocks = {m: next(n for (o, _), n in networks.items() if o == m).num_blocks for m in models}
+        ticks = [f"{names.model(model)}\n{blocks[model]} blocks" for model in models]
+        axes.set_yticks([tops[m] + (len(some) - 1) / 2 for m, some in rows.items()], ticks)
+        axes.set_ylim(max(tops.values()) + len(rows[models[-1]]), -1.6)
+        axes.axvline(1, color=style.GRAY, linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_xlabel(
+            "length of the gradient at the first block's input over that at the last block's output"
+        )
+        axes.grid(axis="x", alpha=0.3)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        style.save(figure, path)
 
 
 def draw_blocks(path: Path, networks: Networks, states: Mapping[str, str]) -> None:
-    """Draws alpha, cosine and amplification block by block.
+    """Draws alpha, cosine and amplification of the residual networks block by block.
 
     Args:
       path: of the figure, which ends with .png or .svg.
-      networks: by model and state.
+      networks: by model and state; plain ones stand in grey beside their residual twins' alpha.
       states: their names for people.
     """
+    import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
     measures = {
-        "alpha": "alpha: operator norm\nof the branch",
-        "cosine": "cosine between\nbranch and shortcut",
-        "amplification": "amplification:\nsum over shortcut",
+        "alpha": ("operator norm\nof the branch", 1),
+        "cosine": ("cosine of branch\nand shortcut", 0),
+        "amplification": ("length of the sum\nover the shortcut's", 1),
     }
-    models = list(dict.fromkeys(model for model, _ in networks))
-    figure = Figure(figsize=(max(2.6 * len(models), 7) + 1, 7.5), layout="constrained")
-    figure.suptitle("Blocks from the images to the logits: median over seeds, band from smallest to largest")
-    grid = figure.subplots(len(measures), len(models), sharex="col", sharey="row", squeeze=False)
-    for row, (measure, label) in zip(grid, measures.items(), strict=True):
-        row[0].set_ylabel(label)
-        for axes, model in zip(row, models, strict=True):
-            for index, state in enumerate(states):
-                network = networks.get((model, state))
-                if network is None:
-                    continue
-                values = network.blocks[measure]
-                block = np.arange(1, values.shape[1] + 1)
-                axes.plot(
-                    block, np.median(values, axis=0), ".-", color=f"C{index}", linewidth=1, markersize=3
-                )
-                axes.fill_between(block, values.min(axis=0), values.max(axis=0), color=f"C{index}", alpha=0.2)
-                if np.isnan(values).all():
-                    axes.text(0.5, 0.5, "no shortcut", ha="center", transform=axes.transAxes, color="gray")
-            if measure != "cosine":
-                axes.set_yscale("log")
-            axes.axhline({"alpha": 1, "cosine": 0, "amplification": 1}[measure], color="gray", linewidth=0.8)
-            axes.grid(alpha=0.3)
-    for axes, model in zip(grid[0], models, strict=True):
-        axes.set_title(model)
-    for axes in grid[-1]:
-        axes.set_xlabel("block")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles = [Line2D([], [], color=f"C{i}", label=words) for i, words in enumerate(states.values())]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    style.save(figure, path)
+    models = list(dict.fromkeys(model for (model, _), network in networks.items() if not network.is_plain))
+    with mpl.rc_context(style.STYLE):
+        figure = Figure(figsize=(max(2.6 * len(models), 5) + 0.6, 6.4), dpi=100, layout="constrained")
+        figure.suptitle("Gradients of the two paths, block by block")
+        grid = figure.subplots(len(measures), max(len(models), 1), sharex="col", sharey="row", squeeze=False)
+        for row, (measure, (label, neutral)) in zip(grid, measures.items(), strict=True):
+            row[0].set_ylabel(label)
+            for axes, model in zip(row, models, strict=False):
+                for (state, _), color in zip(states.items(), STATE_COLORS, strict=False):
+                    plain = networks.get((model.replace("resnet", "plain"), state))
+                    if plain is not None and measure == "alpha":
+                        _draw_blocks(axes, plain.blocks[measure], "#BBBBBB", band=False)
+                    if (model, state) in networks:
+                        _draw_blocks(axes, networks[model, state].blocks[measure], color)
+                if measure != "cosine":
+                    axes.set_yscale("log")
+                    style.label_narrow_log_axis(axes.yaxis)
+                axes.axhline(neutral, color=style.GRAY, linewidth=0.8)
+        for axes, model in zip(grid[0], models, strict=False):
+            axes.set_title(names.model(model))
+        for axes in grid[-1]:
+            axes.set_xlabel("block, from the images to the logits")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        handles = [
+            Line2D([], [], color=color, label=words)
+            for words, color in zip(states.values(), STATE_COLORS, strict=False)
+        ]
+        handles.append(Line2D([], [], color="#BBBBBB", label="plain twins"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+        style.save(figure, path)
+
+
+def _draw_blocks(axes: Any, values: np.ndarray, color: str, band: bool = True) -> None:
+    """Median over seeds [seeds, blocks], and a band from the smallest to the largest."""
+    block = np.arange(1, values.shape[1] + 1)
+    axes.plot(block, np.median(values, axis=0), ".-", color=color, linewidth=1, markersize=3)
+    if band:
+        axes.fill_between(block, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)

@@ -47,7 +47,7 @@ def test_page_shows_every_setting_that_has_statistics(tmp_path):
     ]
     page = dynamics.write_page(tmp_path / "report", tmp_path, found)
     text = page.read_text()
-    assert "resnet8, znorm, adam, learning rate 0.001" in text
+    assert "ResNet-8, ZNorm, Adam 0.001, 2 seeds" in text
     assert "2 seeds" in text
     assert len(list(page.parent.glob("*.svg"))) == 2
     for picture in page.parent.glob("*.svg"):

@@ -249,7 +249,7 @@ def test_a_report_of_planted_numbers_says_what_was_planted(tmp_path):
         ("claim 2", "shown", "x 2.00 per block (weight normalization), x 2.00 per block (scaled"),
         # As planted, scaled_ws explodes with SkipInit, which the claim says it does not.
         ("figure 3 b", "contradicted", "x 3.000 per block (scaled weight standardization)"),
-        ("figure 3 c as printed", "shown", "x 1.000 per block (weight_norm)"),
+        ("figure 3 c as printed", "shown", "x 1.000 per block (weight normalization)"),
         ("figure 6, 10 plain layers, width 8", "shown", "rank correlation 1.00"),
         ("claim 4 with figure 8", "shown", "the order is met in 4 of 4"),
         ("figure 9", "shown", "growth per layer"),
