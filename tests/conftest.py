@@ -17,3 +17,5 @@ hypothesis.settings.register_profile(
     "reproducible", derandomize=True, deadline=None, database=None, max_examples=50
 )
 hypothesis.settings.load_profile("reproducible")
+
+collect_ignore = ["experiments/models/make_torch_vit.py"]  # needs PyTorch

@@ -131,6 +131,8 @@ def _words(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(_words, value)) or "none"
     if isinstance(value, str):
+        if value.partition(":")[0] in names.DATASETS:
+            return names.dataset(value)
         return (
             names.METHODS.get(value)
             or names.OPTIMIZERS.get(value)

@@ -35,6 +35,15 @@ def undisturbed(tmp_path_factory):
     return folder, out
 
 
+def final_accuracies(folder, method):
+    """Mean of the last three epochs, as the learning rate is constant."""
+    return [
+        sum(epoch["test_accuracy"] for epoch in epochs[-3:]) / 3
+        for name, epochs in metrics(folder / "records").items()
+        if f"-{method}-" in name
+    ]
+
+
 def test_compare_ends_with_a_table_of_80_columns_a_report_and_a_figure(undisturbed):
     folder, out = undisturbed
     lines = [line for line in out.splitlines() if line.startswith("[")]
@@ -45,19 +54,11 @@ def test_compare_ends_with_a_table_of_80_columns_a_report_and_a_figure(undisturb
     rows = [line.split() for line in table.splitlines() if line.startswith("SGDM")]
     assert [row[1] for row in rows] == ["baseline", "ZNorm"]
     assert max(map(len, table.partition("Report:")[0].splitlines())) <= 80
-    assert table.splitlines()[0].split("  ")[-1].strip() == "vs baseline [95 %]"
+    assert "vs baseline [95 %]" in table.splitlines()[0]
 
-    accuracies = [
-        epochs[-1]["test_accuracy"]
-        for name, epochs in metrics(folder / "records").items()
-        if "-znorm-" in name
-    ]
+    accuracies = final_accuracies(folder, "znorm")
     assert f"{100 * sum(accuracies) / 2:.1f}" in rows[1]
-    baseline = [
-        epochs[-1]["test_accuracy"]
-        for name, epochs in metrics(folder / "records").items()
-        if "-baseline-" in name
-    ]
+    baseline = final_accuracies(folder, "baseline")
     assert f"{100 * (sum(accuracies) - sum(baseline)) / 2:+.1f}" in rows[1]
     assert f"{100 * sum(accuracies) / 2:.1f} ±" in (folder / "report.md").read_text()
     assert "<svg" in (folder / "learning_curves.svg").read_text()
@@ -290,7 +291,7 @@ def test_devices_share_each_batch_and_learn_the_same(undisturbed, tmp_path):
         ),
         (("reproduce", "table9"), ("table9", "overlap_table1", "gan_cifar100")),
         (("reproduce", "overlap_tabel1"), ("did you mean 'overlap_table1'?",)),
-        (("comapre",), ("did you mean 'compare'?", "reproduce, report")),
+        (("comapre",), ("did you mean 'compare'?", "reproduce, publish, report")),
         (("compare", "--methods", "znrom"), ("did you mean 'znorm'?",)),
         (("report", "overlap_table1", "--out", "/nonexistent"), ("/nonexistent", "records")),
         (("prepare", "mnist"), ("mnist", "cifar10")),

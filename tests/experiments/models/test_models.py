@@ -63,7 +63,7 @@ def tiny(block, blocks_per_stage, *, small_stem=True, shortcut="projection", see
     return ResNet(
         block,
         blocks_per_stage,
-        (4, 8),
+        (4, 8)[: len(blocks_per_stage)],
         shortcut=shortcut,
         small_stem=small_stem,
         num_classes=3,

@@ -97,16 +97,17 @@ def test_a_comparison_on_jpegs_that_was_killed_ends_with_the_same_bits(data_dir,
     assert code == 0, err
     assert "Report: " in out
     process = start(*command, tmp_path / "cut")
-    wait_for_epochs(tmp_path / "cut", 1, process)
+    wait_for_epochs(tmp_path / "cut" / "records", 1, process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
-    assert sum(map(len, metrics(tmp_path / "cut").values())) < 3
+    assert sum(map(len, metrics(tmp_path / "cut" / "records").values())) < 3
     code, _, err = run(*command, tmp_path / "cut")
     assert code == 0, err
-    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
-    for path in (tmp_path / "whole").glob("*.json"):
+    assert metrics(tmp_path / "cut" / "records") == metrics(tmp_path / "whole" / "records")
+    for path in (tmp_path / "whole" / "records").glob("*.json"):
         scores, again = (
-            json.loads((tmp_path / folder / path.name).read_text())["scores"] for folder in ("whole", "cut")
+            json.loads((tmp_path / folder / "records" / path.name).read_text())["scores"]
+            for folder in ("whole", "cut")
         )
         assert scores == again
         assert scores["top_5"] >= scores["top_1"] > 0
@@ -128,5 +129,5 @@ def test_a_damaged_image_ends_a_comparison_with_one_line_or_is_left_out(data_dir
     code, _, err = run(*command, "--skip-damaged")
     assert code == 0, err
     assert "jpeg:cifar10_jpeg:32: 1 damaged images are left out" in err
-    for path in (tmp_path / "out").glob("*.json"):
+    for path in (tmp_path / "out" / "records").glob("*.json"):
         assert json.loads(path.read_text())["data"]["damaged"] == 1
