@@ -1,20 +1,27 @@
 """The command line in processes of its own, and what they leave behind."""
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# Commands of one test process compile a program once; a caller's own folder stays.
+COMPILED = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
 
 
 def start(
     *arguments, devices: int = 1, environment: Mapping[str, str] | None = None, **options
 ) -> subprocess.Popen:
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | dict(environment or {})
+    inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = {"JAX_COMPILATION_CACHE_DIR": COMPILED, **inherited, **(environment or {})}
     environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     command = [sys.executable, "-m", "experiments", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
