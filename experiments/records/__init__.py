@@ -1,7 +1,7 @@
 """What runs and measurements leave on disk. Nothing else in the project knows what these files look like.
 
-`schema` says what a record holds, `working` keeps a run's own files while it is under way, `lines` the files that git
-holds, and `publish` makes the one of the other.
+`schema` says what a record holds, `working` keeps a run's own files while it is under way, `sharded` the checkpoints
+of several hosts, `lines` the files that git holds, and `publish` makes these of those.
 """
 
 from experiments.records.lines import read_runs as read_published

@@ -22,8 +22,8 @@ import numpy as np
 from experiments.files import NpzError, read_npz, write_whole
 from experiments.records import lines, schema
 from experiments.records.schema import ENDED, MeasurementRecord, RecordError, RunRecord
+from experiments.records.sharded import latest_epoch
 from experiments.run import Run
-from experiments.sharded_checkpoints import latest_epoch
 from experiments.statistics import GradientDynamics
 
 REMEDY = "remove it to start the run again"

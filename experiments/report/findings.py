@@ -70,6 +70,13 @@ class Finding:
         """The verdict for people: of a difference that is shown it says whether it does harm."""
         return f"harm {self.verdict}" if self.harm and self.verdict == SHOWN else self.verdict
 
+    @property
+    def full_word(self) -> str:
+        """The same; where the interval excludes the paper's effect, also on which side it lies."""
+        if self.verdict != CONTRADICTED or self.effect is None or self.paper is None:
+            return self.word
+        return f"{self.word}, {'larger' if self.effect > self.paper else 'smaller'}"
+
 
 def decide(interval: Interval, *, p: float, smallest: float, paper: float | None = None) -> str:
     """The word for a mean difference: the first of these that applies, with at least three seeds.
@@ -191,7 +198,7 @@ def claims_table(findings: Iterable[Finding], prefix: str = "", *, short: bool =
     """
     rows = [["claim", "source", "measured [95 % interval]", "verdict"]]
     for finding in findings:
-        word = f"[{finding.word}]({prefix}{finding.link})" if prefix else f"**{finding.word}**"
+        word = f"[{finding.full_word}]({prefix}{finding.link})" if prefix else f"**{finding.full_word}**"
         note = f"; {finding.note}" if finding.note and not short else ""
         measured = finding.measured.partition("; ")[0] if short else finding.measured
         rows.append([finding.claim, finding.source or "-", measured, word + note])

@@ -45,7 +45,7 @@ def draw(path: Path, findings: Sequence[Finding]) -> None:
             axes.text(-0.02, place, row.label, ha="right", **beside)
             axes.text(1.02, place, row.measured.removesuffix(" points"), **beside)
             weight = "normal" if row.word == "cannot be told" else "bold"
-            axes.text(1.385, place, row.word, weight=weight, **beside)
+            axes.text(1.385, place, row.full_word, weight=weight, **beside)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_yticks([])
         axes.grid(axis="x", alpha=0.3)

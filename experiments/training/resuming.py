@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from experiments import hosts, machine, records, sharded_checkpoints
+from experiments import hosts, machine, records
 from experiments.data import Dataset
-from experiments.records import RecordError, RunRecord
+from experiments.records import RecordError, RunRecord, sharded
 from experiments.run import Run
 from experiments.statistics import GradientDynamics
 from experiments.training import layout
@@ -71,9 +71,9 @@ def from_checkpoint(
         return None
     run, folder = record.run, records.sharded_checkpoint(out, record.run)
     arrays = hosts.on_first(records.read_checkpoint, out, run)
-    epoch = hosts.on_first(sharded_checkpoints.latest_epoch, folder)
+    epoch = hosts.on_first(sharded.latest_epoch, folder)
     if epoch is not None and (arrays is None or epoch > int(arrays.get("epoch", 0))):
-        arrays = sharded_checkpoints.read(folder, epoch, by_name(state))
+        arrays = sharded.read(folder, epoch, by_name(state))
         arrays["epoch"] = np.array(epoch)
     if arrays is None:
         return None
@@ -92,10 +92,10 @@ def from_checkpoint(
 def read_arrays(out: str | Path, run: Run) -> dict[str, np.ndarray] | None:
     """A run's last checkpoint, whole on this host, however it was written; `None` if there is none."""
     arrays, folder = records.read_checkpoint(out, run), records.sharded_checkpoint(out, run)
-    epoch = sharded_checkpoints.latest_epoch(folder)
+    epoch = sharded.latest_epoch(folder)
     if epoch is None or (arrays is not None and int(arrays.get("epoch", 0)) >= epoch):
         return arrays
-    return {"epoch": np.array(epoch), **sharded_checkpoints.read(folder, epoch)}
+    return {"epoch": np.array(epoch), **sharded.read(folder, epoch)}
 
 
 class Checkpoints:
@@ -103,7 +103,7 @@ class Checkpoints:
 
     def __init__(self, out: str | Path, run: Run, *, divided: bool):
         self.out, self.run = out, run
-        self._writer = sharded_checkpoints.Writer(records.sharded_checkpoint(out, run)) if divided else None
+        self._writer = sharded.Writer(records.sharded_checkpoint(out, run)) if divided else None
 
     def write(self, state: Any, epoch: int) -> None:
         """Writes the state after some epochs; by Orbax it is whole by the next call, or the end of the context."""

@@ -5,12 +5,14 @@ It is written while training goes on, and is there whole or not at all; the one 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from experiments.files import FileError, first_line
+
+if TYPE_CHECKING:
+    import jax
 
 
 def latest_epoch(folder: Path) -> int | None:
@@ -32,7 +34,7 @@ class Writer:
         options = ocp.CheckpointManagerOptions(max_to_keep=1)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def write(self, arrays: Mapping[str, jax.Array], epoch: int) -> None:
+    def write(self, arrays: Mapping[str, "jax.Array"], epoch: int) -> None:
         """Begins to write a checkpoint, once the one before is whole.
 
         Raises:
@@ -58,7 +60,7 @@ class Writer:
             raise FileError(f"cannot write {self.folder}: {first_line(error)}") from error
 
 
-def read(folder: Path, epoch: int, like: Mapping[str, jax.Array] | None = None) -> dict[str, Any]:
+def read(folder: Path, epoch: int, like: Mapping[str, "jax.Array"] | None = None) -> dict[str, Any]:
     """Reads a checkpoint, on as many devices and hosts as there are now.
 
     Args:
@@ -90,9 +92,11 @@ def read(folder: Path, epoch: int, like: Mapping[str, jax.Array] | None = None) 
         ) from error
 
 
-def _fits(array: jax.Array, kept: Any) -> bool:
+def _fits(array: "jax.Array", kept: Any) -> bool:
     return array.shape == tuple(kept.shape) and array.dtype == kept.dtype
 
 
-def _describe(array: jax.Array) -> jax.ShapeDtypeStruct:
+def _describe(array: "jax.Array") -> "jax.ShapeDtypeStruct":
+    import jax
+
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
