@@ -21,7 +21,7 @@ demo: .venv/experiments.stamp  ## Compare the gradient normalizers on real digit
 	$(BIN)/python -m experiments compare
 
 test: .venv/test.stamp  ## Run the tests
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 test-lowest: .venv-lowest/stamp  ## Run the library's tests on the lowest versions that are declared
 	.venv-lowest/bin/python -m pytest -q -n auto $(LIBRARY_TESTS)

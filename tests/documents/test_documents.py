@@ -20,7 +20,7 @@ from benchmarks import input as inputs
 from experiments import studies
 from experiments.report import findings, summary
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 LISTED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True).stdout.split()
 # Of a source distribution, without git, the pages that are there.
 DOCUMENTS = [ROOT / name for name in LISTED if (ROOT / name).exists()] or sorted(ROOT.glob("*.md"))

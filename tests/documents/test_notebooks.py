@@ -8,7 +8,7 @@ import pytest
 
 from notebooks.execute import execute, read_twin
 
-FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
+FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 STARTS_OF_PATHS = r"(?<![\w:/.])/(home|root|Users|tmp|usr|opt|work|content|mnt|var|private)\b"
 
