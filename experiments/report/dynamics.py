@@ -1,10 +1,12 @@
 """Figures of the gradient statistics that runs recorded: deviation per layer, globally, and ZNorm's amplification."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+import optax_gradnorm
 from experiments import records
 from experiments.records import RunRecord
 from experiments.report import names, pages, style
@@ -13,7 +15,7 @@ from experiments.report.pages import describe_protocol
 from experiments.run import Run
 from experiments.statistics import GradientDynamics
 
-ZNORM_EPS = 1e-10
+ZNORM_EPS = inspect.signature(optax_gradnorm.znorm).parameters["eps"].default
 
 HOW_TO_READ = f"""\
 Raw gradients, before the method. Heat map: standard deviation within each layer, mean over the steps of the
