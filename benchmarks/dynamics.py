@@ -1,6 +1,6 @@
 """What tracking gradient dynamics costs: chains with and without it on the parameters of ResNet-56.
 
-`python -m benchmarks.dynamics` prints a table and writes benchmarks/results/dynamics.json. Every chain is
+`python -m benchmarks.dynamics` prints a table and writes benchmarks/results/dynamics-DEVICE.json. Every chain is
 timed twice: one update per call of a jitted function, as in a Python training loop, where most of the time
 goes into handing some hundreds of arrays over; and as one step of a `lax.scan`, as in a compiled epoch,
 where only the computation counts. A third variant carries the state of the tracking and reads no gradient:
@@ -148,8 +148,10 @@ def table(results: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=100, help="timed rounds (default 100)")
-    out = Path(__file__).parent / "results" / "dynamics.json"
-    parser.add_argument("--out", type=Path, default=out, help="default benchmarks/results/dynamics.json")
+    out = Path(__file__).parent / "results" / f"dynamics-{jax.default_backend()}.json"
+    parser.add_argument(
+        "--out", type=Path, default=out, help="default benchmarks/results/dynamics-DEVICE.json"
+    )
     arguments = parser.parse_args()
     results = measure(arguments.rounds)
     print(table(results))

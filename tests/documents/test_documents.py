@@ -166,7 +166,7 @@ def test_the_benchmarks_tables_are_those_of_the_committed_records():
     record = json.loads((results / "transforms-cpu.json").read_text())
     for tree, rows in record["results"].items():
         assert transforms.table(tree, transforms.TREES[tree](), rows) in readme + "\n"
-    record = json.loads((results / "dynamics.json").read_text())
+    record = json.loads((results / "dynamics-cpu.json").read_text())
     assert dynamics.table(record["results"]) in readme
     record = json.loads((results / "training-cpu.json").read_text())
     for model, rows in record["results"].items():
