@@ -4,6 +4,7 @@ He et al., "Deep Residual Learning for Image Recognition", 2015, arXiv 1512.0338
 Convolutions start He-normal (fan-in) and have no bias; BatchNorm has momentum 0.9 and epsilon 1e-5.
 """
 
+import abc
 from typing import Literal
 
 import jax
@@ -40,9 +41,9 @@ class Block(nnx.Module):
             else None
         )
 
+    @abc.abstractmethod
     def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """The residual branch, before the addition."""
-        raise NotImplementedError
+        """The residual branch, before the addition; each kind of block has its own."""
 
     def shortcut(self, x: jax.Array, *, train: bool) -> jax.Array:
         """What is added to the branch: the identity, or the projection where the shape changes."""

@@ -19,7 +19,9 @@ import optax_gradnorm
 
 from . import reference
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+pytestmark = pytest.mark.skipif(
+    jax.device_count() < 8, reason="needs eight devices; the tests force eight on a CPU"
+)
 
 
 @pytest.fixture(autouse=True)

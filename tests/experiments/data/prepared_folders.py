@@ -42,10 +42,10 @@ def write_prepared(data_dir, splits, *, name, version, num_classes, num_shards=3
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager):
-            return {split: examples(split) for split in splits}
+            return {split: self._generate_examples(split) for split in splits}
 
-        def _generate_examples(self):
-            raise NotImplementedError
+        def _generate_examples(self, split):
+            return examples(split)
 
     Prepared.name = name
     config = tfds.download.DownloadConfig(num_shards=num_shards)
