@@ -9,6 +9,7 @@ reach us, so there is no column of its numbers.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.records import RunRecord
 from experiments.report import names
@@ -59,11 +60,9 @@ QUESTION = Question(
 )
 
 
-def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    """Every model, method and seed; warm-up and steps shrink with the number of epochs."""
-    del records
-    size = SIZES[preset]
-    base = size.run(
+def base_run(size: Size, **settings: Any) -> Run:
+    """The first run by the paper's protocol; warm-up and steps shrink with the number of epochs."""
+    return size.run(
         "cifar100",
         optimizer="adamw",
         learning_rate=1e-3,
@@ -73,8 +72,15 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
         step_factor=0.75,
         weight_decay=5e-5,
         augment="crop_flip",
+        **settings,
     )
-    return grid(base, seed=size.seeds, model=size.models, method=size.methods)
+
+
+def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    """Every model, method and seed."""
+    del records
+    size = SIZES[preset]
+    return grid(base_run(size), seed=size.seeds, model=size.models, method=size.methods)
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:

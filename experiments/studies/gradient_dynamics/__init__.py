@@ -20,6 +20,7 @@ from experiments.report.cells import make_cells, make_rows
 from experiments.report.pages import describe_protocol, write_report
 from experiments.report.tables import results_table
 from experiments.run import Run
+from experiments.studies.gan_cifar100 import base_run
 from experiments.studies.gradient_dynamics.observations import make_findings
 from experiments.studies.gradient_dynamics.trends import (
     AMPLIFICATION_NOTES,
@@ -63,25 +64,13 @@ SIZES = {
 # On a CPU, VGG-16 costs about eight times as much per image as ResNet-20.
 SMALLER: dict[tuple[str, str], dict[str, Any]] = {("cpu", "vgg16_bn"): {"train_examples": 500}}
 FULL_IMAGES = 50_000  # of CIFAR-100
-FULL_EPOCHS = SIZES["full"].epochs
 
 
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    """Every model, method and seed; warm-up and steps shrink with the number of epochs."""
+    """Every model, method and seed."""
     del records
     size = SIZES[preset]
-    base = size.run(
-        "cifar100",
-        optimizer="adamw",
-        learning_rate=1e-3,
-        schedule="step",
-        warmup_epochs=5 * size.epochs / FULL_EPOCHS,
-        step_epochs=max(1, 30 * size.epochs // FULL_EPOCHS),
-        step_factor=0.75,
-        weight_decay=5e-5,
-        augment="crop_flip",
-        dynamics=True,
-    )
+    base = base_run(size, dynamics=True)
     runs = grid(base, seed=size.seeds, model=size.models, method=size.methods)
     return [dataclasses.replace(run, **SMALLER.get((preset, run.model), {})) for run in runs]
 

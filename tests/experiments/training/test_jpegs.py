@@ -8,7 +8,7 @@ import pytest
 from experiments import data, models, training
 
 from ..data.jpegs import write_folder
-from .test_streamed import Killed, Small, make_run, without_seconds
+from .test_streamed import Small, make_run, train_whole_and_killed
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -24,17 +24,7 @@ def dataset(tmp_path_factory):
 def test_a_run_on_jpegs_that_was_killed_ends_with_the_same_bits(dataset, tmp_path, monkeypatch):
     monkeypatch.setitem(models.MODELS, "small", Small)
     run = make_run(dataset="jpeg:photographs:32", augment="resized_crop", label_smoothing=0.1, epochs=3)
-
-    def kill_after_one(record):
-        if len(record.epochs) == 1:
-            raise Killed
-
-    whole = training.train(run, dataset, out=tmp_path / "whole")
-    with pytest.raises(Killed):
-        training.train(run, dataset, out=tmp_path / "cut", on_epoch=kill_after_one)
-    resumed = training.train(run, dataset, out=tmp_path / "cut")
-    assert without_seconds(resumed) == without_seconds(whole)
-    assert resumed.scores == whole.scores
+    whole = train_whole_and_killed(run, dataset, tmp_path)
     assert whole.scores["top_1"] == pytest.approx(whole.epochs[-1].test_accuracy)
     shared = training.train(run, dataset, out=tmp_path / "four", devices=4)
     for a, b in zip(whole.epochs, shared.epochs, strict=True):

@@ -148,19 +148,25 @@ class Killed(Exception):
     pass
 
 
-def test_a_streamed_run_that_was_killed_ends_with_the_same_bits(data_dir, tmp_path):
-    dataset, run = load("stream:pcam32", data_dir), make_run(optimizer="adam")
+def train_whole_and_killed(run, dataset, folder):
+    """A run killed after its first epoch goes on to the same bits; returns the whole run's record."""
 
     def kill_after_one(record):
         if len(record.epochs) == 1:
             raise Killed
 
-    whole = training.train(run, dataset, out=tmp_path / "whole")
+    whole = training.train(run, dataset, out=folder / "whole")
     with pytest.raises(Killed):
-        training.train(run, dataset, out=tmp_path / "cut", on_epoch=kill_after_one)
-    resumed = training.train(run, dataset, out=tmp_path / "cut")
+        training.train(run, dataset, out=folder / "cut", on_epoch=kill_after_one)
+    resumed = training.train(run, dataset, out=folder / "cut")
     assert without_seconds(resumed) == without_seconds(whole)
     assert resumed.scores == whole.scores
+    return whole
+
+
+def test_a_streamed_run_that_was_killed_ends_with_the_same_bits(data_dir, tmp_path):
+    dataset, run = load("stream:pcam32", data_dir), make_run(optimizer="adam")
+    train_whole_and_killed(run, dataset, tmp_path)
 
 
 def test_damage_is_noticed_before_training(data_dir, tmp_path):
