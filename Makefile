@@ -6,11 +6,6 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # The newest Python that is supported; one that pyenv holds, if there is no other.
 PYTHON_NEWEST ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13) python3.13)
 
-# What `make test-lowest` and `make test-newest` run; CONTRACT is the part that leans most on JAX and optax.
-LIBRARY_TESTS ?= optax_gradnorm tests/optax_gradnorm
-CONTRACT := optax_gradnorm $(addprefix tests/optax_gradnorm/test_, \
-  contract.py frameworks.py sharding.py stacked.py state_types.py)
-
 .PHONY: help demo test test-lowest test-newest lint bench notebooks docs package clean
 
 help:  ## Show these targets
@@ -24,10 +19,10 @@ test: .venv/test.stamp  ## Run the tests
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 test-lowest: .venv-lowest/stamp  ## Run the library's tests on the lowest versions that are declared
-	.venv-lowest/bin/python -m pytest -q -n auto $(LIBRARY_TESTS)
+	.venv-lowest/bin/python -m pytest -q -n auto optax_gradnorm tests/optax_gradnorm
 
 test-newest: .venv-newest/stamp  ## Run the library's tests on the newest Python and JAX
-	.venv-newest/bin/python -m pytest -q -n auto $(LIBRARY_TESTS)
+	.venv-newest/bin/python -m pytest -q -n auto optax_gradnorm tests/optax_gradnorm
 
 lint: .venv/test.stamp  ## Check format, style and types
 	$(BIN)/ruff format --check .
