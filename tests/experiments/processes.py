@@ -20,8 +20,7 @@ atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
 def start(
     *arguments, devices: int = 1, environment: Mapping[str, str] | None = None, **options
 ) -> subprocess.Popen:
-    inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment = {"JAX_COMPILATION_CACHE_DIR": COMPILED, **inherited, **(environment or {})}
+    environment = {"JAX_COMPILATION_CACHE_DIR": COMPILED, **os.environ, **(environment or {})}
     environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     command = [sys.executable, "-m", "experiments", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
