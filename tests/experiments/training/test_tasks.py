@@ -221,10 +221,9 @@ def test_scores_of_two_classes_are_those_of_the_network(tmp_path):
     means = pixels(dataset.test_images, dataset).mean((1, 2))
     logits = means @ np.float64(linear.kernel[...]) + np.float64(linear.bias[...])
     score, is_one = logits[:, 1] - logits[:, 0], dataset.test_labels == 1
-    ones, zeros = score[is_one][:, None], score[~is_one][None]
-    np.testing.assert_allclose(
-        record.scores["roc_auc"], ((ones > zeros) + (ones == zeros) / 2).mean(), rtol=1e-4
-    )
+    apart = score[is_one][:, None] - score[~is_one][None]
+    # Rounding may turn round what is this close.
+    assert (apart > 1e-5).mean() <= record.scores["roc_auc"] <= (apart > -1e-5).mean()
     found = score > 0
     np.testing.assert_allclose(record.scores["f1"], 2 * (found & is_one).sum() / (found.sum() + is_one.sum()))
     np.testing.assert_allclose(record.scores["accuracy"], record.epochs[-1].test_accuracy)
