@@ -90,22 +90,29 @@ def if_finite(transformation, grads):
 PROGRAMS = {p.__name__: p for p in (scan, cond, multi_steps, if_finite)}
 
 
+def run(function, *arguments):
+    return jax.jit(function)(*arguments)
+
+
 def without_mesh(program, factory, options):
     return jax.jit(lambda g: program(factory(stacked_axes=STACKED), g))(gradients())
 
 
-def on_mesh(axis_type, program, factory, options):
+# Each of these runs a program on a mesh, or only traces it with `call=jax.eval_shape`.
+
+
+def on_mesh(axis_type, program, factory, options, call=run):
     mesh = jax.make_mesh((8,), ("x",), (axis_type,))
     grads = {name: jax.device_put(g, NamedSharding(mesh, SPECS[name])) for name, g in gradients().items()}
     with jax.set_mesh(mesh):
         # As users do: the state is made outside and handed to a jitted step.
         transformation = factory(stacked_axes=STACKED)
         state = transformation.init(grads)
-        _, state = jax.jit(transformation.update)(grads, state)
-        return jax.jit(lambda g: program(transformation, g))(grads)
+        call(transformation.update, grads, state)
+        return call(lambda g: program(transformation, g), grads)
 
 
-def in_shard_map(check_vma, program, factory, options):
+def in_shard_map(check_vma, program, factory, options, call=run):
     mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
     transformation = factory(stacked_axes=STACKED, **options)
 
@@ -114,23 +121,31 @@ def in_shard_map(check_vma, program, factory, options):
         updates, state = program(transformation, grads)
         return updates, jax.tree.map(lambda x: x[None], state)
 
-    run = jax.shard_map(local, mesh=mesh, in_specs=(SPECS,), out_specs=(SPECS, P("x")), check_vma=check_vma)
-    updates, state = jax.jit(run)(gradients())
-    return updates, per_device(state)
+    on_devices = jax.shard_map(
+        local, mesh=mesh, in_specs=(SPECS,), out_specs=(SPECS, P("x")), check_vma=check_vma
+    )
+    return call(on_devices, gradients())
 
 
-def in_pmap(program, factory, options):
+def in_pmap(program, factory, options, call=run):
     transformation = factory(stacked_axes=STACKED, **options)
     axes = {name: 0 if spec else None for name, spec in SPECS.items()}
     grads = dict(gradients())
     grads["experts"] = grads["experts"][:, None]
-    updates, state = jax.pmap(lambda g: program(transformation, g), "x", in_axes=(axes,))(grads)
-    # What all devices share must be the same on all of them.
-    for name in ("shared", "bias"):
-        copies = np.asarray(updates[name])
-        assert all(np.array_equal(copy, copies[0]) for copy in copies)
-        updates[name] = copies[0]
-    updates["experts"] = updates["experts"][:, 0]
+    return call(jax.pmap(lambda g: program(transformation, g), "x", in_axes=(axes,)), grads)
+
+
+def gathered(environment, updates, state):
+    """Updates and state of all devices as those of one."""
+    if environment == "pmap":
+        # What all devices share must be the same on all of them.
+        for name in ("shared", "bias"):
+            copies = np.asarray(updates[name])
+            assert all(np.array_equal(copy, copies[0]) for copy in copies)
+            updates[name] = copies[0]
+        updates["experts"] = updates["experts"][:, 0]
+    if environment in ("auto mesh", "explicit mesh"):
+        return updates, state
     return updates, per_device(state)
 
 
@@ -157,11 +172,6 @@ ENVIRONMENTS = {
 NAMED = {"stacked_axis_name": {"experts": "x", "shared": None, "bias": None}}
 
 
-@functools.cache
-def expected(name, program):
-    return without_mesh(PROGRAMS[program], FACTORIES[name], {})
-
-
 def assert_same(actual, wanted):
     for (path, a), w in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(wanted), strict=True):
         a, w = np.asarray(a, np.float64), np.asarray(w, np.float64)
@@ -174,9 +184,16 @@ def assert_same(actual, wanted):
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 @pytest.mark.parametrize("name", FACTORIES)
-def test_experts_beside_shared_layers(name, environment, program):
-    updates, state = ENVIRONMENTS[environment](PROGRAMS[program], FACTORIES[name], NAMED)
-    wanted_updates, wanted_state = expected(name, program)
+def test_states_keep_their_type(name, environment, program):
+    ENVIRONMENTS[environment](PROGRAMS[program], FACTORIES[name], NAMED, call=jax.eval_shape)
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("name", FACTORIES)
+def test_experts_beside_shared_layers(name, environment):
+    made = ENVIRONMENTS[environment](multi_steps, FACTORIES[name], NAMED)
+    updates, state = gathered(environment, *made)
+    wanted_updates, wanted_state = without_mesh(multi_steps, FACTORIES[name], {})
     assert_same(updates, wanted_updates)
     # Wrappers count in ways of their own; what is ours is found by name.
     for field in ("sigma", "first_sigma", "scale", "global_std", "mean", "std"):
@@ -189,6 +206,7 @@ def test_experts_beside_shared_layers(name, environment, program):
 
 def test_sigma_is_that_of_all_experts():
     _, state = in_shard_map(False, twice, optax_gradnorm.gan, NAMED)
+    state = per_device(state)
     layers = [*gradients()["experts"], gradients()["shared"]]
     assert state.sigma == pytest.approx(float(reference.global_std(layers)), rel=3e-6)
 
@@ -199,6 +217,7 @@ def test_a_bare_name_counts_replicated_leaves_once(name):
     field = {"gan": "sigma", "track": "global_std"}[name]
     wanted = optax.tree.get(without_mesh(twice, FACTORIES[name], {})[1], field)
     _, state = in_shard_map(True, twice, FACTORIES[name], {"stacked_axis_name": "x"})
+    state = per_device(state)
     assert optax.tree.get(state, field) == pytest.approx(float(wanted), rel=3e-6)
 
 
