@@ -132,7 +132,8 @@ def in_pmap(program, factory, options, call=run):
     axes = {name: 0 if spec else None for name, spec in SPECS.items()}
     grads = dict(gradients())
     grads["experts"] = grads["experts"][:, None]
-    return call(jax.pmap(lambda g: program(transformation, g), "x", in_axes=(axes,)), grads)
+    mapped = jax.pmap(lambda g: program(transformation, g), "x", in_axes=(axes,))
+    return mapped(grads) if call is run else call(mapped, grads)
 
 
 def gathered(environment, updates, state):
