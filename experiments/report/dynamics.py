@@ -1,5 +1,6 @@
 """Figures of the gradient statistics that runs recorded: deviation per layer, globally, and ZNorm's amplification."""
 
+import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,11 @@ from experiments.statistics import GradientDynamics
 ZNORM_EPS = inspect.signature(optax_gradnorm.znorm).parameters["eps"].default
 
 HOW_TO_READ = f"""\
-Raw gradients, before the method. Heat map: standard deviation within each layer, mean over the steps of the
-epoch, geometric mean over seeds; white where a gradient vanished or was not finite. Below it: standard
-deviation of all layers together, one thin line per seed and their geometric mean. On the right: the factor
+Raw gradients, before the method; a column for each method. Top: standard deviation within each layer, mean over the
+steps of the epoch, geometric mean over seeds; white where a gradient vanished or was not finite. Middle: the factor
 1/(sigma + {ZNORM_EPS:g}) by which ZNorm multiplies a layer (or would, under another method), in the first and the
-last epoch, and the largest of any step."""
+last epoch, and the largest of any step. Bottom: standard deviation of all layers together, one thin line per seed and
+their geometric mean."""
 
 
 def amplification(std: np.ndarray) -> np.ndarray:
@@ -43,7 +44,7 @@ def read_all(folder: Path, ended: Iterable[RunRecord]) -> list[GradientDynamics]
 
 
 def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunRecord]) -> Path | None:
-    """Writes dynamics.md, with a figure for every setting of which runs have statistics.
+    """Writes dynamics.md, with a figure for every group of runs with statistics that differ in the method alone.
 
     Args:
       folder: where to.
@@ -53,120 +54,130 @@ def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunReco
     Returns:
       The page, or `None` if there is nothing to draw.
     """
-    settings: dict[Run, list[GradientDynamics]] = {}
+    sheets: dict[Run, dict[Run, list[GradientDynamics]]] = {}
     for record in run_records:
         if record.run.dynamics and record.status in ("finished", "diverged"):
-            settings.setdefault(without_seed(record.run), []).extend(read_all(records_folder, [record]))
-    settings = {setting: seeds for setting, seeds in settings.items() if seeds}
-    if not settings:
+            setting = without_seed(record.run)
+            seeds = read_all(records_folder, [record])
+            if seeds:
+                shared = dataclasses.replace(setting, method="baseline", learning_rate=1.0)
+                sheets.setdefault(shared, {}).setdefault(setting, []).extend(seeds)
+    if not sheets:
         return None
     folder.mkdir(parents=True, exist_ok=True)
     sections = ["# Gradient dynamics", HOW_TO_READ]
     taken: dict[str, int] = {}
-    for setting, seeds in settings.items():
-        title = (
-            f"{names.model(setting.model)}, {names.METHODS[setting.method]}, "
-            f"{names.OPTIMIZERS[setting.optimizer]} {setting.learning_rate:g}, {len(seeds)} seeds"
+    for shared, settings in sheets.items():
+        title = ", ".join(
+            (names.dataset(shared.data_name), names.model(shared.model), names.OPTIMIZERS[shared.optimizer])
         )
-        sections.append(f"- {title}: {describe_protocol(setting)}.")
-        figure = f"dynamics_{setting.model}_{setting.method}_{setting.optimizer}".replace(":", "_")
+        columns = {
+            f"{names.METHODS[setting.method]} {setting.learning_rate:g}, {len(seeds)} seeds": seeds
+            for setting, seeds in settings.items()
+        }
+        protocols = dict.fromkeys(map(describe_protocol, settings))
+        sections.append(f"- {title}: {'; '.join(protocols)}.")
+        figure = f"dynamics_{shared.model}_{shared.optimizer}".replace(":", "_")
         taken[figure] = taken.get(figure, 0) + 1
         figure += f"_{taken[figure]}" if taken[figure] > 1 else ""
-        sections.append(add_figure(folder, figure, title, seeds))
+        draw(folder / f"{figure}.svg", title, columns)
+        sections.append(f"![{title}: standard deviation of the gradients per layer and epoch]({figure}.svg)")
     page = folder / "dynamics.md"
     pages.write_page(page, sections)
     return page
 
 
-def add_figure(folder: Path, name: str, title: str, seeds: Sequence[GradientDynamics]) -> str:
-    """Draws one setting as NAME.svg; returns the Markdown that shows them."""
-    draw(folder / f"{name}.svg", title, seeds)
-    return f"![{title}: standard deviation of the gradients per layer and epoch]({name}.svg)"
-
-
-def draw(path: Path, title: str, seeds: Sequence[GradientDynamics]) -> None:
-    """Draws a heat map layers x epochs, the global curve below it and the amplification beside it.
+def draw(path: Path, title: str, columns: Mapping[str, Sequence[GradientDynamics]]) -> None:
+    """Draws a heat map layers x epochs, ZNorm's amplification and the global deviation, one column per setting.
 
     Args:
       path: of the figure, which ends with .svg.
       title: above the figure.
-      seeds: statistics of runs that differ in the seed alone.
+      columns: statistics of runs of one network that differ in the seed alone, by the column's title.
     """
     import matplotlib as mpl
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    layers = seeds[0].layers
-    deviation = geometric_mean([dynamics.std for dynamics in seeds])
-    epochs = np.arange(1, len(deviation) + 1)
-    rows = np.arange(len(layers))
+    layers = next(iter(columns.values()))[0].layers
+    means = [geometric_mean([dynamics.std for dynamics in seeds]) for seeds in columns.values()]
+    counted = np.concatenate([mean.compressed() for mean in means])
+    # One scale of colours, so that methods can be compared.
+    scale = LogNorm(counted.min(), counted.max()) if len(counted) else LogNorm()
+    tall = 1.2 + 0.08 * min(len(layers), 60)
     with mpl.rc_context({**style.STYLE, "axes.grid": False}):
-        figure = Figure(
-            figsize=(9, max(5.0, 3.3 + 0.11 * min(len(layers), 60))), dpi=120, layout="constrained"
-        )
+        figure = Figure(figsize=(max(5, 1 + 3 * len(columns)), 2.6 + 2 * tall), dpi=120, layout="constrained")
         figure.suptitle(title)
-        # The label of the colour bar keeps clear of the panel to its right.
-        grid = figure.add_gridspec(
-            2, 2, wspace=0.12, width_ratios=(1.5, 1), height_ratios=(max(3, len(layers) / 12), 1.3)
+        grid = figure.subplots(
+            3, len(columns), sharey="row", squeeze=False, gridspec_kw={"height_ratios": (tall, tall, 1.6)}
         )
-        heat = figure.add_subplot(grid[0, 0])
-        factors = figure.add_subplot(grid[0, 1], sharey=heat)
-        total = figure.add_subplot(grid[1, 0], sharex=heat)
-
-        if deviation.count():
-            scale = LogNorm(deviation.min(), deviation.max())
-            # One picture in the SVG: thousands of rectangles would make it large and show seams.
-            image = heat.pcolormesh(epochs, rows, deviation.T, norm=scale, cmap="cividis", rasterized=True)
-            figure.colorbar(
-                image, ax=heat, pad=0.02, aspect=30, label="standard deviation of the raw gradient"
-            )
-        heat.set(
-            title="standard deviation per layer",
-            xlabel="epoch",
-            ylabel=r"output $\longleftarrow$ input",
-            ylim=(len(layers) - 0.5, -0.5),
-        )
-        shown = rows[:: max(1, round(len(layers) / 20))]
-        heat.set_yticks(shown, [short_name(layers[row]) for row in shown], fontsize=7)
-
-        # Different markers and lines: to be told apart without colour too.
-        for label, color, line, epoch in (
-            ("first epoch", style.BLACK, "--", 0),
-            ("last epoch", style.BLUE, "-", -1),
+        for (heat, factors, total), name, seeds, deviation in zip(
+            grid.T, columns, columns.values(), means, strict=True
         ):
-            factor = np.ma.masked_invalid(amplification(deviation[epoch].filled(0)))
-            factors.plot(factor, rows, line, color=color, label=label, linewidth=1.2)
-        largest = np.ma.masked_invalid(_largest_amplification(seeds))
-        factors.plot(largest, rows, "x", color=style.VERMILION, label="largest, any step")
-        factors.set(title="ZNorm's amplification", xscale="log", xlabel=r"1 / ($\sigma$ + $\epsilon$)")
-        factors.tick_params(labelleft=False)
-        factors.tick_params(axis="x", labelsize=7)
-        style.label_narrow_log_axis(factors.xaxis)
-
-        for dynamics in seeds:
-            curve = np.ma.masked_less_equal(np.ma.masked_invalid(dynamics.global_std), 0)
-            total.plot(
-                epochs[: len(curve)], curve, color=style.BLUE, linewidth=0.6, alpha=0.6, label="one seed"
+            heat.set(title=name, xlabel="epoch")
+            _draw_deviation(heat, deviation, scale)
+            _draw_amplification(factors, deviation, seeds)
+            _draw_total(total, seeds)
+        if len(counted):
+            figure.colorbar(
+                grid[0, 0].collections[0], ax=grid[0], pad=0.01, aspect=25, label="std of the raw gradient"
             )
-        curve = geometric_mean([dynamics.global_std for dynamics in seeds])
-        total.plot(epochs, curve, color=style.BLACK, linewidth=1.6, label="geometric mean")
-        total.set(title="standard deviation of all layers together", xlabel="epoch")
-        if curve.count():
-            total.set_yscale("log")
-            style.label_narrow_log_axis(total.yaxis)
-        total.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes in (factors, total):
-            axes.grid(alpha=0.3)
-
-        legend = figure.add_subplot(grid[1, 1])
-        legend.axis("off")
-        handles, labels = factors.get_legend_handles_labels()
-        entries = {label: handle for handle, label in zip(*total.get_legend_handles_labels(), strict=True)}
-        handles += entries.values()
-        labels += [f"all layers: {label}" for label in entries]
-        legend.legend(handles, labels, loc="upper left", frameon=False, fontsize=8)
+        shown = np.arange(len(layers))[:: max(1, round(len(layers) / 20))]
+        for axes in grid[:2, 0]:
+            axes.set_ylabel(r"output $\longleftarrow$ input")
+            axes.set_yticks(shown, [short_name(layers[row]) for row in shown], fontsize=7)
+            axes.set_ylim(len(layers) - 0.5, -0.5)
+        grid[2, 0].set_ylabel("std, all layers")
+        if any(line.get_ydata().count() for line in grid[2, 0].lines):
+            grid[2, 0].set_yscale("log")
+            style.label_narrow_log_axis(grid[2, 0].yaxis)
+        entries = {}
+        for axes in grid[1:, 0]:
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                entries[label] = handle
+        figure.legend(
+            list(entries.values()), list(entries), loc="outside lower center", ncols=5, frameon=False
+        )
         style.save(figure, path)
+
+
+def _draw_deviation(axes, deviation: np.ma.MaskedArray, scale) -> None:
+    """A heat map of the deviations [epochs, layers]."""
+    epochs, rows = (np.arange(size) for size in deviation.shape)
+    # One picture in the SVG: thousands of rectangles would make it large and show seams.
+    axes.pcolormesh(epochs + 1, rows, deviation.T, norm=scale, cmap="cividis", rasterized=True)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _draw_amplification(axes, deviation: np.ma.MaskedArray, seeds: Sequence[GradientDynamics]) -> None:
+    """ZNorm's factor for each layer, early, late and at its largest."""
+    rows = np.arange(deviation.shape[1])
+    # Different markers and lines: to be told apart without colour too.
+    for label, color, line, epoch in (
+        ("first epoch", style.BLACK, "--", 0),
+        ("last epoch", style.BLUE, "-", -1),
+    ):
+        factor = np.ma.masked_invalid(amplification(deviation[epoch].filled(0)))
+        axes.plot(factor, rows, line, color=color, label=label, linewidth=1.2)
+    largest = np.ma.masked_invalid(_largest_amplification(seeds))
+    axes.plot(largest, rows, "x", color=style.VERMILION, label="largest of any step", markersize=4)
+    axes.set(xscale="log", xlabel=r"ZNorm's factor, 1 / ($\sigma$ + $\epsilon$)")
+    axes.tick_params(axis="x", labelsize=7)
+    axes.grid(alpha=0.3)
+    style.label_narrow_log_axis(axes.xaxis)
+
+
+def _draw_total(axes, seeds: Sequence[GradientDynamics]) -> None:
+    """The deviation of all layers together: each seed, and their geometric mean."""
+    mean = geometric_mean([dynamics.global_std for dynamics in seeds])
+    epochs = np.arange(1, len(mean) + 1)
+    for dynamics in seeds:
+        curve = np.ma.masked_less_equal(np.ma.masked_invalid(dynamics.global_std), 0)
+        axes.plot(epochs[: len(curve)], curve, color=style.BLUE, linewidth=0.6, alpha=0.6, label="one seed")
+    axes.plot(epochs, mean, color=style.BLACK, linewidth=1.6, label="geometric mean")
+    axes.set(xlabel="epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
 
 
 def draw_global(

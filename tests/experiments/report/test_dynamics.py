@@ -42,16 +42,17 @@ def test_page_shows_every_setting_that_has_statistics(tmp_path):
         write(tmp_path, RUN, falling),
         write(tmp_path, dataclasses.replace(RUN, seed=1), gaps[:4], "diverged"),
         write(tmp_path, dataclasses.replace(RUN, method="gan"), np.zeros((6, 2))),
+        write(tmp_path, dataclasses.replace(RUN, batch_size=25), falling),
         RunRecord(dataclasses.replace(RUN, dynamics=False), "finished"),
         RunRecord(dataclasses.replace(RUN, seed=2), "failed"),
     ]
     page = dynamics.write_page(tmp_path / "report", tmp_path, found)
     text = page.read_text()
-    assert "ResNet-8, ZNorm, Adam 0.001, 2 seeds" in text
-    assert "2 seeds" in text
-    assert len(list(page.parent.glob("*.svg"))) == 2
-    for picture in page.parent.glob("*.svg"):
-        assert picture.name in text
+    assert "digits, ResNet-8, Adam" in text
+    # One figure with a column for each method, and one of another batch size.
+    pictures = {path.name: path.read_text() for path in page.parent.glob("*.svg")}
+    assert len(pictures) == 2
+    assert all(name in text for name in pictures)
 
 
 def test_nothing_to_draw_leaves_no_page(tmp_path):
