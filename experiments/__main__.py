@@ -40,6 +40,10 @@ RESULTS = Path("experiments/results")  # what was published
 # An unknown name ends with one line of ours, not with the parser's box.
 StudyName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(NAMES)}}}")]
 
+ReportedName = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join((*NAMES, 'compare'))}}}")
+]
+
 # Its options stand beside those of the command.
 TrainingOptions = Annotated[Options, tyro.conf.arg(name="")]
 DEFAULTS = Options()
@@ -156,7 +160,7 @@ def reproduce(
 
 
 def publish(
-    study: StudyName,
+    study: ReportedName,
     preset: Literal["smoke", "cpu", "full"] = "cpu",
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
     out: Path = RESULTS,
@@ -166,24 +170,26 @@ def publish(
     Runs that have not ended are left out; the same command takes them when they have. `report` renders the result.
 
     Args:
-      study: which one; `list` says what each is.
+      study: which one; `list` says what each is. compare has no presets: its runs are published as cpu.
       preset: which one.
-      source: working folder, which holds records or measurements; by default runs/STUDY/PRESET.
+      source: working folder, which holds records or measurements; by default runs/STUDY/PRESET, of compare
+        runs/compare.
       out: of what is published; STUDY/PRESET is made in it.
     """
     from experiments.records import publish
 
-    chosen = find_study(study)
+    chosen = find_study(study, with_compare=True)
     target = out / study / preset
 
     check = functools.partial(chosen.check_records, preset)
-    count = publish(source or RUNS / study / preset, target, check)
+    source = source or (RUNS / study if study == "compare" else RUNS / study / preset)
+    count = publish(source, target, check)
     waiting = f"; {count.unfinished} more have not ended" if count.unfinished else ""
     print(f"Published: {target}, {count.runs} runs and {count.measurements} measurements{waiting}")
 
 
 def report(
-    study: StudyName,
+    study: ReportedName,
     preset: Literal["smoke", "cpu", "full"] | None = None,
     out: OptionalPath = None,
 ) -> None:
@@ -199,7 +205,7 @@ def report(
     from experiments.records import exists, read_records
     from experiments.studies.study import PRESETS
 
-    chosen = find_study(study)
+    chosen = find_study(study, with_compare=True)
     presets = [preset] if preset else PRESETS
     folders = {p: folder for p in presets if (folder := _find_folder(out, study, p))}
     if not folders:

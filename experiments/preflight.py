@@ -21,11 +21,15 @@ class UsageError(Exception):
     """The command line asks for something that cannot be; the message is one line."""
 
 
-def find_study(name: str) -> "Study":
-    """The study of a name."""
+def find_study(name: str, with_compare: bool = False) -> "Study":
+    """The study of a name, or that of records of `compare`, which can be published and reported like others."""
     from experiments.studies import NAMES, load_studies
 
-    check_names("study", [name], NAMES)
+    check_names("study", [name], (*NAMES, "compare") if with_compare else NAMES)
+    if name == "compare":
+        from experiments.studies.compare import study_of_records
+
+        return study_of_records()
     return load_studies()[name]
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.report import names, style
+from experiments.report import intervals, names, style
 from experiments.report.cells import Cell
 
 Curve = Literal["test_accuracy", "test_loss"]
@@ -31,17 +31,19 @@ def add_learning_curves(
     draw_learning_curves(folder / f"{name}.svg", title, panels, above)
     return (
         f"![{title}: {above.replace('_', ' ')} and training loss over epochs]({name}.svg)\n\n"
-        "Line: mean over seeds; band: lowest to highest seed; cross: a run diverged."
+        "Line: mean over seeds; band: lowest to highest seed; cross: a run diverged. Differences to the baseline "
+        "are paired by seed; their band is the 95 % interval."
     )
 
 
 def draw_learning_curves(
     path: Path, title: str, panels: Mapping[str, Sequence[Cell]], above: Curve = "test_accuracy"
 ) -> None:
-    """Draws a metric of the test images (above) and training loss (below) over epochs, one column per panel.
+    """Draws a metric of the test images, its difference to the baseline and training loss, one column per panel.
 
-    A line is the mean over seeds, its band goes from the lowest to the highest seed, a cross marks the
-    epoch in which a run diverged.
+    A line is the mean over seeds, its band goes from the lowest to the highest seed, a cross marks the epoch in which
+    a run diverged. Differences are paired by seed, and their band is the 95 % interval; they are drawn where a panel
+    has one cell of the baseline.
 
     Args:
       path: of the figure, which ends with .svg.
@@ -52,12 +54,16 @@ def draw_learning_curves(
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    baselines = {name: _baseline(cells) for name, cells in panels.items()}
+    compared = any(baselines.values())
     with mpl.rc_context(style.STYLE):
-        figure = Figure(figsize=(max(3.6 * len(panels), 5.4), 6.2), dpi=150, layout="constrained")
+        figure = Figure(
+            figsize=(max(3.6 * len(panels), 5.4), 8.4 if compared else 6.2), dpi=150, layout="constrained"
+        )
         # Tasks of one data set share their scale; a method that fails would flatten the panels of the others.
-        axes = figure.subplots(2, len(panels), sharex="col", squeeze=False)
+        axes = figure.subplots(3 if compared else 2, len(panels), sharex="col", squeeze=False)
         for column, (name, cells) in enumerate(panels.items()):
-            upper, lower = axes[:, column]
+            upper, lower = axes[0, column], axes[-1, column]
             upper.set_title(name)
             lower.set_yscale("log")
             lower.set_xlabel("epoch")
@@ -69,6 +75,16 @@ def draw_learning_curves(
                         upper, cell, above
                     )
                     _draw_cell(lower, cell, "train_loss")
+            baseline = baselines[name]
+            if baseline:
+                axes[1, column].axhline(
+                    0, color=style.METHOD_STYLES["baseline"][0], linestyle="--", linewidth=1
+                )
+                for cell in cells:
+                    if cell is not baseline:
+                        _draw_difference(axes[1, column], cell, baseline, above)
+            elif compared:
+                axes[1, column].axis("off")
             style.label_narrow_log_axis(lower.yaxis)
             if lines:
                 options = {"fontsize": 7, "frameon": False, "ncols": 2, "title": "method, learning rate"}
@@ -81,9 +97,44 @@ def draw_learning_curves(
                     **options,
                 )
         axes[0, 0].set_ylabel(above.replace("_", " "))
-        axes[1, 0].set_ylabel("training loss")
+        if compared:
+            axes[1, 0].set_ylabel(f"{above.replace('_', ' ')},\ndifference to the baseline")
+        axes[-1, 0].set_ylabel("training loss")
         figure.suptitle(title)
         style.save(figure, path)
+
+
+def _baseline(cells: Sequence[Cell]) -> Cell | None:
+    """What the others are compared with: the one cell of the baseline, if there is one and there are others."""
+    found = [cell for cell in cells if cell.run.method == "baseline" and cell.ended]
+    return found[0] if len(found) == 1 and len(cells) > 1 else None
+
+
+def _draw_difference(axes, cell: Cell, baseline: Cell, metric: str) -> None:
+    """The mean difference of each epoch that some seeds of both have reached, and its interval."""
+    color, dashes = style.METHOD_STYLES[cell.run.method]
+    seeds = [seed for seed in cell.ended if seed in baseline.ended]
+    found = []
+    for epoch in range(min(cell.run.epochs, baseline.run.epochs)):
+        pairs = [
+            tuple(getattr(record.epochs[epoch], metric) for record in both)
+            for both in ((cell.ended[seed], baseline.ended[seed]) for seed in seeds)
+            if all(len(record.epochs) > epoch for record in both)
+        ]
+        pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
+        if pairs:
+            found.append((epoch + 1, intervals.paired(*zip(*pairs, strict=True))))
+    epochs = [epoch for epoch, _ in found]
+    axes.plot(epochs, [interval.mean for _, interval in found], dashes, color=color, linewidth=1.4)
+    known = [(epoch, interval) for epoch, interval in found if interval.is_known]
+    axes.fill_between(
+        [epoch for epoch, _ in known],
+        [interval.low for _, interval in known],
+        [interval.high for _, interval in known],
+        color=color,
+        alpha=0.08,
+        linewidth=0,
+    )
 
 
 def _draw_cell(axes, cell: Cell, metric: str):

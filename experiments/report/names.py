@@ -35,9 +35,10 @@ DATASETS = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "digits": "digits",
+    "imagenet2012": "ImageNet",
     "lgg": "LGG MRI",
     "pcam32": "PatchCamelyon, central 32 x 32 pixels",
-    "stream:patch_camelyon": "PatchCamelyon",
+    "patch_camelyon": "PatchCamelyon",
 }
 
 
@@ -66,8 +67,12 @@ def normalizer(name: str) -> str:
 
 
 def dataset(name: str) -> str:
-    """A data set; with its options where it has some."""
+    """A data set, however it is read; with its options where it has some."""
     base, _, options = name.partition(":")
-    if name in DATASETS or base not in DATASETS:
-        return DATASETS.get(name, name)
-    return f"{DATASETS[base]} ({options})" if options else DATASETS[base]
+    if base == "stream":
+        return dataset(options)
+    if base == "jpeg":
+        base, _, size = options.partition(":")
+        return f"{dataset(base)}, JPEGs" + (f" at {size} x {size} pixels" if size else "")
+    name = DATASETS.get(base, base)
+    return f"{name} ({options})" if options else name

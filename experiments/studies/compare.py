@@ -1,6 +1,6 @@
 """The main job: every method behind every optimizer, with seeds, on one data set and one model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.markup import escape
@@ -48,11 +48,26 @@ def make_study(
         learning_rate=(learning_rate,) if learning_rate else default_learning_rate,
         method=size.methods,
     )
+    return _study(lambda records: runs)
+
+
+def study_of_records() -> Study:
+    """The study of the runs that records hold, however they were asked for: publishes and reports them."""
+    optimizers, methods = list(names.OPTIMIZERS), list(names.METHODS)
+    return _study(
+        lambda records: sorted(
+            (record.run for record in records),
+            key=lambda run: (optimizers.index(run.optimizer), methods.index(run.method), run.seed),
+        )
+    )
+
+
+def _study(runs: Callable[[Sequence[RunRecord]], Sequence[Run]]) -> Study:
     return Study(
         name="compare",
-        title=f"{names.model(model)} on {names.dataset(dataset.partition(':')[0])}",
-        runs=lambda preset, records: runs,
-        report=lambda preset, records, folder: _write(runs, records, folder),
+        title="every method with every optimizer on one data set",
+        runs=lambda preset, records: list(runs(records)),
+        report=lambda preset, records, folder: _write(runs(records), records, folder),
     )
 
 
@@ -94,7 +109,7 @@ def _write(runs: Sequence[Run], records: Sequence[RunRecord], folder: Path) -> N
     panels: dict[str, list[Cell]] = {}
     for row in rows:
         panels.setdefault(row.labels[0], []).append(row.cell)
-    title = f"{names.model(runs[0].model)} on {names.dataset(runs[0].dataset.partition(':')[0])}"
+    title = f"{names.model(runs[0].model)} on {names.dataset(runs[0].data_name)}"
     answers = compare_methods(rows, Question(setting=title))
     figure_title = f"{title}, {len({run.seed for run in runs})} seeds"
     write_report(

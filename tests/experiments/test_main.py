@@ -199,6 +199,17 @@ def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bits(undisturbed, tmp_pa
     assert not list((tmp_path / "records").glob("*.npz"))
 
 
+def test_a_comparison_is_published_and_reported_as_a_study_is(undisturbed, tmp_path):
+    folder, _ = undisturbed
+    code, out, err = run("publish", "compare", "--from", folder, "--out", tmp_path)
+    assert code == 0, err
+    assert "4 runs" in out
+    code, _, err = run("report", "compare", "--out", tmp_path)
+    assert code == 0, err
+    for name in ("report.md", "learning_curves.svg"):
+        assert (tmp_path / "compare" / "cpu" / name).read_bytes() == (folder / name).read_bytes()
+
+
 def test_a_worker_that_dies_is_reported_and_its_run_made_again(undisturbed, tmp_path):
     process = start("compare", *SMALL, "--out", tmp_path)
     wait_for_epochs(tmp_path / "records", 1, process)

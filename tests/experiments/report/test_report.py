@@ -9,7 +9,7 @@ import pytest
 
 from experiments.files import FileError
 from experiments.records import EpochMetrics, RunRecord
-from experiments.report import style
+from experiments.report import names, style
 from experiments.report.cells import (
     Row,
     best_accuracy,
@@ -287,6 +287,33 @@ def test_the_protocol_says_which_images_are_held_out(changes, words):
     assert words in describe_protocol(make_run("baseline", 0, **changes))
 
 
+def test_the_difference_to_the_baseline_is_paired_by_seed(tmp_path):
+    accuracies = {"baseline": [0.5, 0.6, 0.8], "znorm": [0.51, 0.63, 0.82]}
+    runs = [make_run(method, seed, epochs=1) for method in accuracies for seed in range(3)]
+    found = [
+        RunRecord(
+            run,
+            "finished",
+            epochs=(EpochMetrics(1, 1.0, 0.5, 1.0, accuracies[run.method][run.seed], 0, 1.0),),
+        )
+        for run in runs
+    ]
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "save", lambda figure, path: drawn.append(figure))
+        panels = {"sgdm": list(make_cells(runs, found).values())}
+        draw_learning_curves(tmp_path / "curves", "", panels)
+        draw_learning_curves(tmp_path / "curves", "", {"sgdm": panels["sgdm"][1:]})
+    both, alone = drawn
+    assert (len(both.axes), len(alone.axes)) == (3, 2)
+    _, (mean,) = both.axes[1].lines[-1].get_data()
+    assert mean == pytest.approx(0.02)
+    (band,) = both.axes[1].collections
+    ends = band.get_paths()[0].vertices[:, 1]
+    half = 4.302653 * 0.01 / math.sqrt(3)
+    assert (ends.min(), ends.max()) == pytest.approx((0.02 - half, 0.02 + half), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
@@ -312,3 +339,18 @@ def test_a_narrow_loss_axis_has_plain_numbers(tmp_path, low, high, expected):
     assert expected <= shown
     assert len(shown) >= 3
     assert not any("$" in text for text in shown)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ("cifar10", "CIFAR-10"),
+        ("stream:patch_camelyon", "PatchCamelyon"),
+        ("jpeg:imagenet2012", "ImageNet, JPEGs"),
+        ("jpeg:my_birds:64", "my_birds, JPEGs at 64 x 64 pixels"),
+        ("lgg:64", "LGG MRI (64)"),
+        ("arrays", "arrays"),
+    ],
+)
+def test_data_sets_have_names_for_people(dataset, words):
+    assert names.dataset(dataset) == words
