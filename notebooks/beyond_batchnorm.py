@@ -66,43 +66,29 @@ print("running on", jax.default_backend())
 digits = load_digits()
 chosen = np.random.default_rng(0).permutation(len(digits.target))[:32]
 images = jnp.asarray(
-    np.kron(digits.images[chosen], np.ones((1, 4, 4)))[..., None] / 8 - 1,
-    jnp.float32,
+    np.kron(digits.images[chosen], np.ones((1, 4, 4)))[..., None] / 8 - 1, jnp.float32
 )
 labels = jnp.asarray(digits.target[chosen])
-noise = jnp.asarray(
-    np.random.default_rng(1).normal(size=(32, 8, 8, 1)), jnp.float32
-)
+noise = jnp.asarray(np.random.default_rng(1).normal(size=(32, 8, 8, 1)), jnp.float32)
 
 
 def measure(name, images, gradients=False):
     """Statistics of every unit, and the gradient norm of every convolution, of a fresh network."""
     model = models.create(
-        name,
-        num_classes=10,
-        channels=1,
-        image_size=images.shape[1],
-        rngs=nnx.Rngs(0),
+        name, num_classes=10, channels=1, image_size=images.shape[1], rngs=nnx.Rngs(0)
     )
     probed = probes.insert_probes(model)
 
     @jax.jit
     def run(params, batch_stats):
-        statistics, _, _ = probes.propagate(
-            probed, params, batch_stats, images, labels
-        )
+        statistics, _, _ = probes.propagate(probed, params, batch_stats, images, labels)
         # What is not returned is not computed.
         forward = {
             key: jnp.stack([statistics[unit][key] for unit in probed.units])
             for key in ("log_variance", "cosine_similarity", "stable_rank")
         }
-        norms = [
-            statistics[conv]["log_gradient_norm"]
-            for conv in probed.convolutions
-        ]
-        return forward | (
-            {"log_gradient_norm": jnp.stack(norms)} if gradients else {}
-        )
+        norms = [statistics[conv]["log_gradient_norm"] for conv in probed.convolutions]
+        return forward | ({"log_gradient_norm": jnp.stack(norms)} if gradients else {})
 
     return jax.device_get(run(probed.params, probed.batch_stats))
 
@@ -127,11 +113,7 @@ for name, measured in growth.items():
         markersize=3,
         label=names[name],
     )
-axes.set(
-    xlabel="block (0: input layer)",
-    ylabel="activation variance",
-    ylim=(0, None),
-)
+axes.set(xlabel="block (0: input layer)", ylabel="activation variance", ylim=(0, None))
 figure.legend(loc="outside right upper")
 plt.show()
 
@@ -161,9 +143,7 @@ parametric = {
 def growth_per_block(measured):
     """Factor of the variance per block, mean over the three stages."""
     stages = measured["log_variance"][1:].reshape(3, 3)
-    return np.exp(
-        np.mean([np.polyfit(np.arange(3), stage, 1)[0] for stage in stages])
-    )
+    return np.exp(np.mean([np.polyfit(np.arange(3), stage, 1)[0] for stage in stages]))
 
 
 figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
@@ -176,10 +156,7 @@ for (name, block), measured in parametric.items():
         markersize=3,
         label=names[name] + words,
     )
-    print(
-        f"{names[name] + words:40} grows by"
-        f" {growth_per_block(measured):.2f} per block"
-    )
+    print(f"{names[name] + words:40} grows by {growth_per_block(measured):.2f} per block")
 axes.set(xlabel="block (0: input layer)", ylabel="activation variance")
 figure.legend(loc="outside right upper")
 plt.show()
@@ -201,16 +178,9 @@ slope, intercept = np.polyfit(roots, ranks, 1)
 print(f"correlation {np.corrcoef(roots, ranks)[0, 1]:.3f}")
 
 figure, axes = plt.subplots(figsize=(4.5, 3), layout="constrained")
-axes.plot(
-    roots, ranks, "o", color=NORMALIZER_COLORS["group_norm"], label="measured"
-)
-axes.plot(
-    roots, slope * roots + intercept, "--", color="#000000", label="linear fit"
-)
-axes.set(
-    xlabel=r"$\sqrt{\mathrm{width} / \mathrm{group\ size}}$",
-    ylabel="stable rank",
-)
+axes.plot(roots, ranks, "o", color=NORMALIZER_COLORS["group_norm"], label="measured")
+axes.plot(roots, slope * roots + intercept, "--", color="#000000", label="linear fit")
+axes.set(xlabel=r"$\sqrt{\mathrm{width} / \mathrm{group\ size}}$", ylabel="stable rank")
 axes.legend()
 plt.show()
 
@@ -228,9 +198,7 @@ names = {
 }
 options = {"group_norm": ":groups=4"}
 gradients = {
-    name: measure(
-        f"cnn10w8:{name}{options.get(name, '')}", images, gradients=True
-    )
+    name: measure(f"cnn10w8:{name}{options.get(name, '')}", images, gradients=True)
     for name in names
 }
 

@@ -19,11 +19,7 @@ def read_twin(path: pathlib.Path) -> nbformat.NotebookNode:
     """The notebook without outputs that a twin describes."""
     notebook = jupytext.read(path)
     notebook.metadata = {
-        "kernelspec": {
-            "display_name": "Python 3",
-            "language": "python",
-            "name": "python3",
-        },
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
     for index, cell in enumerate(notebook.cells):
@@ -48,18 +44,14 @@ def execute(notebook: nbformat.NotebookNode, folder: pathlib.Path) -> None:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
-                raise RuntimeError(
-                    f"{cell.id} wrote to standard error: {output.text}"
-                )
+                raise RuntimeError(f"{cell.id} wrote to standard error: {output.text}")
 
 
 def main() -> None:
     """Executes the twins named on the command line, or all."""
     names = sys.argv[1:]
     for twin in sorted(FOLDER.glob("*.py")):
-        if twin == pathlib.Path(__file__) or (
-            names and twin.stem not in names
-        ):
+        if twin == pathlib.Path(__file__) or (names and twin.stem not in names):
             continue
         notebook = read_twin(twin)
         execute(notebook, FOLDER)

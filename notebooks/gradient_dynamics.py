@@ -69,12 +69,7 @@ def patches(x):
     height, width = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return jnp.concatenate(
-        [
-            x[:, i : i + height, j : j + width]
-            for i in range(3)
-            for j in range(3)
-        ],
-        axis=-1,
+        [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=-1
     )
 
 
@@ -84,18 +79,12 @@ class Convolution(nnx.Module):
     def __init__(self, in_features, features, rngs):
         he_normal = nnx.initializers.he_normal()
         self.linear = nnx.Linear(
-            9 * in_features,
-            features,
-            use_bias=False,
-            kernel_init=he_normal,
-            rngs=rngs,
+            9 * in_features, features, use_bias=False, kernel_init=he_normal, rngs=rngs
         )
         self.norm = nnx.BatchNorm(features, momentum=0.9, rngs=rngs)
 
     def __call__(self, x, train):
-        return self.norm(
-            self.linear(patches(x)), use_running_average=not train
-        )
+        return self.norm(self.linear(patches(x)), use_running_average=not train)
 
 
 class Block(nnx.Module):
@@ -115,9 +104,7 @@ class ResNet(nnx.Module):
     def __init__(self, rngs, blocks=3, features=16):
         # Names that sort in the network's order: JAX lists parameters alphabetically.
         self.conv = Convolution(1, features, rngs)
-        self.residual = nnx.List(
-            [Block(features, rngs) for _ in range(blocks)]
-        )
+        self.residual = nnx.List([Block(features, rngs) for _ in range(blocks)])
         self.to_logits = nnx.Linear(features, 10, rngs=rngs)
 
     def __call__(self, x, train):
@@ -153,10 +140,7 @@ def train(method, seed):
     graphdef, params, batch_stats = nnx.split(
         ResNet(nnx.Rngs(init_key)), nnx.Param, nnx.BatchStat
     )
-    params, batch_stats = (
-        nnx.to_pure_dict(params),
-        nnx.to_pure_dict(batch_stats),
-    )
+    params, batch_stats = (nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
 
     optimizer = optax.chain(
         optax_gradnorm.track_gradient_dynamics(),
@@ -174,51 +158,37 @@ def train(method, seed):
 
     def step(state, batch):
         params, batch_stats, opt_state = state
-        (loss, batch_stats), gradients = jax.value_and_grad(
-            loss_fn, has_aux=True
-        )(params, batch_stats, batch)
+        (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, batch_stats, batch
+        )
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         params = optax.apply_updates(params, updates)
         dynamics = optax_gradnorm.gradient_dynamics(opt_state)
-        return (params, batch_stats, opt_state), {
-            "loss": loss,
-            "dynamics": dynamics,
-        }
+        return (params, batch_stats, opt_state), {"loss": loss, "dynamics": dynamics}
 
     def epoch(state, key):
-        batches = jax.random.permutation(key, len(train_labels)).reshape(
-            -1, BATCH_SIZE
-        )
+        batches = jax.random.permutation(key, len(train_labels)).reshape(-1, BATCH_SIZE)
         state, steps = jax.lax.scan(step, state, batches)
         params, batch_stats, _ = state
-        logits = nnx.merge(graphdef, params, batch_stats)(
-            test_images, train=False
-        )
+        logits = nnx.merge(graphdef, params, batch_stats)(test_images, train=False)
         return state, steps | {
             "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == test_labels)
         }
 
     state = (params, batch_stats, optimizer.init(params))
-    _, history = jax.lax.scan(
-        epoch, state, jax.random.split(shuffle_key, EPOCHS)
-    )
+    _, history = jax.lax.scan(epoch, state, jax.random.split(shuffle_key, EPOCHS))
     return history
 
 
 histories = {
-    method: [jax.device_get(train(method, seed)) for seed in SEEDS]
-    for method in METHODS
+    method: [jax.device_get(train(method, seed)) for seed in SEEDS] for method in METHODS
 }
 
-print(
-    f"after {EPOCHS} epochs, mean over {len(SEEDS)} seeds (lowest to highest)"
-)
+print(f"after {EPOCHS} epochs, mean over {len(SEEDS)} seeds (lowest to highest)")
 for method, runs in histories.items():
     accuracy = [run["accuracy"][-1] for run in runs]
     loss = np.mean([run["loss"][-1] for run in runs])
-    spread = (
-        f"{np.mean(accuracy):.3f} ({min(accuracy):.3f} to {max(accuracy):.3f})"
-    )
+    spread = f"{np.mean(accuracy):.3f} ({min(accuracy):.3f} to {max(accuracy):.3f})"
     print(f"{method:10}test accuracy {spread}, training loss {loss:.1e}")
 
 # %% [markdown]
@@ -227,9 +197,7 @@ for method, runs in histories.items():
 # %%
 LAYERS = [
     name.removesuffix("/linear/kernel").removesuffix("/kernel")
-    for name in optax_gradnorm.layer_names(
-        histories["baseline"][0]["dynamics"].std
-    )
+    for name in optax_gradnorm.layer_names(histories["baseline"][0]["dynamics"].std)
 ]
 
 
@@ -257,41 +225,24 @@ STYLES = {
 }
 
 
-def draw_heat_maps(panels, colorbar_label, colormap):
+def draw_heat_maps(panels, colorbar_label, colormap, norm=plt.matplotlib.colors.LogNorm):
     """One heat map per panel: layers from top to bottom, epochs from left to right, one colour scale."""
-    norm = plt.matplotlib.colors.LogNorm(
-        min(values.min() for values in panels.values()),
-        max(values.max() for values in panels.values()),
-    )
+    lowest = min(values.min() for values in panels.values())
+    norm = norm(lowest, max(values.max() for values in panels.values()))
     figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(10, 3.6),
-        sharey=True,
-        layout="constrained",
-        squeeze=False,
+        1, len(panels), figsize=(10, 3.6), sharey=True, layout="constrained", squeeze=False
     )
     for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
         extent = (0.5, EPOCHS + 0.5, len(LAYERS) - 0.5, -0.5)
-        image = axis.imshow(
-            values, aspect="auto", norm=norm, cmap=colormap, extent=extent
-        )
-        axis.set(
-            title=title,
-            xlabel="epoch",
-            yticks=range(len(LAYERS)),
-            yticklabels=LAYERS,
-        )
+        image = axis.imshow(values, aspect="auto", norm=norm, cmap=colormap, extent=extent)
+        axis.set(title=title, xlabel="epoch", yticks=range(len(LAYERS)), yticklabels=LAYERS)
     axes[0, 0].set_ylabel("layer, from images to logits")
     figure.colorbar(image, ax=axes, label=colorbar_label)
     plt.show()
 
 
 draw_heat_maps(
-    {
-        f"{method}, seed 0": layer_std(runs[0])
-        for method, runs in histories.items()
-    },
+    {f"{method}, seed 0": layer_std(runs[0]) for method, runs in histories.items()},
     "standard deviation of the raw gradient",
     "viridis",
 )
@@ -311,30 +262,12 @@ changes = {}
 for method, runs in histories.items():
     factors = np.mean([np.log2(relative_std(run)) for run in runs], axis=0)
     changes[method] = factors - factors[:, :1]
-limit = max(np.abs(values).max() for values in changes.values())
-
-figure, axes = plt.subplots(
-    1, len(METHODS), figsize=(10, 3.6), sharey=True, layout="constrained"
+draw_heat_maps(
+    {f"{method}, mean of {len(SEEDS)} seeds": values for method, values in changes.items()},
+    "layer relative to all layers:\nchange since epoch 1 (powers of two)",
+    "RdBu_r",
+    lambda low, high: plt.Normalize(-max(-low, high), max(-low, high)),
 )
-for axis, (method, values) in zip(axes, changes.items(), strict=True):
-    extent = (0.5, EPOCHS + 0.5, len(LAYERS) - 0.5, -0.5)
-    image = axis.imshow(
-        values,
-        aspect="auto",
-        cmap="RdBu_r",
-        vmin=-limit,
-        vmax=limit,
-        extent=extent,
-    )
-    axis.set(title=f"{method}, mean of {len(SEEDS)} seeds", xlabel="epoch")
-    axis.set(yticks=range(len(LAYERS)), yticklabels=LAYERS)
-axes[0].set_ylabel("layer, from images to logits")
-figure.colorbar(
-    image,
-    ax=axes,
-    label="layer relative to all layers:\nchange since epoch 1 (powers of two)",
-)
-plt.show()
 
 # %% [markdown]
 # ## All layers together
@@ -344,30 +277,16 @@ figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
 epochs = np.arange(1, EPOCHS + 1)
 for method, runs in histories.items():
     curves = np.array([global_std(run) for run in runs])
-    axis.plot(
-        epochs,
-        np.exp(np.log(curves).mean(axis=0)),
-        label=method,
-        **STYLES[method],
-    )
+    axis.plot(epochs, np.exp(np.log(curves).mean(axis=0)), label=method, **STYLES[method])
     color = STYLES[method]["color"]
     axis.fill_between(
-        epochs,
-        curves.min(axis=0),
-        curves.max(axis=0),
-        color=color,
-        alpha=0.15,
-        linewidth=0,
+        epochs, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.15, linewidth=0
     )
 axis.set(
-    xlabel="epoch",
-    ylabel="global standard deviation\nof the raw gradient",
-    yscale="log",
+    xlabel="epoch", ylabel="global standard deviation\nof the raw gradient", yscale="log"
 )
 axis.grid(alpha=0.3)
-axis.legend(
-    title=f"line: geometric mean of {len(SEEDS)} seeds\nband: lowest to highest"
-)
+axis.legend(title=f"line: geometric mean of {len(SEEDS)} seeds\nband: lowest to highest")
 plt.show()
 
 # %% [markdown]
@@ -392,9 +311,7 @@ def count_trends(curves):
     return trends.count(1), trends.count(-1)
 
 
-print(
-    f"{'':16}{'global':^20}{'layers':^16}{'relative layers':^18}{'factor of layers':^24}"
-)
+print(f"{'':16}{'global':^20}{'layers':^16}{'relative layers':^18}{'factor of layers':^24}")
 print(
     f"{'method':10}{'seed':>6}{'trend':>9}{'factor':>11}{'rise':>8}{'fall':>8}{'rise':>9}{'fall':>9}",
     end="",
@@ -409,10 +326,8 @@ for method, runs in histories.items():
         relative_rise, relative_fall = count_trends(relative_std(run))
         factors = layers[:, -1] / layers[:, 0]
         word = {-1: "falls", 0: "neither", 1: "rises"}[trend(curve)]
-        print(
-            f"{method:10}{seed:6}{word:>9}{curve[-1] / curve[0]:11.3g}{rise:8}{fall:8}",
-            end="",
-        )
+        change = curve[-1] / curve[0]
+        print(f"{method:10}{seed:6}{word:>9}{change:11.3g}{rise:8}{fall:8}", end="")
         print(
             f"{relative_rise:9}{relative_fall:9}{factors.min():12.3g}{factors.max():12.3g}"
         )
@@ -452,18 +367,14 @@ draw_heat_maps(
     "cividis",
 )
 
-print(
-    "factor on the centred gradient, over layers and seeds, in the first and in the last epoch"
-)
+print("factor on the centred gradient, over layers and seeds")
 print(f"{'':34}{'first epoch':^22}{'last epoch':^22}")
 print(f"{'':34}{'smallest':>11}{'largest':>11}{'smallest':>11}{'largest':>11}")
 for label, method in (
     ("ZNorm on its own run", "ZNorm"),
     ("ZNorm, had the baseline used it", "baseline"),
 ):
-    factors = 1 / (
-        np.stack([layer_std(run) for run in histories[method]]) + EPS
-    )
+    factors = 1 / (np.stack([layer_std(run) for run in histories[method]]) + EPS)
     first, last = factors[:, :, 0], factors[:, :, -1]
     print(
         f"{label:34}{first.min():11.3g}{first.max():11.3g}{last.min():11.3g}{last.max():11.3g}"
@@ -471,8 +382,7 @@ for label, method in (
 factors = np.stack(
     [
         optax_gradnorm.default_autoscale(
-            jnp.asarray(global_std(run)),
-            jnp.asarray(run["dynamics"].global_std[0, 0]),
+            jnp.asarray(global_std(run)), jnp.asarray(run["dynamics"].global_std[0, 0])
         )
         for run in histories["GAN"]
     ]

@@ -81,9 +81,7 @@ class Branch(nnx.Module):
     def __init__(self, features, rngs):
         he_normal = nnx.initializers.he_normal()
         self.norm = nnx.LayerNorm(features, rngs=rngs)
-        self.linear1 = nnx.Linear(
-            features, features, kernel_init=he_normal, rngs=rngs
-        )
+        self.linear1 = nnx.Linear(features, features, kernel_init=he_normal, rngs=rngs)
         self.linear2 = nnx.Linear(features, features, rngs=rngs)
 
     def __call__(self, x):
@@ -96,9 +94,7 @@ class Network(nnx.Module):
     def __init__(self, residual, rngs, features=48):
         self.residual = residual
         self.stem = nnx.Linear(64, features, rngs=rngs)
-        self.branches = nnx.List(
-            [Branch(features, rngs) for _ in range(BLOCKS)]
-        )
+        self.branches = nnx.List([Branch(features, rngs) for _ in range(BLOCKS)])
         self.norm = nnx.LayerNorm(features, rngs=rngs)
         self.to_logits = nnx.Linear(features, 10, rngs=rngs)
 
@@ -144,9 +140,7 @@ def train(graphdef, params, method):
         return (optax.apply_updates(params, updates), opt_state), None
 
     keys = jax.random.split(jax.random.key(0), EPOCHS)
-    batches = jax.vmap(
-        lambda key: jax.random.permutation(key, len(train_labels))
-    )(keys)
+    batches = jax.vmap(lambda key: jax.random.permutation(key, len(train_labels)))(keys)
     state = (params, optimizer.init(params))
     (params, _), _ = jax.lax.scan(step, state, batches.reshape(-1, BATCH_SIZE))
     return params
@@ -158,9 +152,7 @@ for kind in ("residual", "plain"):
     params = nnx.to_pure_dict(params)
     models[kind, "initialisation"] = nnx.merge(graphdef, params)
     for method in METHODS:
-        models[kind, method] = nnx.merge(
-            graphdef, train(graphdef, params, method)
-        )
+        models[kind, method] = nnx.merge(graphdef, train(graphdef, params, method))
 
 print("test accuracy")
 for (kind, training), model in models.items():
@@ -177,7 +169,6 @@ for (kind, training), model in models.items():
 
 # %%
 IMAGES = 32
-ITERATIONS = 100
 
 
 def measure_one(model, image, label):
@@ -186,40 +177,25 @@ def measure_one(model, image, label):
     for branch in model.branches:
         x = inputs[-1]
         inputs.append(x + branch(x) if model.residual else branch(x))
-    gradient = jax.grad(lambda x: cross_entropy(model.head(x), label))(
-        inputs[-1]
-    )
+    gradient = jax.grad(lambda x: cross_entropy(model.head(x), label))(inputs[-1])
 
     gradients, measured = [gradient], []
-    for branch, x in zip(
-        reversed(model.branches), reversed(inputs[:-1]), strict=True
-    ):
-        paths = overlap.residual_overlap(
-            branch, x, gradients[0], iterations=ITERATIONS
-        )
+    for branch, x in zip(reversed(model.branches), reversed(inputs[:-1]), strict=True):
+        paths = overlap.residual_overlap(branch, x, gradients[0], iterations=100)
         measured.insert(0, paths)
         gradients.insert(0, paths.total if model.residual else paths.branch)
 
     norms = jnp.linalg.norm(jnp.stack(gradients), axis=-1)
     alphas = jnp.stack([paths.alpha.norm for paths in measured])
-    bounds = [
-        overlap.gradient_bounds(alphas[i:], norms[-1])
-        for i in range(BLOCKS + 1)
-    ]
+    bounds = [overlap.gradient_bounds(alphas[i:], norms[-1]) for i in range(BLOCKS + 1)]
+    bounds = [bound.residual if model.residual else bound.plain for bound in bounds]
     return {
         "norms": norms,
-        "bounds": jnp.stack(
-            [
-                bound.residual if model.residual else bound.plain
-                for bound in bounds
-            ]
-        ),
+        "bounds": jnp.stack(bounds),
         "alpha": alphas,
         "error": jnp.stack([paths.alpha.error for paths in measured]),
         "cosine": jnp.stack([paths.cosine for paths in measured]),
-        "amplification": jnp.stack(
-            [paths.amplification for paths in measured]
-        ),
+        "amplification": jnp.stack([paths.amplification for paths in measured]),
     }
 
 
@@ -258,29 +234,20 @@ def largest_difference_to_whole_network(model, norms):
 
 
 def largest_difference_to_dense(model, alphas):
-    jacobians = jax.vmap(jax.jacobian(model.branches[0]))(
-        model.stem(test_images[:IMAGES])
-    )
-    expected = np.linalg.norm(
-        np.asarray(jacobians, np.float64), 2, axis=(1, 2)
-    )
+    jacobians = jax.vmap(jax.jacobian(model.branches[0]))(model.stem(test_images[:IMAGES]))
+    expected = np.linalg.norm(np.asarray(jacobians, np.float64), 2, axis=(1, 2))
     return np.max(np.abs(alphas[:, 0] / expected - 1))
 
 
 print(f"{IMAGES} test images, {BLOCKS} blocks")
 print(
-    f"{'network':10}{'training':16}{'chain rule':>14}{'dense alpha':>14}{'largest norm/bound':>20}"
+    f"{'network':10}{'training':16}{'chain rule':>14}{'dense alpha':>14}{'norm / bound':>20}"
 )
 for (kind, training), result in results.items():
-    chain = largest_difference_to_whole_network(
-        models[kind, training], result["norms"]
-    )
-    dense = largest_difference_to_dense(
-        models[kind, training], result["alpha"]
-    )
-    ratio = (result["norms"] / result["bounds"])[
-        :, :-1
-    ].max()  # At the output both are the same.
+    chain = largest_difference_to_whole_network(models[kind, training], result["norms"])
+    dense = largest_difference_to_dense(models[kind, training], result["alpha"])
+    # At the output both are the same.
+    ratio = (result["norms"] / result["bounds"])[:, :-1].max()
     print(f"{kind:10}{training:16}{chain:14.1e}{dense:14.1e}{ratio:20.3f}")
 
 # %% [markdown]
@@ -293,12 +260,8 @@ for (kind, training), result in results.items():
 # it is negative they work against each other, and the amplification can fall below 1.
 
 # %%
-plt.rcParams |= {
-    "figure.dpi": 78,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "lines.linewidth": 1.8,
-}
+plt.rcParams |= {"figure.dpi": 78, "axes.grid": True, "grid.alpha": 0.3}
+plt.rcParams["lines.linewidth"] = 1.8
 # The colour-blind-safe palette of Okabe and Ito.
 STYLES = {
     "initialisation": {"color": "#E69F00", "linestyle": ":"},
@@ -311,18 +274,14 @@ def plot_images(axis, x, values, label, style):
     """Draws the median over images, and a band from the 10th to the 90th percentile."""
     low, median, high = np.percentile(values, (10, 50, 90), axis=0)
     axis.plot(x, median, label=label, **style)
-    axis.fill_between(
-        x, low, high, color=style["color"], alpha=0.15, linewidth=0
-    )
+    axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained")
 blocks = np.arange(1, BLOCKS + 1)
 for training, style in STYLES.items():
     result = results["residual", training]
-    for axis, quantity in zip(
-        axes, ("alpha", "cosine", "amplification"), strict=True
-    ):
+    for axis, quantity in zip(axes, ("alpha", "cosine", "amplification"), strict=True):
         plot_images(axis, blocks, result[quantity], training, style)
 axes[0].set(ylabel=r"operator norm of the branch, $\alpha_i$", ylim=(0, None))
 axes[1].set(ylabel="cosine between the two paths")
@@ -331,20 +290,16 @@ axes[1].axhline(0, color="grey", linewidth=1)
 axes[2].axhline(1, color="grey", linewidth=1)
 for axis in axes:
     axis.set(xlabel="residual block", xticks=blocks)
-figure.legend(
-    *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3
-)
-figure.suptitle(
-    f"residual network: median and 10 % to 90 % of {IMAGES} test images"
-)
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+figure.suptitle(f"residual network: median and 10 % to 90 % of {IMAGES} test images")
 plt.show()
 
 print("medians over images and blocks of the residual network")
 print(f"{'training':16}{'alpha':>8}{'cosine':>8}{'amplification':>15}")
 for training in STYLES:
     result = results["residual", training]
-    alpha, cosine, amplification = (
-        np.median(result[q]) for q in ("alpha", "cosine", "amplification")
+    alpha, cosine, amplification = map(
+        np.median, (result["alpha"], result["cosine"], result["amplification"])
     )
     print(f"{training:16}{alpha:8.2f}{cosine:8.2f}{amplification:15.2f}")
 
@@ -357,12 +312,7 @@ for training in STYLES:
 # %%
 columns = list(STYLES)
 figure, axes = plt.subplots(
-    2,
-    len(columns),
-    figsize=(10, 5.4),
-    sharex=True,
-    sharey="row",
-    layout="constrained",
+    2, len(columns), figsize=(10, 5.4), sharex=True, sharey="row", layout="constrained"
 )
 positions = np.arange(BLOCKS + 1)
 for row, kind in zip(axes, ("residual", "plain"), strict=True):
@@ -371,43 +321,23 @@ for row, kind in zip(axes, ("residual", "plain"), strict=True):
         start = result["norms"][:, -1:]
         bound_style = {"color": "#D55E00", "linestyle": "--"}
         label = "bound, product of $1 + \\alpha_i$ (residual) or $\\alpha_i$ (plain)"
-        plot_images(
-            axis, positions, result["bounds"] / start, label, bound_style
-        )
-        plot_images(
-            axis,
-            positions,
-            result["norms"] / start,
-            "measured",
-            {"color": "#0072B2"},
-        )
+        plot_images(axis, positions, result["bounds"] / start, label, bound_style)
+        measured = result["norms"] / start
+        plot_images(axis, positions, measured, "measured", {"color": "#0072B2"})
         axis.set(title=f"{kind}, {training}", yscale="log")
     row[0].set_ylabel("norm of the gradient\nrelative to the output")
 for axis in axes[1]:
-    axis.set(
-        xlabel="blocks below (0: input of the first block)", xticks=positions
-    )
-figure.legend(
-    *axes[0, 0].get_legend_handles_labels(),
-    loc="outside lower center",
-    ncols=2,
-)
+    axis.set(xlabel="blocks below (0: input of the first block)", xticks=positions)
+figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 plt.show()
 
-print(
-    "gradient norm at the first block's input, relative to the output: median over images"
-)
-print(
-    f"{'network':10}{'training':16}{'measured':>10}{'bound':>12}{'bound / measured':>18}"
-)
+print("gradient norm at the first block's input, relative to the output, medians")
+print(f"{'network':10}{'training':16}{'measured':>10}{'bound':>12}{'bound / measured':>18}")
 for (kind, training), result in results.items():
     measured = result["norms"][:, 0] / result["norms"][:, -1]
     bound = result["bounds"][:, 0] / result["norms"][:, -1]
-    print(
-        f"{kind:10}{training:16}{np.median(measured):10.3g}{np.median(bound):12.3g}",
-        end="",
-    )
-    print(f"{np.median(bound / measured):18.3g}")
+    medians = map(np.median, (measured, bound, bound / measured))
+    print("{:10}{:16}{:10.3g}{:12.3g}{:18.3g}".format(kind, training, *medians))
 
 # %% [markdown]
 # Theorem 2.3 compares bounds: at equal $\alpha_i$ the one with skip connections is the larger. The two
@@ -434,9 +364,7 @@ def znorm(field):
 
 
 points = jnp.linspace(-3, 3, 61)
-grid = jnp.stack(
-    jnp.meshgrid(points, points), axis=-1
-)  # The first axis runs along x2.
+grid = jnp.stack(jnp.meshgrid(points, points), axis=-1)  # The first axis runs along x2.
 original = jax.vmap(jax.vmap(jax.grad(surface)))(grid)
 residual = original + 0.5 * original
 panels = {
@@ -446,28 +374,14 @@ panels = {
     "difference: ZNorm - residual": znorm(residual) - residual,
 }
 
-lengths = {
-    title: jnp.linalg.norm(field, axis=-1) for title, field in panels.items()
-}
+lengths = {title: jnp.linalg.norm(field, axis=-1) for title, field in panels.items()}
 longest = max(float(length.max()) for length in lengths.values())
-figure, axes = plt.subplots(
-    1, 4, figsize=(12, 3.7), sharex=True, sharey=True, layout="constrained"
-)
+figure, axes = plt.subplots(1, 4, figsize=(12, 3.7), sharey=True, layout="constrained")
 for axis, (title, field) in zip(axes, panels.items(), strict=True):
-    image = axis.pcolormesh(
-        points, points, lengths[title], cmap="viridis", vmin=0, vmax=longest
-    )
-    directions = (field / jnp.maximum(lengths[title], 1e-12)[..., None])[
-        ::4, ::4
-    ]
-    axis.quiver(
-        points[::4],
-        points[::4],
-        directions[..., 0],
-        directions[..., 1],
-        color="white",
-        scale=22,
-    )
+    image = axis.pcolormesh(points, points, lengths[title], vmin=0, vmax=longest)
+    directions = (field / jnp.maximum(lengths[title], 1e-12)[..., None])[::4, ::4]
+    arrows = jnp.moveaxis(directions, -1, 0)
+    axis.quiver(points[::4], points[::4], *arrows, color="white", scale=22)
     axis.set(title=title, xlabel="$x_1$", aspect="equal")
     axis.grid(visible=False)
 axes[0].set_ylabel("$x_2$")
@@ -476,17 +390,11 @@ figure.suptitle("color: length of the gradient; arrows: its direction")
 plt.show()
 
 for title, length in lengths.items():
-    print(
-        f"{title:32}mean length {length.mean():.2f}, longest {length.max():.2f}"
-    )
+    print(f"{title:32}mean length {length.mean():.2f}, longest {length.max():.2f}")
 difference = jnp.max(jnp.abs(znorm(residual) - znorm(original)))
-print(
-    f"largest difference between ZNorm of the residual and ZNorm of the original: {difference:.1e}"
-)
+print(f"largest difference between ZNorm of residual and original: {difference:.1e}")
 
 # %% [markdown]
-# ZNorm does not depend on the gradient's scale, so its panel is the same whatever the factor of the overlap,
-# up to rounding: the last line. In a network overlap is more than a factor, since the two paths differ in
-# direction, as the cosines above show; what ZNorm undoes is the part that scales a whole layer.
-# The last two panels look alike in length because this surface's sigma is close to 2: ZNorm halves the field, and the
-# difference is the other half, pointing back.
+# ZNorm does not depend on the gradient's scale: the last line. In a network overlap is more than a factor, as the
+# cosines above show; what ZNorm undoes is the part that scales a whole layer. The last two panels look alike in
+# length because this surface's sigma is close to 2: ZNorm halves the field, and the difference is the other half.

@@ -106,12 +106,7 @@ def patches(x):
     height, width = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return jnp.concatenate(
-        [
-            x[:, i : i + height, j : j + width]
-            for i in range(3)
-            for j in range(3)
-        ],
-        axis=-1,
+        [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=-1
     )
 
 
@@ -121,18 +116,12 @@ class Convolution(nnx.Module):
     def __init__(self, in_features, features, rngs):
         he_normal = nnx.initializers.he_normal()
         self.linear = nnx.Linear(
-            9 * in_features,
-            features,
-            use_bias=False,
-            kernel_init=he_normal,
-            rngs=rngs,
+            9 * in_features, features, use_bias=False, kernel_init=he_normal, rngs=rngs
         )
         self.norm = nnx.BatchNorm(features, momentum=0.9, rngs=rngs)
 
     def __call__(self, x, train):
-        return self.norm(
-            self.linear(patches(x)), use_running_average=not train
-        )
+        return self.norm(self.linear(patches(x)), use_running_average=not train)
 
 
 class Block(nnx.Module):
@@ -152,9 +141,7 @@ class ResNet(nnx.Module):
     def __init__(self, rngs, blocks=2, features=16):
         # Names that sort in the network's order: JAX lists parameters alphabetically.
         self.conv = Convolution(1, features, rngs)
-        self.residual = nnx.List(
-            [Block(features, rngs) for _ in range(blocks)]
-        )
+        self.residual = nnx.List([Block(features, rngs) for _ in range(blocks)])
         self.to_logits = nnx.Linear(features, 10, rngs=rngs)
 
     def __call__(self, x, train):
@@ -192,10 +179,7 @@ def train(method, learning_rate, seed):
     graphdef, params, batch_stats = nnx.split(
         ResNet(nnx.Rngs(init_key)), nnx.Param, nnx.BatchStat
     )
-    params, batch_stats = (
-        nnx.to_pure_dict(params),
-        nnx.to_pure_dict(batch_stats),
-    )
+    params, batch_stats = (nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
 
     optimizer = optax.chain(
         optax_gradnorm.track_gradient_dynamics(),
@@ -217,21 +201,16 @@ def train(method, learning_rate, seed):
 
     def step(state, batch):
         params, batch_stats, opt_state = state
-        (loss, batch_stats), gradients = jax.value_and_grad(
-            loss_fn, has_aux=True
-        )(params, batch_stats, batch)
+        (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, batch_stats, batch
+        )
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         params = optax.apply_updates(params, updates)
         dynamics = optax_gradnorm.gradient_dynamics(opt_state)
-        return (params, batch_stats, opt_state), {
-            "loss": loss,
-            "dynamics": dynamics,
-        }
+        return (params, batch_stats, opt_state), {"loss": loss, "dynamics": dynamics}
 
     def epoch(state, key):
-        batches = jax.random.permutation(key, len(train_labels)).reshape(
-            -1, BATCH_SIZE
-        )
+        batches = jax.random.permutation(key, len(train_labels)).reshape(-1, BATCH_SIZE)
         state, steps = jax.lax.scan(step, state, batches)
         params, batch_stats, _ = state
         return state, steps | {
@@ -242,9 +221,7 @@ def train(method, learning_rate, seed):
         }
 
     state = (params, batch_stats, optimizer.init(params))
-    _, history = jax.lax.scan(
-        epoch, state, jax.random.split(shuffle_key, EPOCHS)
-    )
+    _, history = jax.lax.scan(epoch, state, jax.random.split(shuffle_key, EPOCHS))
     return history
 
 
@@ -297,21 +274,13 @@ print(
 for method in METHODS:
     accuracies = test_accuracies(method)
     difference = accuracies - test_accuracies("baseline")
-    half_width = scipy.stats.t.ppf(0.975, len(SEEDS) - 1) * scipy.stats.sem(
-        difference
-    )
+    half_width = scipy.stats.t.ppf(0.975, len(SEEDS) - 1) * scipy.stats.sem(difference)
     low, high = difference.mean() - half_width, difference.mean() + half_width
     verdict = (
-        "no difference shown"
-        if low <= 0 <= high
-        else "better"
-        if low > 0
-        else "worse"
+        "no difference shown" if low <= 0 <= high else "better" if low > 0 else "worse"
     )
     spread = f"{accuracies.mean():.3f} ± {accuracies.std(ddof=1):.3f}"
-    compared = (
-        "" if method == "baseline" else f"{low:+.3f} to {high:+.3f}: {verdict}"
-    )
+    compared = "" if method == "baseline" else f"{low:+.3f} to {high:+.3f}: {verdict}"
     print(
         f"{method:16}{spread:>16}{accuracies.min():9.3f}{accuracies.max():9.3f}   {compared}"
     )
@@ -324,47 +293,23 @@ STYLES = {
     "ZNorm": {"color": "#0072B2", "linestyle": "-"},
     "GAN": {"color": "#D55E00", "linestyle": ":"},
 }
-plt.rcParams |= {
-    "figure.dpi": 90,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "lines.linewidth": 1.8,
-}
+plt.rcParams |= {"figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.3}
+plt.rcParams["lines.linewidth"] = 1.8
 
 
 def plot_runs(axis, x, values, method):
     """Draws the mean over seeds, and a band from the lowest to the highest seed."""
     axis.plot(x, np.mean(values, axis=0), label=method, **STYLES[method])
-    color = STYLES[method]["color"]
-    axis.fill_between(
-        x,
-        np.min(values, axis=0),
-        np.max(values, axis=0),
-        color=color,
-        alpha=0.15,
-        linewidth=0,
-    )
+    band = {"color": STYLES[method]["color"], "alpha": 0.15, "linewidth": 0}
+    axis.fill_between(x, np.min(values, axis=0), np.max(values, axis=0), **band)
 
 
-figure, (left, right) = plt.subplots(
-    1, 2, figsize=(9, 3.6), layout="constrained"
-)
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 epochs = np.arange(1, EPOCHS + 1)
 for method, histories in best.items():
-    plot_runs(
-        left,
-        epochs,
-        [history["loss"].mean(axis=1) for history in histories],
-        method,
-    )
-    plot_runs(
-        right, epochs, [history["validation"] for history in histories], method
-    )
-left.set(
-    xlabel="epoch",
-    ylabel="training loss, mean over the epoch (nats)",
-    yscale="log",
-)
+    plot_runs(left, epochs, [history["loss"].mean(axis=1) for history in histories], method)
+    plot_runs(right, epochs, [history["validation"] for history in histories], method)
+left.set(xlabel="epoch", ylabel="training loss, mean over the epoch (nats)", yscale="log")
 left.legend(title="line: mean over seeds\nband: lowest to highest")
 right.set(xlabel="epoch", ylabel="validation accuracy")
 plt.show()
@@ -389,20 +334,12 @@ for name, std, color in zip(
     layers, jax.tree.leaves(history["dynamics"].std), colors, strict=True
 ):
     axis.plot(
-        steps,
-        std.ravel(),
-        color=color,
-        linewidth=1.2,
-        label=name.removesuffix("/kernel"),
+        steps, std.ravel(), color=color, linewidth=1.2, label=name.removesuffix("/kernel")
     )
 global_std = history["dynamics"].global_std.ravel()
 axis.plot(steps, global_std, color="black", linewidth=2.4, label="all layers")
-axis.set(
-    xlabel="step", ylabel="standard deviation of the gradient", yscale="log"
-)
-axis.set_title(
-    "baseline, first seed: raw gradients, from the first layer (dark) to the last (light)"
-)
+axis.set(xlabel="step", ylabel="standard deviation of the gradient", yscale="log")
+axis.set_title("baseline, first seed: raw gradients, first layer (dark) to last (light)")
 figure.legend(loc="outside right center")
 plt.show()
 
@@ -427,14 +364,10 @@ plt.show()
 # %%
 def multipliers(history):
     sigma = history["dynamics"].global_std.ravel()
-    return optax_gradnorm.default_autoscale(
-        jnp.asarray(sigma), jnp.asarray(sigma[0])
-    )
+    return optax_gradnorm.default_autoscale(jnp.asarray(sigma), jnp.asarray(sigma[0]))
 
 
-figure, (left, right) = plt.subplots(
-    1, 2, figsize=(9, 3.6), layout="constrained"
-)
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 sigma = jnp.logspace(-8, 0, 200)
 for first_sigma, style in ((1e-6, ":"), (1e-3, "--"), (1e-1, "-")):
     alpha = optax_gradnorm.default_autoscale(sigma, jnp.float32(first_sigma))
@@ -442,11 +375,7 @@ for first_sigma, style in ((1e-6, ":"), (1e-3, "--"), (1e-1, "-")):
     left.plot(sigma, alpha, style, color=STYLES["GAN"]["color"], label=label)
 left.axhline(1 / np.e, color="grey", linewidth=1)
 left.annotate(
-    "1/e",
-    (1.5e-8, 1 / np.e),
-    textcoords="offset points",
-    xytext=(0, 3),
-    color="grey",
+    "1/e", (1.5e-8, 1 / np.e), textcoords="offset points", xytext=(0, 3), color="grey"
 )
 left.set(
     xlabel="global standard deviation $\\sigma_t$",
@@ -454,9 +383,7 @@ left.set(
     xscale="log",
 )
 left.legend()
-plot_runs(
-    right, steps, [multipliers(history) for history in best["GAN"]], "GAN"
-)
+plot_runs(right, steps, [multipliers(history) for history in best["GAN"]], "GAN")
 right.set(xlabel="step", ylabel="multiplier $\\alpha_t$", ylim=(0, None))
 right.legend(title=f"mean and range of {len(SEEDS)} seeds")
 plt.show()

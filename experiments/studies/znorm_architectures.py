@@ -61,7 +61,6 @@ QUESTION = Question(
     source=lambda run: "Yun 2024, arXiv 2408.01215",
     paper=lambda run: paper_effect(run) if _has_shortcuts(run) else None,
     smallest=smallest_effect,
-    headline=lambda run: not _has_shortcuts(run) and run.optimizer == "adam",
     forest=lambda run: not _has_shortcuts(run),
 )
 
