@@ -15,8 +15,8 @@ help:  ## Show these targets
 demo: .venv/experiments.stamp  ## Compare the gradient normalizers on real digits, in about a minute
 	$(BIN)/python -m experiments compare
 
-# Compilation takes most of the tests' time, so here XLA optimizes little. On the lowest and the newest versions the
-# library's tests compile as users do.
+# Compilation takes most of the tests' time, so XLA optimizes little; on the newest versions the library's tests
+# compile as users do.
 COMPILE_QUICKLY := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 \
   --xla_llvm_disable_expensive_passes=true
 
@@ -24,7 +24,7 @@ test: .venv/test.stamp  ## Run the tests
 	XLA_FLAGS="$(COMPILE_QUICKLY)" $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 test-lowest: .venv-lowest/stamp  ## Run the library's tests on the lowest versions that are declared
-	.venv-lowest/bin/python -m pytest -q -n auto optax_gradnorm tests/optax_gradnorm
+	XLA_FLAGS="$(COMPILE_QUICKLY)" .venv-lowest/bin/python -m pytest -q -n auto optax_gradnorm tests/optax_gradnorm
 
 test-newest: .venv-newest/stamp  ## Run the library's tests on the newest Python and JAX
 	.venv-newest/bin/python -m pytest -q -n auto optax_gradnorm tests/optax_gradnorm

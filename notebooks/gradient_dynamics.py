@@ -65,7 +65,7 @@ print(f"{len(train_labels)} training and {len(test_labels)} test images")
 
 # %%
 def patches(x):
-    """3 x 3 neighbourhood of every pixel: [images, height, width, channels] to [..., 9 * channels]."""
+    """The 3 x 3 pixels around each: [n, h, w, channels] to [n, h, w, 9 * channels]."""
     height, width = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return jnp.concatenate(
@@ -99,7 +99,7 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Convolution, pooling to 4 x 4 pixels, residual blocks, mean over the image, linear layer."""
+    """Convolution, pooling to 4 x 4, residual blocks, mean over the image, linear layer."""
 
     def __init__(self, rngs, blocks=3, features=16):
         # Names that sort in the network's order: JAX lists parameters alphabetically.
@@ -135,7 +135,7 @@ LEARNING_RATE = 2e-3
 
 @functools.partial(jax.jit, static_argnames="method")
 def train(method, seed):
-    """Trains one network; returns test accuracy per epoch, and loss and gradient statistics per step."""
+    """Trains a network; returns accuracy per epoch, loss and gradient statistics per step."""
     init_key, shuffle_key = jax.random.split(jax.random.key(seed))
     graphdef, params, batch_stats = nnx.split(
         ResNet(nnx.Rngs(init_key)), nnx.Param, nnx.BatchStat
@@ -226,7 +226,7 @@ STYLES = {
 
 
 def draw_heat_maps(panels, colorbar_label, colormap, norm=plt.matplotlib.colors.LogNorm):
-    """One heat map per panel: layers from top to bottom, epochs from left to right, one colour scale."""
+    """One heat map per panel: layers downwards, epochs to the right, one colour scale."""
     lowest = min(values.min() for values in panels.values())
     norm = norm(lowest, max(values.max() for values in panels.values()))
     figure, axes = plt.subplots(

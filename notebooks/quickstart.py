@@ -102,7 +102,7 @@ print(
 
 # %%
 def patches(x):
-    """3 x 3 neighbourhood of every pixel: [images, height, width, channels] to [..., 9 * channels]."""
+    """The 3 x 3 pixels around each: [n, h, w, channels] to [n, h, w, 9 * channels]."""
     height, width = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return jnp.concatenate(
@@ -136,7 +136,7 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Convolution, pooling to 4 x 4 pixels, residual blocks, mean over the image, linear layer."""
+    """Convolution, pooling to 4 x 4, residual blocks, mean over the image, linear layer."""
 
     def __init__(self, rngs, blocks=2, features=16):
         # Names that sort in the network's order: JAX lists parameters alphabetically.
