@@ -21,7 +21,8 @@ extensions = [
     "sphinx.ext.napoleon",
 ]
 html_theme = "furo"
-html_theme_options = {"light_css_variables": {"code-font-size": "78%"}}  # a line of the notebooks fits
+# The lines of the notebooks fit their column.
+html_theme_options = {"light_css_variables": {"code-font-size": "78%"}}
 html_title = f"optax-gradnorm {release}"
 exclude_patterns = ["_build", "jupyter_execute"]
 intersphinx_mapping = inventories.write()
