@@ -8,6 +8,7 @@ a step.
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -21,6 +22,7 @@ from typing import Any
 from benchmarks.training_loops import Loop, work
 
 RESULTS = Path(__file__).parent / "results"
+SHARING = 8  # processes on one accelerator
 UPDATES = 50  # of the optimizer alone: each takes a millisecond
 ADDED: dict[str, dict[str, Any]] = {
     "znorm": {"method": "znorm"},
@@ -86,7 +88,10 @@ def measure(settings: dict[str, list[tuple[Loop, int | None]]], rounds: int) -> 
 
 
 def throughput(depth: int, batch_size: int, steps: int, rounds: int, cores: list[int]) -> dict[str, Any]:
-    """One row for each kind of loop: one process on all cores, on one core, and one process per core."""
+    """Rows for each kind of loop: one process on all cores, on one core, and one process per core.
+
+    On an accelerator there are no pinned cores, and several processes share it.
+    """
     kinds = ["epoch scan", "per-step loop"]
     if importlib.util.find_spec("torch"):
         kinds.append("pytorch")
@@ -99,6 +104,9 @@ def throughput(depth: int, batch_size: int, steps: int, rounds: int, cores: list
         if cores:
             settings[f"{kind}, one core"] = [(loop, cores[0])]
             settings[f"{kind}, a process per core"] = [(loop, core) for core in cores]
+        elif kind == "epoch scan":
+            copies = [(dataclasses.replace(loop, copy=copy), None) for copy in range(SHARING)]
+            settings[f"{kind}, {SHARING} processes"] = copies
         rates |= measure(settings, rounds)
     return {name: summarize(values) for name, values in rates.items()}
 

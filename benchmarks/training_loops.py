@@ -23,6 +23,7 @@ class Loop:
       batch_size: images per step.
       steps: per epoch, the unit that is timed.
       dynamics: also tracks the statistics of the gradients.
+      copy: tells apart processes that run the same loop at the same time, and are not pinned to a core.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Loop:
     batch_size: int
     steps: int
     dynamics: bool = False
+    copy: int = 0
 
     @property
     def images(self) -> int:

@@ -89,6 +89,11 @@ def pin(core: int) -> None:
         _add_xla_flags({"xla_cpu_multi_thread_eigen": "false"})
 
 
+def share_accelerator() -> None:
+    """Lets several processes use one GPU; must come before JAX starts its backend, which else takes most memory."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
 def use_onednn() -> None:
     """Makes XLA on CPU convolve with oneDNN, a third faster; must come before JAX starts its backend.
 
@@ -170,7 +175,8 @@ def describe_environment(devices: int = 1) -> dict[str, Any]:
     Returns:
       Versions of Python and of the packages, operating system, model of the processor, kind (of a GPU its
       name) and number of devices, number of hosts, number of CPU cores of the machine and of this process,
-      threads of XLA on CPU, flags given to XLA (without paths), and the source's commit.
+      threads of XLA on CPU, flags given to XLA (without paths), precision of matrix products and convolutions, and
+      the source's commit.
     """
     return {
         "python": platform.python_version(),
@@ -189,6 +195,7 @@ def describe_environment(devices: int = 1) -> dict[str, Any]:
         "cpu_model": cpu_model(),
         "xla_threads": xla_threads(),
         "xla_flags": xla_flags(),
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",  # pyright: ignore[reportAttributeAccessIssue]
         **_commit(),
     }
 

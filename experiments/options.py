@@ -18,7 +18,8 @@ class Options:
       dynamics: also record and draw what the raw gradients do, per layer and epoch (dynamics.md).
       data_dir: folder of the prepared data sets; by default the variable GRADNORM_DATA_DIR, or
         ~/tensorflow_datasets.
-      workers: worker processes on a CPU; by default one per core.
+      workers: worker processes; by default one per core of a CPU, and none beside the main process on an
+        accelerator, which several share.
       keep_checkpoints: keep the trained networks, for `predict`.
       devices: the devices, here or on several hosts.
       reading: of jpeg:NAME.

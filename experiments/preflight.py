@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments import hosts
+from experiments import hosts, machine
 from experiments.reading import Reading
 from experiments.run import Run
 
@@ -81,6 +81,8 @@ def check_machine(workers: int | None, devices: int, batch_sizes: Sequence[int])
     """There are so many workers and devices, and the devices can share a batch."""
     if workers is not None:
         check_at_least("--workers", workers, 1)
+        if workers > 1:
+            machine.share_accelerator()
     check_at_least("--devices", devices, 1)
     if devices > 1:
         import jax

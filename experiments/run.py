@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 
 # The names that a run may use; `experiments.training` and `experiments.data.augment` say what they mean.
-METHODS = ("baseline", "centralization", "clipping", "clipping_1", "clipping_value", "znorm", "gan")
+METHODS = (
+    "baseline",
+    "centralization",
+    "clipping",
+    "clipping_1",
+    "clipping_value",
+    "znorm",
+    "gan",
+    "gan_tanh",
+    "gan_exp",
+    "gan_root",
+)
 OPTIMIZERS = ("sgdm", "adam", "adamw", "rmsprop", "lars", "lamb")
 SCHEDULES = ("constant", "cosine", "step")
 CROSS_ENTROPY = "cross_entropy"

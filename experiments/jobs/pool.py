@@ -1,4 +1,7 @@
-"""One pool for runs and measurements: on CPU worker processes with one core each, elsewhere one job after another."""
+"""One pool for runs and measurements: on CPU worker processes with one core each, elsewhere one job after another.
+
+On an accelerator several processes share it where the user asks for them.
+"""
 
 import collections
 import contextlib
@@ -6,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Protocol, TypeVar
@@ -60,9 +63,10 @@ def run_all(
     """Does all jobs, in their order as workers become free.
 
     On CPU every worker process is pinned to one core and does one job at a time: XLA uses several cores badly
-    for small networks, and one thread gives the same bits on every machine load. On an accelerator, or with
-    several devices, the jobs are done one after another in this process. On several hosts all do each job
-    together, and what breaks on one ends all.
+    for small networks, and one thread gives the same bits on every machine load. On an accelerator the jobs are
+    done one after another in this process or, where `workers` asks for several, in processes that share it:
+    small networks leave most of it idle. With several devices they are done in this process too. On several
+    hosts all do each job together, and what breaks on one ends all.
 
     A job whose worker dies or raises is tried once more, and then failed; the others go on. A `FileError` is
     not tried again. All processes share one compilation cache, and die with this one.
@@ -71,15 +75,20 @@ def run_all(
       jobs: what to do.
       work: does a job; it is sent to the workers, each of which keeps its own copy.
       listener: is told what becomes of them.
-      workers: worker processes on CPU; by default one per core that this process may use.
+      workers: worker processes; by default on CPU one per core that this process may use, elsewhere none.
       devices: devices that a job needs; more than one keeps the jobs in this process.
     """
     queue = _Queue(jobs, listener)
     if not queue.waiting:
         return
     with machine.compilation_cache() as cache:
-        if devices == 1 and machine.backend() == "cpu":
-            _run_in_workers(queue, work, workers or len(machine.usable_cores()), cache)
+        on_cpu = machine.backend() == "cpu"
+        if devices == 1 and on_cpu:
+            cores = machine.usable_cores()
+            count = workers or len(cores)
+            _run_in_workers(queue, work, [cores[i % len(cores)] for i in range(count)], cache)
+        elif devices == 1 and workers is not None and workers > 1:
+            _run_in_workers(queue, work, [None] * workers, cache)
         else:
             machine.use_compilation_cache(cache)
             _run_here(queue, work)
@@ -124,10 +133,9 @@ def _run_here(queue: _Queue[Job], work: Work[Job]) -> None:
             queue.listener.ended(job, result, me)
 
 
-def _run_in_workers(queue: _Queue[Job], work: Work[Job], count: int, cache: str) -> None:
-    """Does the jobs in worker processes, each with one core."""
-    cores = machine.usable_cores()
-    free = [cores[i % len(cores)] for i in range(min(count, len(queue.waiting)))]
+def _run_in_workers(queue: _Queue[Job], work: Work[Job], cores: Sequence[int | None], cache: str) -> None:
+    """Does the jobs in worker processes, one for each core; one without a core may use all of them."""
+    free = list(cores[: len(queue.waiting)])
     workers: dict[Connection, _Worker[Job]] = {}
     try:
         while queue.waiting or workers:
@@ -152,7 +160,7 @@ class _Worker(Generic[Job]):
 
     job: Job
 
-    def __init__(self, core: int, work: Work[Job], cache: str):
+    def __init__(self, core: int | None, work: Work[Job], cache: str):
         # A fresh interpreter: the affinity must be set before JAX starts its threads.
         context = multiprocessing.get_context("spawn")
         self.core = core
@@ -193,12 +201,13 @@ class _Worker(Generic[Job]):
         return False
 
 
-def _serve(connection: Connection, core: int, work: Work, cache: str) -> None:
+def _serve(connection: Connection, core: int | None, work: Work, cache: str) -> None:
     """The worker process: does what it is sent until there is no more, or its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     threading.Thread(target=machine.exit_with_parent, daemon=True).start()
-    machine.pin(core)
-    machine.use_onednn()
+    if core is not None:
+        machine.pin(core)
+        machine.use_onednn()
     machine.use_compilation_cache(cache)
     while True:
         try:

@@ -64,7 +64,7 @@ def sweep(
       runs: what to train; runs of the same name are made once.
       out: folder of the records; what was published of it counts as made.
       data_dir: folder of prepared data sets.
-      workers: worker processes on CPU; by default one per core that this process may use.
+      workers: worker processes; by default on CPU one per core that this process may use, elsewhere none.
       devices: devices that share each batch; more than one trains in this process, as do several hosts, which
         all call this with the same runs.
       shard_params: divides parameters and optimizer state among the devices.

@@ -44,12 +44,30 @@ def mean_log_loss(record: RunRecord) -> float | None:
     return statistics.fmean(map(math.log, losses))
 
 
+def log_roughness(record: RunRecord) -> float | None:
+    """Logarithm of how much the training loss varies from epoch to epoch, beyond an even fall.
+
+    That is the root mean square of the second differences of its logarithm over the epochs; `None` with fewer than
+    three epochs, and where `mean_log_loss` is.
+    """
+    losses = [epoch.train_loss for epoch in record.epochs]
+    if record.status != "finished" or len(losses) < 3 or min(losses) <= 0:
+        return None
+    bends = [
+        math.log(a) - 2 * math.log(b) + math.log(c)
+        for a, b, c in zip(losses, losses[1:], losses[2:], strict=False)
+    ]
+    size = statistics.fmean(bend**2 for bend in bends)
+    return math.log(size) / 2 if size > 0 else None
+
+
 ENDPOINTS: Mapping[str, Callable[[RunRecord], float | None]] = {
     "accuracy": lambda record: record.epochs[-1].test_accuracy,
     "final_accuracy": final_accuracy,
     "best_accuracy": best_accuracy,
     "log_final_loss": log_final_loss,
     "mean_log_loss": mean_log_loss,
+    "log_roughness": log_roughness,
 }
 
 

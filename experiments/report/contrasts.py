@@ -65,6 +65,9 @@ FINAL_LOSS = Endpoint("log_final_loss", "final training loss", "ratio", FIVE_PER
 SPEED = Endpoint(
     "mean_log_loss", "training loss over all epochs", "ratio", FIVE_PERCENT, False, "lowers (trains faster)"
 )
+SMOOTHNESS = Endpoint(
+    "log_roughness", "roughness of the training loss", "ratio", math.log(1.1), False, "lowers (smoother)"
+)
 
 
 @dataclasses.dataclass(frozen=True)

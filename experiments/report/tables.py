@@ -1,6 +1,7 @@
 """Markdown tables of cells, and how their numbers are written."""
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -151,7 +152,13 @@ def add_score(columns: dict[str, Callable[[Row], str]], contrasts: Sequence["Con
 
 
 def format_score(cell: Cell, score: str) -> str:
-    """Mean ± standard deviation, or the mean alone of a single seed; shares in percent."""
+    """Mean ± standard deviation, or the mean alone of a single seed; shares in percent.
+
+    Of a logarithm the geometric mean of what it is the logarithm of.
+    """
+    if score.startswith("log_"):
+        values = list(cell.values(score).values())
+        return f"{math.exp(statistics.fmean(values)):.3g}" if values else "-"
     scale, decimals = (1, DECIMALS[score]) if score in DECIMALS else (100, 1)
     mean, std = mean_and_std([scale * value for value in cell.values(score).values()])
     if math.isnan(mean):
