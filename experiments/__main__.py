@@ -73,8 +73,7 @@ def compare(
       model: network, such as resnet8, resnet20, resnet56, plain20 (without skip connections), vgg16_bn or
         vit96_small; or one with any normalizer, such as cnn10w16:layer_norm or resnet20w16:group_norm:size=8.
       methods: what is done to the gradients before the optimizer: any of baseline, centralization, clipping
-        (global norm 0.1), clipping_1 (global norm 1), clipping_value (each element, 0.1), znorm, gan, and
-        gan_tanh, gan_exp and gan_root, which are GAN with another multiplier.
+        (global norm 0.1), clipping_1 (global norm 1), clipping_value (each element, 0.1), znorm and gan.
       optimizers: any of sgdm (momentum 0.9), adam, adamw, rmsprop, lars and lamb.
       seeds: of initialisation and shuffling; one run of every method and optimizer per seed.
       epochs: passes over the training images.

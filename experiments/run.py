@@ -11,18 +11,7 @@ from typing import Any
 import numpy as np
 
 # The names that a run may use; `experiments.training` and `experiments.data.augment` say what they mean.
-METHODS = (
-    "baseline",
-    "centralization",
-    "clipping",
-    "clipping_1",
-    "clipping_value",
-    "znorm",
-    "gan",
-    "gan_tanh",
-    "gan_exp",
-    "gan_root",
-)
+METHODS = ("baseline", "centralization", "clipping", "clipping_1", "clipping_value", "znorm", "gan")
 OPTIMIZERS = ("sgdm", "adam", "adamw", "rmsprop", "lars", "lamb")
 SCHEDULES = ("constant", "cosine", "step")
 CROSS_ENTROPY = "cross_entropy"

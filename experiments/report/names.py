@@ -10,9 +10,6 @@ METHODS = {
     "clipping_value": "clipping by value",
     "znorm": "ZNorm",
     "gan": "GAN",
-    "gan_tanh": "GAN, tanh(s)",
-    "gan_exp": "GAN, 1 - exp(-s)",
-    "gan_root": "GAN, s / sqrt(1 + s^2)",
 }
 OPTIMIZERS = {
     "sgdm": "SGDM",

@@ -32,9 +32,6 @@ METHOD_STYLES = {
     "clipping_value": (PURPLE, "-"),
     "znorm": (BLUE, "-"),
     "gan": (VERMILION, "-"),
-    "gan_tanh": (ORANGE, ":"),
-    "gan_exp": (PURPLE, ":"),
-    "gan_root": (GREEN, ":"),
 }
 NORMALIZER_COLORS = {
     "instance_norm": VERMILION,

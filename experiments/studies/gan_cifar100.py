@@ -2,14 +2,9 @@
 
 After Yun, "Insights from Gradient Dynamics: Gradient Autoscaled Normalization", 2025, arXiv 2509.03677.
 
-    python -m experiments reproduce gan_cifar100 --preset cpu
-
-The paper's protocol (preset full): crop and flip, 300 epochs, batch 256, learning rate 1e-3 with 5 warm-up epochs and
-then x 0.75 every 30 epochs, weight decay 5e-5: the settings of the author's public code of the same month. The
-paper's accuracies did not reach us, so there is no column of its numbers.
-
-The preset cpu has a protocol of its own, fixed before its runs in `experiments/results/gan_cifar100/PROTOCOL.md`: all
-images, a learning rate that is tuned for every method and falls to 0, and the raw gradients recorded.
+Crop and flip, 300 epochs, batch 256, learning rate 1e-3 with 5 warm-up epochs and then x 0.75 every 30 epochs,
+weight decay 5e-5: the settings of the author's public code of the same month. The paper's accuracies did not
+reach us, so there is no column of its numbers.
 """
 
 from collections.abc import Sequence
@@ -18,16 +13,10 @@ from typing import Any
 
 from experiments.records import RunRecord
 from experiments.report import names
-from experiments.report.cells import make_cells
 from experiments.report.contrasts import SMOOTHNESS
 from experiments.run import Run
 from experiments.studies.grid import Question, write_grid_report
-from experiments.studies.study import METHODS, Size, Study, grid, settings_table, with_seeds
-from experiments.studies.tuning import extend_grids, make_tuning_runs, tune, tuning_table
-
-TUNING_SEEDS = (100, 101)  # none of them is reported
-GRID = {"adamw": (1e-3, 3e-3, 1e-2, 3e-2)}
-WARMUP = 0.1  # of the epochs, where the rate is tuned
+from experiments.studies.study import METHODS, Size, Study, grid, settings_table
 
 SIZES = {
     "smoke": Size(
@@ -43,12 +32,10 @@ SIZES = {
         models=("resnet20",),
         methods=METHODS,
         epochs=10,
-        batch_sizes=(128,),
+        batch_sizes=(50,),
         seeds=(0, 1, 2, 3, 4),
-        schedules=("cosine",),
-        tuning_epochs=4,
-        validation_examples=5_000,
-        tuning_examples=12_500,
+        train_examples=4_000,
+        test_examples=1_000,
     ),
     "full": Size(
         models=("resnet56", "vgg16_bn", "resnet20"),
@@ -92,63 +79,18 @@ def base_run(size: Size, **settings: Any) -> Run:
 
 
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    """Every model, method and seed; where the rate is tuned, the tuning, and what it has chosen so far."""
-    return [*_tuning_runs(preset, records), *_reported_runs(preset, records)]
-
-
-def _settings(preset: str) -> list[Run]:
-    """One run of every model and method."""
+    """Every model, method and seed."""
+    del records
     size = SIZES[preset]
-    base = base_run(size)
-    if size.schedules:
-        base = size.run(
-            "cifar100",
-            optimizer="adamw",
-            schedule="cosine",
-            warmup_epochs=WARMUP * size.epochs,
-            weight_decay=base.weight_decay,
-            augment=base.augment,
-            dynamics=True,
-        )
-    return grid(base, model=size.models, method=size.methods)
-
-
-def _tuning_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    size = SIZES[preset]
-    if not size.tuning_epochs:
-        return []
-    runs = make_tuning_runs(
-        _settings(preset),
-        GRID,
-        TUNING_SEEDS,
-        epochs=size.tuning_epochs,
-        warmup_epochs=WARMUP * size.tuning_epochs,
-        train_examples=size.tuning_examples,
-        # Validation images take the place of the test images.
-        validation_examples=size.validation_examples,
-        dynamics=False,
-    )
-    return extend_grids(runs, records, _setting)
-
-
-def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    runs, size = _settings(preset), SIZES[preset]
-    if size.tuning_epochs:
-        runs = tune(runs, _tuning_runs(preset, records), records, _setting)
-    return with_seeds(runs, size.seeds)
-
-
-def _setting(run: Run) -> tuple[str, str]:
-    return run.model, run.method
+    return grid(base_run(size), seed=size.seeds, model=size.models, method=size.methods)
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and one figure of learning curves."""
-    tuning = make_cells(_tuning_runs(preset, records), records).values()
     write_grid_report(
         folder,
         "AdamW with gradient normalization on CIFAR-100",
-        _reported_runs(preset, records),
+        make_runs(preset, records),
         records,
         settings=settings_table(preset, SIZES[preset], SIZES["full"]),
         question=QUESTION,
@@ -157,8 +99,6 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         figure=lambda run: ("adamw", f"CIFAR-100, AdamW, {len(SIZES[preset].seeds)} seeds"),
         panel=lambda run: names.model(run.model),
         notes=NOTES,
-        tuning=[*tuning],
-        tuning_table=tuning_table(("network", "method"), tuning, _setting),
     )
 
 

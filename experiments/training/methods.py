@@ -15,20 +15,6 @@ from experiments.run import Run
 
 CLIPPING_THRESHOLD = 0.1
 
-# Smooth multipliers of GAN in place of the library's, to tell how much that choice matters.
-MULTIPLIERS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gan_tanh": jnp.tanh,
-    "gan_exp": lambda sigma: -jnp.expm1(-sigma),
-    "gan_root": lambda sigma: sigma / jnp.sqrt(1 + sigma**2),
-}
-
-
-def _gan_with(multiplier: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
-    return optax_gradnorm.gan(
-        autoscale=lambda sigma, first_sigma: multiplier(sigma), stacked_axes=stacked_axes
-    )
-
-
 METHODS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "baseline": optax.identity,
     "centralization": partial(
@@ -39,7 +25,6 @@ METHODS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "clipping_value": partial(optax.clip, CLIPPING_THRESHOLD),
     "znorm": partial(optax_gradnorm.znorm, stacked_axes=stacked_axes),
     "gan": partial(optax_gradnorm.gan, stacked_axes=stacked_axes),
-    **{name: partial(_gan_with, multiplier) for name, multiplier in MULTIPLIERS.items()},
 }
 
 

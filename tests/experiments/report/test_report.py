@@ -16,6 +16,7 @@ from experiments.report.cells import (
     epochs_until,
     final_accuracy,
     log_final_loss,
+    log_roughness,
     make_cells,
     make_rows,
     mean_log_loss,
@@ -151,6 +152,12 @@ def test_the_endpoints_of_a_run():
     assert best_accuracy(record) == 0.9
     assert log_final_loss(record) == pytest.approx(math.log(0.25))
     assert mean_log_loss(record) == pytest.approx(0.0)  # 2, 1, 0, -1, -2 times log 2
+    assert log_roughness(record) is None  # the loss halves in every epoch: an even fall has no roughness
+    bent = dataclasses.replace(record, epochs=(*epochs[:2], dataclasses.replace(epochs[2], train_loss=2.0)))
+    assert log_roughness(bent) == pytest.approx(
+        math.log(math.log(2))
+    )  # 2, 1, 1 times log 2 bends by one log 2
+    assert log_roughness(dataclasses.replace(record, epochs=epochs[:2])) is None
     assert log_final_loss(dataclasses.replace(record, status="diverged")) is None
     assert [epochs_until(record, loss) for loss in (5, 1.0, 0.9, 0.1)] == [1, 3, 4, None]
 

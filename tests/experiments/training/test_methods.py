@@ -60,11 +60,6 @@ def _gan_first(g):
     return phi ** (1 / (1 - np.log(phi))) * (g - g.mean())
 
 
-def _gan_times(tree, multiplier):
-    g = tree["kernel"]
-    return {"kernel": multiplier(g.std()) * (g - g.mean()), "bias": tree["bias"]}
-
-
 METHOD_REFERENCES = {
     "baseline": lambda tree: tree,
     "centralization": lambda tree: {name: _centralized(g) for name, g in tree.items()},
@@ -77,9 +72,6 @@ METHOD_REFERENCES = {
     "clipping_value": lambda tree: {name: np.clip(g, -0.1, 0.1) for name, g in tree.items()},
     "znorm": lambda tree: {name: _znormed(g) for name, g in tree.items()},
     "gan": lambda tree: {"kernel": _gan_first(tree["kernel"]), "bias": tree["bias"]},
-    "gan_tanh": lambda tree: _gan_times(tree, np.tanh),
-    "gan_exp": lambda tree: _gan_times(tree, lambda sigma: 1 - np.exp(-sigma)),
-    "gan_root": lambda tree: _gan_times(tree, lambda sigma: sigma / np.hypot(1, sigma)),
 }
 
 
