@@ -41,6 +41,14 @@ WARMUP = 1 / 8  # of the epochs
 GRID = {"adamw": (3e-4, 1e-3, 3e-3)}
 GRIDS = {"smoke": {"adamw": (3e-4, 1e-3)}, "cpu": GRID, "full": GRID}
 
+DONE_OTHERWISE = {
+    "cpu": """\
+Done otherwise than the protocol expects: an accelerator was at hand for some minutes, so the first three
+rates of every grid were tried on an NVIDIA H200, with full float32 precision of products; further rates and
+all reported runs were made on a CPU. Four reported runs (clipping and ZNorm, seeds 0 and 1) had ended on the
+accelerator when its time was over, with no baseline beside them. They do not count and were made again, so
+that both runs of every pair come from one machine."""
+}
 
 SIZES = {
     "smoke": Size(
@@ -146,6 +154,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         method=[
             "- Questions, endpoints and analysis were fixed before the runs: [PROTOCOL.md](../PROTOCOL.md).\n"
             + "\n".join(f"- Protocol: {p}." for p in dict.fromkeys(describe_protocol(run) for run in cells)),
+            *([DONE_OTHERWISE[preset]] if preset in DONE_OTHERWISE else []),
             PARTS_NOTES,
             "Tuning: validation accuracy of every learning rate, in percent "
             f"({describe_protocol(next(iter(tuning)))}; seeds {', '.join(map(str, TUNING_SEEDS))}).",
