@@ -32,10 +32,14 @@
 # before and after training on scikit-learn's digits. Then it draws the paper's two-dimensional picture.
 
 # %%
-# In the folder `notebooks` of a checkout; installs it if it is not there yet.
+# In the folder `notebooks` of a checkout; installs what is missing.
 from importlib.util import find_spec
+from pathlib import Path
 
-if find_spec("optax_gradnorm") is None:
+if find_spec("optax_gradnorm") is None or find_spec("flax") is None:
+    assert Path("../pyproject.toml").exists(), (
+        "run me in the folder notebooks of a checkout"
+    )
     get_ipython().run_line_magic("pip", "install --quiet ..[experiments]")
 
 # %%

@@ -17,6 +17,7 @@ VERDICTS = (SHOWN, CONTRADICTED, UNTOLD, TOO_SMALL)
 BEGIN, END = "<!-- findings: begin -->", "<!-- findings: end -->"
 FILE = "findings.json"
 DIGITS = 6  # significant ones in the file
+PROPER_NOUNS = ("Tversky", "Hausdorff")  # keep their capital within a sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _by_question(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
 
 def _lower(text: str) -> str:
     """With a small first letter, if it is not of a word such as F1."""
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+    return text[:1].lower() + text[1:] if text[1:2].islower() and not text.startswith(PROPER_NOUNS) else text
 
 
 def _describe(findings: Sequence[Finding], most: int = 1_000) -> str:

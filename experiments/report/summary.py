@@ -1,5 +1,6 @@
 """What all studies found, in one place: the README's table, a page of the documentation and the forest plot."""
 
+import collections
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from experiments.files import write_whole
 from experiments.report import forest
 from experiments.report.findings import (
     FILE,
+    TOO_SMALL,
+    UNTOLD,
     Finding,
     claims_table,
     describe,
@@ -16,6 +19,7 @@ from experiments.report.findings import (
 )
 from experiments.report.pages import write_page
 
+ACCURACY_QUESTION = "Test accuracy against the baseline"
 PRESETS = ("full", "cpu")  # the first that a study has findings of
 
 HEAD = """\
@@ -51,8 +55,27 @@ def collect(results: Path, studies: Sequence[str]) -> dict[str, list[Finding]]:
 
 
 def headline_table(findings: Mapping[str, Sequence[Finding]], prefix: str = "") -> str:
-    """The claims table of all studies, a line for each headline; for `prefix` see `claims_table`."""
-    return claims_table([f for some in findings.values() for f in some if f.headline], prefix, short=True)
+    """How all comparisons of the accuracy came out, and the claims table: a line for each headline.
+
+    For `prefix` see `claims_table`.
+    """
+    everything = [finding for some in findings.values() for finding in some]
+    table = claims_table([finding for finding in everything if finding.headline], prefix, short=True)
+    return "\n\n".join(filter(None, [count_accuracy(everything), table]))
+
+
+def count_accuracy(findings: Sequence[Finding]) -> str:
+    """One sentence: how often each verdict on the test accuracy was reached, and by which methods if it was told."""
+    found = [finding for finding in findings if finding.question == ACCURACY_QUESTION]
+    words = []
+    for word in dict.fromkeys([UNTOLD, TOO_SMALL, *sorted({finding.word for finding in found})]):
+        methods = collections.Counter(finding.label for finding in found if finding.word == word)
+        told = ", ".join(f"{method} {count}" for method, count in methods.most_common())
+        if methods:
+            words.append(
+                f"*{word}* in {methods.total()}" + ("" if word in (UNTOLD, TOO_SMALL) else f" ({told})")
+            )
+    return f"{ACCURACY_QUESTION}, {len(found)} comparisons: {'; '.join(words)}." if found else ""
 
 
 def write_summary(

@@ -12,7 +12,7 @@ Decoding an epoch takes 0.95 core-hours (2.6 ms per image; see benchmarks/README
 5.4 hours on a host with 16 cores. If an accelerator trains on 2,500 images per second, as 7 cores can feed it, a run
 takes 13 hours, and all 72 runs with their tuning, 7,920 epochs, take 1,171.
 
-No accelerator and no ImageNet were at hand: the preset full has not been run. The preset smoke trains a small network
+The preset full has not been run. The preset smoke trains a small network
 on JPEGs made of CIFAR-10; prepare them once:
 
     python -m experiments prepare cifar10_jpeg
@@ -161,7 +161,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "ZNorm and GAN on ImageNet",
         _reported_runs(preset, records),
         records,
-        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
+        settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
         question=QUESTION,
         headings=headings,
         labels=_labels,

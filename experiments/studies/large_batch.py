@@ -94,7 +94,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "ZNorm and GAN with LARS and LAMB on CIFAR-10",
         make_runs(preset, records),
         records,
-        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
+        settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
         question=QUESTION,
         headings=("network", "optimizer", "batch", "method"),
         labels=lambda run: (

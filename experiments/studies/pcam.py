@@ -158,7 +158,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "Tumour detection in PatchCamelyon",
         reported,
         records,
-        settings=settings_table(preset, size, SIZES["full"]),
+        settings=settings_table(preset, size, SIZES["full"], of_paper=False),
         question=QUESTION,
         headings=headings,
         labels=_labels,

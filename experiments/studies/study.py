@@ -111,15 +111,16 @@ def default_learning_rate(run: Run) -> float:
     return DEFAULT_LEARNING_RATES[run.optimizer]
 
 
-def settings_table(preset: str, size: Any, full: Any) -> str:
+def settings_table(preset: str, size: Any, full: Any, *, of_paper: bool = True) -> str:
     """A Markdown table: setting | here | the paper (full).
 
     Args:
       preset: its name.
       size: of the preset, a dataclass.
-      full: of the preset 'full': the paper's protocol as far as it is stated.
+      full: of the preset 'full'.
+      of_paper: whether that is a paper's protocol, as far as it is stated; else it is our own.
     """
-    rows = [["setting", f"here (preset {preset})", "the paper (preset full)"]]
+    rows = [["setting", f"here (preset {preset})", "the paper (preset full)" if of_paper else "preset full"]]
     for field in dataclasses.fields(size):
         mine, theirs = getattr(size, field.name), getattr(full, field.name)
         if not {mine, theirs} <= {0, (), ""}:

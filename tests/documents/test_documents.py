@@ -160,18 +160,32 @@ def test_the_readmes_cost_is_that_of_the_committed_records():
     assert training.summary(record["batch_size"], record["results"]) in said
 
 
+def test_the_readmes_cost_on_a_gpu_is_that_of_the_committed_records():
+    results = ROOT / "benchmarks/results"
+    record = json.loads((results / "transforms-nvidia-h200.json").read_text())["results"]
+    chains = [row for rows in record.values() for row in rows if row["chain"] in ("znorm", "gan")]
+    ratios = [row["ratio_to_clip"] for row in chains]
+    assert f"cost {min(ratios):.1f} to {max(ratios):.1f} times what clipping costs" in README
+    added = json.loads((results / "training-nvidia-h200.json").read_text())["results"]["resnet20"]["shares"]
+    percent = [added[name]["median_percent"] for name in ("znorm", "gan")]
+    assert f"{min(percent):.0f} % of a step of ResNet-20" in README
+    assert round(max(percent)) == round(min(percent))
+
+
 def test_the_benchmarks_tables_are_those_of_the_committed_records():
     readme = (ROOT / "benchmarks/README.md").read_text()
     results = ROOT / "benchmarks/results"
-    record = json.loads((results / "transforms-cpu.json").read_text())
-    for tree, rows in record["results"].items():
-        assert transforms.table(tree, transforms.TREES[tree](), rows) in readme + "\n"
+    for name in ("transforms-cpu", "transforms-cpu-1cores", "transforms-nvidia-h200"):
+        record = json.loads((results / f"{name}.json").read_text())
+        for tree, rows in record["results"].items():
+            assert transforms.table(tree, transforms.TREES[tree](), rows) in readme + "\n"
     record = json.loads((results / "dynamics-cpu.json").read_text())
     assert dynamics.table(record["results"]) in readme
-    record = json.loads((results / "training-cpu.json").read_text())
-    for model, rows in record["results"].items():
-        title = training.title(model, record["batch_size"], record["cores"])
-        assert training.table(title, rows) in readme
+    for name in ("training-cpu", "training-nvidia-h200"):
+        record = json.loads((results / f"{name}.json").read_text())
+        for model, rows in record["results"].items():
+            title = training.title(model, record["batch_size"], record["cores"])
+            assert training.table(title, rows) in readme
     assert inputs.table(json.loads((results / "input-cpu.json").read_text())) in readme
 
 

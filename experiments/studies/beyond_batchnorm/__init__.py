@@ -4,7 +4,7 @@ Lubana, Dick and Tanaka, "Beyond BatchNorm: Towards a Unified Understanding of N
 arXiv 2106.05956. CIFAR-100 without augmentation at initialisation; trainings with SGD, momentum 0.9 and flips, 60
 epochs of batch 256, learning rate 0.1 (0.01 for 20 plain layers), divided by 10 after 80 % of the epochs.
 
-Preset cpu takes 1.98 core-hours by its records, about 35 minutes on four cores, and up to 3.3 GB of memory for each.
+Preset cpu takes 1.98 core-hours by its records, about 30 minutes on four cores, and up to 3.3 GB of memory for each.
 `plan` says what is measured and trained, `measures` measures it with the `probes`, `results` reads it, `claims` and
 `trainings` compute the numbers, `further` what lies beside the claims, `figures` draws, and `sections`,
 `further_sections` and `rescue_sections` word the report.

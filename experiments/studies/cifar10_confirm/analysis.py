@@ -124,9 +124,9 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         answer="\n\n".join(answer),
         settings="\n\n".join(
             [
-                settings_table(preset, size, SIZES["full"]),
+                settings_table(preset, size, SIZES["full"], of_paper=False),
                 "In the paper's regime:",
-                settings_table(preset, REGIMES[preset], REGIMES["full"]),
+                settings_table(preset, REGIMES[preset], REGIMES["full"], of_paper=False),
             ]
         ),
         results=results,

@@ -41,7 +41,7 @@ def _falls(setting: tuple[str, str], runs, steps: int) -> Finding:
     everything, _ = count_trends(runs)
     interval = change_interval(everything.runs)
     falls = sum(everything.overall(-1))
-    told = f"falls as a trend in {falls} of {len(runs)} runs"
+    told = f"falling as a trend in {falls} of {len(runs)} runs"
     size = math.log(1 + NO_CHANGE)
     if interval.is_known and interval.high < 0:
         verdict = TOO_SMALL if interval.within(size) else SHOWN
@@ -54,10 +54,10 @@ def _falls(setting: tuple[str, str], runs, steps: int) -> Finding:
     return Finding(
         claim=f"The global deviation of the gradients falls: {_where(setting)}",
         source=SOURCE,
-        measured=f"last / first epoch {format_ratio(interval)}",
+        measured=f"last / first epoch {format_ratio(interval)}, {told}",
         interval=(math.exp(interval.low), math.exp(interval.high)) if known else None,
         verdict=verdict,
-        note="; ".join(filter(None, (told, _short(steps) if verdict != SHOWN else ""))),
+        note=_short(steps) if verdict != SHOWN else "",
         effect=math.exp(interval.mean) if interval.n else None,
         unit="ratio",
         detectable=100 * (math.exp(intervals.smallest_detectable(interval)) - 1) if known else None,

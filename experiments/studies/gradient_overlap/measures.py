@@ -88,9 +88,6 @@ def measure(model: ResNet, images: jax.Array, labels: jax.Array, *, iterations: 
 
     Returns:
       The measurements.
-
-    Raises:
-      Nothing.
     """
     blocks = [nnx.split(block) for block in model.blocks]
     x = _stem(*nnx.split(model), images)

@@ -199,7 +199,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "LGG MRI segmentation with a U-Net",
         [*tuning.values(), *cells.values()],
         _make_findings(contrasts),
-        settings=settings_table(preset, size, SIZES["full"]),
+        settings=settings_table(preset, size, SIZES["full"], of_paper=False),
         results=results,
         method=method,
     )
