@@ -55,7 +55,8 @@ def track_gradient_dynamics(
       stacked_axes: how many leading axes of a leaf index separate layers, as in `znorm`.
       axis_name: mesh axes over which a layer is sharded, as in `znorm`.
       stacked_axis_name: mesh axes that index separate layers, such as the experts of a mixture, one per
-        device. Each device then records its own layers, and `global_std` is that of all of them.
+        device. Each device then records its own layers, and `global_std` is that of all of them; under
+        `pmap` and `check_vma=False` with the caveats of `gan`.
 
     Returns:
       An `optax.GradientTransformation` with the state `GradientDynamicsState`, whose structure, shapes and
@@ -63,7 +64,9 @@ def track_gradient_dynamics(
       untouched. Statistics are those of `znorm` and `gan`, at any scale the dtype holds, and are stored in
       single precision (float64 layers are measured in float64 and rounded). A NaN or an infinity shows in
       its own layer and in the global standard deviation of that step alone. A layer whose gradient is
-      `None` has statistics of 0 and does not count.
+      `None` has statistics of 0 and does not count. `optax.tree_map_params(transform_non_params=...)` gets
+      the statistics one by one where this object's `init` has seen one tree of parameters, and else each
+      field of the state whole, since optax hands it neither the parameters nor the state.
 
     Raises:
       ValueError: `stacked_axes` is negative; at `init`, an argument does not fit the tree, or an axis is
@@ -133,8 +136,10 @@ def track_gradient_dynamics(
             if layer is not None
         }
         known = path_parts(state.std)
-        if new := [path for path in found if path not in known]:
-            raise ValueError(f"updates have the layer {'/'.join(new[0])!r}, parameters given to init had not")
+        if new := found.keys() - set(known):
+            raise ValueError(
+                f"updates have the layer {'/'.join(min(new))!r}, parameters given to init had not"
+            )
 
         def renew(path, old, field):
             if path not in found:

@@ -102,7 +102,8 @@ def gan(
       stacked_axes: how many leading axes of a leaf index separate layers, as in `znorm`.
       axis_name: mesh axes over which a layer is sharded, as in `znorm`.
       stacked_axis_name: mesh axes that index separate layers, such as the experts of a mixture, one per
-        device; in the same forms. :math:`\sigma_t` is then that of all of them, the same on every device.
+        device; in the same forms. :math:`\sigma_t` is then that of all of them, the same on every device. Under
+        `pmap` and `check_vma=False` name it for these leaves alone; there nothing notices if it is forgotten.
 
     Returns:
       An `optax.GradientTransformation` with the state `GanState`. Updates keep each leaf's shape and

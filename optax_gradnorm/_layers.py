@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from optax_gradnorm._arguments import (
@@ -102,9 +103,10 @@ def resolve_at_init(resolve: Resolver, params: PyTree, mask: Mask) -> list[Layer
     layers = resolve(params)
     floating = [leaf for leaf in jax.tree.leaves(params) if _is_floating(leaf)]
     if mask is None and floating and not any(layers):
-        shapes = ", ".join(map(str, dict.fromkeys(leaf.shape for leaf in floating[:4])))
+        several = list(dict.fromkeys(leaf.shape for leaf in floating))
+        shapes = ", ".join([*map(str, several[:4]), *(["..."] if len(several) > 4 else [])])
         warnings.warn(
-            f"no leaf is a layer, so no gradient will be changed: none of {len(floating)} leaves ({shapes}, ...) "
+            f"no leaf is a layer, so all gradients pass through: none of {len(floating)} leaves (of shape {shapes}) "
             "has more than one axis longer than 1 besides its stacked_axes; say with mask which are layers",
             stacklevel=3,
         )
@@ -184,8 +186,10 @@ def exclude(*names: str) -> Callable[[PyTree], PyTree]:
       names: parts of paths, such as 'embedding' or 'head': of modules or of leaves.
 
     Returns:
-      A function of a tree, to be given as `mask`. When it meets a tree in which a name occurs nowhere, it
-      raises a ValueError, so that a misspelt name is noticed.
+      A function of a tree, to be given as `mask` to this library's functions (what it leaves to the default
+      rule is no boolean, as `optax.masked` wants). When it meets a tree in which a name occurs nowhere, it
+      raises a ValueError, so that a misspelt name is noticed; frozen leaves, which are `None` or
+      `optax.MaskedNode`, count as there.
 
     Raises:
       TypeError: a name is not a string, or there is none.
@@ -200,8 +204,9 @@ def exclude(*names: str) -> Callable[[PyTree], PyTree]:
 
     def mask(tree: PyTree) -> PyTree:
         paths = [set(path) for path in path_parts(tree)]
+        there = set().union(*paths, *_frozen_paths(tree))
         for name in names:
-            if not any(name in path for path in paths):
+            if name not in there:
                 raise ValueError(f"exclude({name!r}): no leaf has that name on its path")
         excluded = [False if path.intersection(names) else BY_DEFAULT for path in paths]
         return jax.tree.unflatten(jax.tree.structure(tree), excluded)
@@ -258,6 +263,16 @@ def is_flax_box(node: Any) -> bool:
 def path_parts(tree: PyTree) -> list[tuple[str, ...]]:
     """The path of every leaf as strings, which are the same in every container."""
     return [tuple(path_part(key) for key in path) for path in _leaf_paths(tree)]
+
+
+def _frozen_paths(tree: PyTree) -> list[tuple[str, ...]]:
+    """Paths of what stands in a tree in place of leaves that are not trained."""
+
+    def is_frozen(node):
+        return node is None or isinstance(node, optax.MaskedNode)
+
+    found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_frozen)[0]
+    return [tuple(path_part(key) for key in path) for path, node in found if is_frozen(node)]
 
 
 def _leaf_paths(tree: PyTree) -> list[tuple]:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from optax_gradnorm._arguments import PyTree
 from optax_gradnorm._layers import Layer, layer_size, varying_axes, without_replicated
@@ -68,7 +70,7 @@ def _moments(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, 
     size = _size(gradient, axes)
     if gradient.dtype != jnp.float32 or size < MANY or axis_names:
         return careful(gradient)
-    # On accelerators a branch would wait for the host, and both reads of `careful` are fused.
+    # On accelerators a branch would wait for the host.
     return lax.platform_dependent(
         gradient, cpu=functools.partial(_plain_moments, axes, careful), default=careful
     )
@@ -83,10 +85,11 @@ def _plain_moments(axes: tuple[int, ...], careful, x: jax.Array) -> Moments:
 
 
 def _careful_moments(x: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]) -> Moments:
-    """Moments in two reads: magnitude and rough mean, then squares about that mean in units of that magnitude.
+    """Magnitude and rough mean, then mean and square about that mean in units of that magnitude.
 
-    Plain reductions: one with several operands would save reads and lose 2 % accuracy, since XLA on CPU
-    adds the elements of such a one by one.
+    That is two reads where XLA fuses reductions of one operand, and four on CPU, where it does not. One
+    reduction with several operands would save reads and lose 2 % accuracy, since XLA on CPU adds the elements
+    of such a one by one.
     """
     share = 1 / (_size(x, axes) * (lax.axis_size(axis_names) if axis_names else 1))
     y = lax.stop_gradient(x)  # The result does not depend on where and in what unit one counts.
@@ -191,6 +194,12 @@ def global_std(found: Sequence[Measured], dtype) -> jax.Array:
 
 def zero_statistic(leaf: jax.Array, layer: Layer, dtype) -> jax.Array:
     """Zeros of the JAX type of a statistic of this leaf: shape of its stacked axes, on the same devices."""
+    sharding = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
+    if isinstance(sharding, NamedSharding) and any(spec := jax.typeof(leaf).sharding.spec):
+        sharding = NamedSharding(sharding.mesh, P(*spec[: layer.stacked_axes]))
+        return jnp.zeros_like(
+            jax.ShapeDtypeStruct(leaf.shape[: layer.stacked_axes], dtype, sharding=sharding)
+        )
     varying = varying_axes(leaf)
     is_tracked = varying or (isinstance(leaf, jax.Array) and any(jax.typeof(leaf).sharding.spec))
     if not is_tracked:

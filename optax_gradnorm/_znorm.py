@@ -33,7 +33,8 @@ def znorm(
     the layer. It is stateless and goes in front of an optimizer. The update of a layer of n elements has norm
     :math:`\sqrt{n}` whatever the gradient's scale, so under SGD the learning rate alone sets the step: it
     starts near 1e-4 to 1e-3 and falls; Adam's stays as it is. The authors' public code normalizes each row
-    by its unbiased deviation; `stacked_axes=1` gives one statistic per row.
+    by its unbiased deviation; `stacked_axes=1` gives one statistic per row, together with a mask that says
+    which leaves are weights (a row of a matrix alone looks like a bias).
 
     Args:
       eps: added to the standard deviation; a non-negative number, which may be traced.
@@ -50,8 +51,9 @@ def znorm(
         `check_vma=False` it does not know, and every leaf counts as sharded over what is named for it.
         Under `jit` with sharded arrays no argument is needed.
       stacked_axis_name: mesh axes that index separate layers, such as the experts of a mixture, one per
-        device; in the same forms. Each device then normalizes its own layers, as without it: only global
-        statistics (`gan`, `track_gradient_dynamics`) differ.
+        device; in the same forms, and with the same caveat under `pmap` and `check_vma=False`. Each device
+        normalizes its own layers, with it and without: only global statistics (`gan`,
+        `track_gradient_dynamics`) differ.
 
     Returns:
       An `optax.GradientTransformation` with an empty state. Updates keep each leaf's shape and dtype;
@@ -60,8 +62,9 @@ def znorm(
       one element give 0; a NaN or an infinity makes its own layer NaN and no other.
 
     Raises:
-      ValueError: `eps` or `stacked_axes` is negative; at `init`, an argument does not fit the tree, or an
-        axis is named both in `axis_name` and in `stacked_axis_name`.
+      ValueError: `eps` or `stacked_axes` is negative; at `init`, an argument does not fit the tree, an axis
+        is named both in `axis_name` and in `stacked_axis_name`, or the shape of a shard leaves open whether
+        the leaf is a weight, and no mask says it.
       TypeError: an argument holds something else than numbers, booleans, integers or axis names.
 
     Warns:
@@ -110,8 +113,9 @@ def znorm(
 
 
 def _check_eps(eps: Any) -> None:
-    is_number = isinstance(eps, Real) or (isinstance(eps, np.ndarray | jax.Array) and eps.ndim == 0)
-    if isinstance(eps, bool) or not is_number:
+    if isinstance(eps, np.ndarray | np.generic | jax.Array) and eps.ndim == 0:
+        eps = eps.item()
+    if isinstance(eps, bool) or not isinstance(eps, Real):
         raise TypeError(f"eps must be a non-negative number, got {eps!r}")
     if not float(eps) >= 0:
         raise ValueError(f"eps must be a non-negative number, got {eps}")

@@ -72,6 +72,9 @@ TREES = {
         lambda x: hk.BatchNorm(True, True, 0.9)(x, is_training=True), (2, 4, 4, 3)
     ),
     "hk.Conv2D NCHW": lambda: haiku_params(lambda x: hk.Conv2D(5, 3, data_format="NCHW")(x), (2, 3, 8, 8)),
+    "hk.nets.ResNet18": lambda: haiku_params(
+        lambda x: hk.nets.ResNet18(10)(x, is_training=True), (2, 32, 32, 3)
+    ),
     "nnx.MultiHeadAttention": lambda: nnx_params(nnx.MultiHeadAttention(2, 8, rngs=RNGS, decode=False)),
     "nnx.LinearGeneral": lambda: nnx_params(nnx.LinearGeneral((4, 5), (2, 3), axis=(-2, -1), rngs=RNGS)),
     "nnx.BatchNorm": lambda: nnx_params(nnx.BatchNorm(4, rngs=RNGS)),
@@ -106,16 +109,23 @@ EXPECTED = {
 }
 
 
+def expected(name, tree):
+    if name == "hk.nets.ResNet18":  # its convolutions and its linear layer, and no scale, offset or bias
+        return [leaf for leaf in layer_names(tree) if leaf.endswith("/w")]
+    return EXPECTED[name]
+
+
 @pytest.mark.parametrize("name", TREES)
 def test_layers_of(name):
-    assert layers(TREES[name]()) == EXPECTED[name]
+    tree = TREES[name]()
+    assert layers(tree) == expected(name, tree)
 
 
 @pytest.mark.parametrize("name", TREES)
 def test_layers_of_a_scanned_stack(name):
     """Three of the same modules stacked for `lax.scan`: the same leaves are layers."""
     stack = jax.tree.map(lambda x: jnp.zeros((3, *x.shape)), TREES[name]())
-    assert layers(stack, stacked_axes=1) == EXPECTED[name]
+    assert layers(stack, stacked_axes=1) == expected(name, stack)
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -133,15 +143,7 @@ def test_all_other_leaves_pass_through(name, factory):
         )
         if not np.array_equal(u, g)
     ]
-    assert changed == EXPECTED[name]
-
-
-def test_haiku_resnet():
-    """Each weight of its convolutions and its linear layer, and no scale, offset or bias."""
-    model = haiku_params(lambda x: hk.nets.ResNet18(10)(x, is_training=True), (2, 32, 32, 3))
-    names = layer_names(model)
-    assert len(names) == 62
-    assert layers(model) == [name for name in names if name.endswith("/w")]
+    assert changed == expected(name, gradients)
 
 
 def test_an_equinox_bias_trains_with_centralization():
@@ -200,6 +202,42 @@ def test_exclude_by_name():
     # The default rule holds for the rest, stacked axes included.
     stack = {"embedding": jnp.ones((2, 3, 4)), "scale": jnp.ones((2, 3)), "kernel": jnp.ones((2, 3, 3))}
     assert layers(stack, mask=optax_gradnorm.exclude("embedding"), stacked_axes=1) == ["kernel"]
+
+
+@pytest.mark.parametrize("frozen", [None, optax.MaskedNode()], ids=["None", "MaskedNode"])
+def test_exclude_finds_the_names_of_frozen_leaves(frozen):
+    gradients = {"embedding": {"table": frozen}, "kernel": jnp.arange(6.0).reshape(2, 3)}
+    params = {"embedding": {"table": jnp.ones((4, 2))}, "kernel": jnp.ones((2, 3))}
+    transformation = optax_gradnorm.znorm(mask=optax_gradnorm.exclude("embedding"))
+    for tree in (params, gradients):
+        updates, _ = transformation.update(gradients, transformation.init(tree))
+        assert updates["embedding"]["table"] == frozen
+        assert float(jnp.std(updates["kernel"])) == pytest.approx(1)
+
+
+def test_exclude_inside_partition():
+    params = {"embedding": jnp.ones((4, 2)), "kernel": jnp.arange(6.0).reshape(2, 3)}
+    normalized = optax_gradnorm.znorm(mask=optax_gradnorm.exclude("embedding"))
+    labels = {"embedding": "frozen", "kernel": "trained"}
+    optimizer = optax.partition({"frozen": optax.set_to_zero(), "trained": normalized}, labels)
+    updates, _ = optimizer.update(params, optimizer.init(params))
+    assert float(jnp.std(updates["kernel"])) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1, 1), (5, 4, 3, 3)])
+def test_rows_of_weights_by_stacked_axes_and_a_mask(shape):
+    """As the authors' code has it, but for their unbiased deviation."""
+
+    def weights(tree):
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
+
+    gradients = {"weight": jax.random.normal(KEY, shape), "bias": jnp.arange(5.0)}
+    transformation = optax_gradnorm.znorm(stacked_axes=1, mask=weights)
+    updates, _ = transformation.update(gradients, transformation.init(gradients))
+    rows = np.asarray(gradients["weight"], np.float64).reshape(5, -1)
+    expected = (rows - rows.mean(1, keepdims=True)) / rows.std(1, keepdims=True)
+    np.testing.assert_allclose(updates["weight"].reshape(5, -1), expected, atol=2e-6)
+    np.testing.assert_array_equal(updates["bias"], gradients["bias"])
 
 
 @pytest.mark.parametrize(

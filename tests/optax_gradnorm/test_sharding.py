@@ -42,6 +42,7 @@ def gradients():
         "conv": {"kernel": leaf(8, 3, 8, 6), "bias": leaf(8)},
         "dense": {"kernel": leaf(16, 8) * 1e3},
         "constant": {"kernel": jnp.full((16, 8), 1 / 3)},
+        "large": {"kernel": leaf(256, 160)},  # on a CPU other sums are taken of large leaves
     }
 
 
@@ -71,6 +72,7 @@ LAYOUTS = {
         "conv": {"kernel": P("data", None, "model"), "bias": P("model")},
         "dense": {"kernel": P(None, "data")},
         "constant": {"kernel": P("model", "data")},
+        "large": {"kernel": P("data", "model")},
     },
 }
 
@@ -116,7 +118,7 @@ SHARD_MAP_FORMS = {
     "tuple in another order": ("both mesh axes on one array axis", ("model", "data")),
     "pytree": ("two array axes", jax.tree.map(axes_of, LAYOUTS["two array axes"])),
     "function": ("two array axes", lambda tree: jax.tree.map(axes_of, LAYOUTS["two array axes"])),
-    "prefix": ("one mesh axis", {"conv": "data", "dense": ("data",), "constant": "data"}),
+    "prefix": ("one mesh axis", {"conv": "data", "dense": ("data",), "constant": "data", "large": "data"}),
 }
 
 
@@ -131,6 +133,7 @@ MIXED = {
     "conv": {"kernel": P("data"), "bias": P()},
     "dense": {"kernel": P()},
     "constant": {"kernel": P(None, "model")},
+    "large": {"kernel": P("data")},
 }
 
 
@@ -160,8 +163,9 @@ def test_shard_map_centralize():
         "conv": {"kernel": P("data", None, None, "model"), "bias": P("data")},
         "dense": {"kernel": P("model", "data")},
         "constant": {"kernel": P(("data", "model"))},
+        "large": {"kernel": P("data")},
     }
-    averaged = {"conv": "data", "dense": "model", "constant": ("data", "model")}
+    averaged = {"conv": "data", "dense": "model", "constant": ("data", "model"), "large": "data"}
     result = in_shard_map(optax_gradnorm.centralize(axis_name=averaged), layout)
     assert_same(result, whole("centralize"))
 

@@ -268,3 +268,17 @@ def test_independent_models_one_per_device():
 def test_an_axis_with_two_meanings_is_refused():
     with pytest.raises(ValueError, match="both name 'x'"):
         optax_gradnorm.gan(axis_name="x", stacked_axis_name="x").init(gradients())
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_state_of_abstract_parameters_has_the_type_of_one_of_arrays(name, axis_type):
+    mesh = jax.make_mesh((4,), ("x",), (axis_type,), devices=jax.devices()[:4])
+    params = jax.device_put({"w": jnp.ones((2, 4, 3, 3))}, NamedSharding(mesh, P(None, "x")))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+    with jax.set_mesh(mesh):
+        transformation = FACTORIES[name](stacked_axes=2)
+        expected, actual = (
+            jax.tree.map(jax.typeof, transformation.init(tree)) for tree in (params, abstract)
+        )
+    assert actual == expected
