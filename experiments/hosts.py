@@ -118,6 +118,8 @@ def join(chosen: Devices, out: Path) -> None:
     except (RuntimeError, ValueError) as error:
         remedy = "" if chosen.coordinator else "; give --coordinator, --num-processes and --process-id"
         raise HostError(f"the hosts do not find each other: {first_line(error)}{remedy}") from error
+    # JAX waits for SIGTERM to save what is left; here a checkpoint of every epoch is enough, and the end is wanted.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _Here.count, _Here.index = jax.process_count(), jax.process_index()
     if chosen.devices not in (None, jax.device_count()):
         raise HostError(
@@ -157,6 +159,19 @@ def _check_shared(out: Path) -> None:
         raise HostError(
             f"--out: host {seen.index(False)} does not see {made.parent} of host 0: all must share it"
         )
+
+
+def check_same(what: str, value: Any) -> None:
+    """Every host has the same, of what each has from its own files or command line.
+
+    Raises:
+      HostError: one has another; on every host.
+    """
+    if count() > 1:
+        values = _gather(value)
+        for index, other in enumerate(values):
+            if other != values[0]:
+                raise HostError(f"{what} of host {index} is not that of host 0: {other!r}, not {values[0]!r}")
 
 
 def leave() -> None:

@@ -5,8 +5,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from experiments.files import FileError
 
-class DataError(ValueError):
+
+class DataError(FileError, ValueError):
     """A data set is missing, damaged, or not what its name says. The message is one line."""
 
 

@@ -210,6 +210,11 @@ class CheckPiece:
             try:
                 encoded, labels[row] = self.split.read(record)
                 crops.check(encoded)
+            except (
+                ImportError,
+                MemoryError,
+            ):  # This is of the machine, and the file would be kept as damaged.
+                raise
             except Exception:  # Whatever it is: the record is of no use.
                 whole[row] = False
         return whole, labels, ""

@@ -58,9 +58,9 @@ def load(name: str, data_dir: str | Path | None, reading: Reading) -> Dataset:
     for key, split in splits.items():
         if not len(kept[key]):
             raise DataError(f"{folder}: no image of the split {split.name} can be read")
-        # Without its label no image can be trained on: what is wrong is said at once.
-        for record in kept[key][labels[key][kept[key]] == UNREADABLE][:1].tolist():
-            split.read(record)
+        # Without its label no image can be trained on: what is wrong is said at once, if it still is.
+        for record in kept[key][labels[key][kept[key]] == UNREADABLE].tolist():
+            labels[key][record] = split.read(record)[1]
     mean, std = _statistics(folder / f"statistics_{size}-{digest}.npz", train, kept["train"], size)
     shape = (size, size, 3)
     images: dict[str, Any] = {k: JpegImages(splits[k], kept[k], shape, reading.input_workers) for k in splits}

@@ -123,12 +123,13 @@ def _run_here(queue: _Queue[Job], work: Work[Job]) -> None:
         job = queue.start(me)
         try:
             result = work(job, lambda news, job=job: queue.listener.told(job, news, me))
-        except FileError as error:
-            queue.listener.failed(job, str(error), me, True)
         except Exception as error:  # one broken job must not end the others
             if hosts.count() > 1:
                 raise  # The other hosts may be waiting in the middle of the job.
-            queue.broke(job, _describe(error), me)
+            if isinstance(error, FileError):
+                queue.listener.failed(job, str(error), me, True)
+            else:
+                queue.broke(job, _describe(error), me)
         else:
             queue.listener.ended(job, result, me)
 

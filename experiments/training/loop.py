@@ -60,7 +60,9 @@ def train(
     Raises:
       ValueError: the run does not fit the data or the devices.
       FileError: a record or a checkpoint cannot be read or written, or is of a run on other data.
+      HostError: of several hosts one trains something else, or on other data.
     """
+    resuming.check_same_on_hosts(run, dataset)
     record = hosts.on_first(records.read_record, out, run)
     if record is not None:
         resuming.check_same_data(record, dataset, out)

@@ -51,6 +51,14 @@ def check_same_data(record: RunRecord, dataset: Dataset, out: str | Path) -> Non
         )
 
 
+def check_same_on_hosts(run: Run, dataset: Dataset) -> None:
+    """Hosts may have copies of the data of their own, and each was given a command of its own."""
+    data = describe_data(dataset)
+    hosts.check_same("the run", run.name)
+    # Without means, whose last digit may depend on the machine.
+    hosts.check_same("the data", {name: data[name] for name in data if name not in ("mean", "std")})
+
+
 def _agree(before: Any, now: Any) -> bool:
     """Floats nearly, because the last digit of a mean may depend on the machine."""
     is_near = np.allclose if isinstance(now, list) else np.array_equal
@@ -70,7 +78,7 @@ def from_checkpoint(
     if record is None:
         return None
     run, folder = record.run, records.sharded_checkpoint(out, record.run)
-    arrays = hosts.on_first(records.read_checkpoint, out, run)
+    arrays = hosts.in_turn(records.read_checkpoint, out, run)
     epoch = hosts.on_first(sharded.latest_epoch, folder)
     if epoch is not None and (arrays is None or epoch > int(arrays.get("epoch", 0))):
         arrays = sharded.read(folder, epoch, by_name(state))

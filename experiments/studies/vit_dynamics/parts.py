@@ -135,16 +135,21 @@ def part_table(recorded: Recorded) -> str:
 
 
 def block_table(seeds: Sequence[GradientDynamics]) -> str:
-    """Change of the deviation of every kind of layer from block to block; nothing without runs."""
+    """Change of the deviation of every kind of layer, and ZNorm's factor in the end, from block to block.
+
+    Nothing without runs.
+    """
     if not seeds:
         return ""
     depth = 1 + max(find_part(layer)[1] or 0 for layer in seeds[0].layers)
-    table = [["kind: last / first", *(f"block {i + 1}" for i in range(depth))]]
+    table = [["kind: last / first; amplification, last", *(f"block {i + 1}" for i in range(depth))]]
     for part in PARTS:
         columns = columns_of(seeds[0], part)
         if len(columns) == depth:
             changes = [change_interval([log_change(s.std[:, [i]]) for s in seeds]) for i in columns]
-            table.append([part, *(f"{math.exp(change.mean):.3g}" for change in changes)])
+            last = [_amplifications(seeds, [i])[1] for i in columns]
+            cells = [f"{math.exp(c.mean):.3g}; {factor}" for c, factor in zip(changes, last, strict=True)]
+            table.append([part, *cells])
     return markdown_table(table)
 
 

@@ -127,8 +127,8 @@ def test_tables_of_kinds_and_blocks():
     blocks = parts.block_table(seeds).splitlines()
     assert [cell.strip() for cell in blocks[2].split("|")[1:-1]] == [
         "query",
-        f"{0.9**7:.3g}",
-        f"{1.1**7:.3g}",
+        f"{0.9**7:.3g}; {first / 0.9**7:.3g}",
+        f"{1.1**7:.3g}; {first / 2 / 1.1**7:.3g}",
     ]
     assert len(blocks) == 2 + len(BLOCK)
 

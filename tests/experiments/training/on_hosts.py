@@ -1,12 +1,12 @@
 """One process of several: trains a small run.
 
-on_hosts.py OUT COORDINATOR PROCESSES PROCESS DATA SHARD_PARAMS KILL: DATA is 'memory' or 'streamed', and KILL the
-epoch after which this process kills itself, or 0. Of a streamed set it prints how many images it read so far.
+on_hosts.py OUT COORDINATOR PROCESSES PROCESS DATA SHARD_PARAMS KILL SIGNAL: DATA is 'memory' or 'streamed', and KILL
+the epoch after which this process sends itself the signal, or 0. Of a streamed set it prints how many images it read
+so far.
 """
 
 import dataclasses
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def stream(dataset):
 
 
 def main():
-    out, coordinator, processes, process, data, shard_params, kill = sys.argv[1:]
+    out, coordinator, processes, process, data, shard_params, kill, number = sys.argv[1:]
     models.MODELS.update(SMALL_MODELS)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     by_hand = {"coordinator": coordinator, "num_processes": int(processes), "process_id": int(process)}
@@ -64,7 +64,7 @@ def main():
         if split is not None:
             print(len(split.read), flush=True)
         if len(record.epochs) == int(kill):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), int(number))
 
     options = {"devices": jax.device_count(), "shard_params": bool(int(shard_params))}
     training.train(RUN, dataset, out=out, on_epoch=on_epoch, keep_checkpoint=True, **options)

@@ -1,6 +1,7 @@
 """Several hosts, as real processes with four devices each, and parameters divided among devices."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def train_here(out, *, stop_after=0, shard_params=True):
     return training.train(RUN, make_dataset(), out=out, on_epoch=on_epoch, **options)
 
 
-def start_both(out, data, shard_params, kill=(0, 0)):
+def start_all(out, data, shard_params, kill=(0, 0), number=signal.SIGKILL):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{server.getsockname()[1]}"
@@ -64,14 +65,15 @@ def start_both(out, data, shard_params, kill=(0, 0)):
     out.mkdir(exist_ok=True)
     return [
         subprocess.Popen(
-            [sys.executable, *script, out, coordinator, "2", str(i), data, str(shard_params), str(kill[i])],
+            [sys.executable, *script, out, coordinator]
+            + [str(x) for x in (len(kill), i, data, shard_params, kill[i], int(number))],
             env=environment,
             cwd=Path(__file__).parents[3],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(2)
+        for i in range(len(kill))
     ]
 
 
@@ -138,7 +140,7 @@ def test_the_largest_axis_that_devices_share_equally_is_divided():
 def test_two_hosts_go_on_with_what_one_began(whole, tmp_path):
     with pytest.raises(Interrupted):
         train_here(tmp_path, stop_after=1)
-    for code, _out, err in wait_for(start_both(tmp_path, "memory", shard_params=1)):
+    for code, _out, err in wait_for(start_all(tmp_path, "memory", shard_params=1)):
         assert (code, err) == (0, "")
     assert_same(tmp_path, whole)
     environment = records.read_record(tmp_path, RUN).resumed[0]
@@ -147,7 +149,7 @@ def test_two_hosts_go_on_with_what_one_began(whole, tmp_path):
 
 
 def test_two_hosts_read_a_part_each_and_one_that_is_killed_ends_both(whole, tmp_path):
-    processes = start_both(tmp_path, "streamed", shard_params=0, kill=(0, 2))
+    processes = start_all(tmp_path, "streamed", shard_params=0, kill=(0, 2))
     ended = wait_for(processes[1:])
     killed = time.monotonic()
     ended = wait_for(processes[:1]) + ended
@@ -165,6 +167,14 @@ def test_two_hosts_read_a_part_each_and_one_that_is_killed_ends_both(whole, tmp_
     assert record.resumed[0]["after_epoch"] in (1, 2)
     assert record.resumed[0]["hosts"] == 1
     assert_same(tmp_path, whole)
+
+
+def test_a_host_ends_when_it_is_asked_to(tmp_path):
+    """JAX takes SIGTERM for itself, and a cluster that ends a job would wait in vain."""
+    ((code, _output, err),) = wait_for(start_all(tmp_path, "memory", 0, kill=(1,), number=signal.SIGTERM))
+    assert code == 1
+    assert err.startswith("error: killed by SIGTERM")
+    assert len(records.read_record(tmp_path, RUN).epochs) == 1
 
 
 @pytest.mark.parametrize(
