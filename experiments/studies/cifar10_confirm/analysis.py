@@ -70,7 +70,7 @@ def smallest_effect(run: Run) -> float:
 
 
 def analyse(preset: str, records: Sequence[RunRecord]) -> list[Arm]:
-    """Both arms, as far as they have begun."""
+    """Both arms, as far as they have begun; an arm is compared when all of its runs have ended."""
     begun = set(make_runs(preset, records))
     arms = []
     for name, runs in ((TUNED, tuned_runs(preset, records)), (REGIME, regime_runs(preset))):
@@ -98,7 +98,8 @@ def analyse(preset: str, records: Sequence[RunRecord]) -> list[Arm]:
             )
             for versus in others
         }
-        arms.append(Arm(name, cells, comparisons))
+        complete = not any(cell.missing for cell in cells)
+        arms.append(Arm(name, cells, comparisons if complete else {}))
     return arms
 
 
@@ -152,6 +153,12 @@ def _describe_arm(arm: Arm, folder: Path) -> list[str]:
         return ["These runs have not begun: the tuning comes first, then the tuned runs, then the others."]
     parts = [f"- {p}." for p in dict.fromkeys(describe_protocol(cell.run) for cell in arm.cells)]
     sections = ["\n".join(parts)]
+    if not arm.comparisons:
+        ended, missing = sum(len(cell.ended) for cell in arm.cells), sum(cell.missing for cell in arm.cells)
+        return [
+            *sections,
+            f"{ended} of {ended + missing} runs have ended. Nothing is compared before all have.",
+        ]
     for versus, answers in arm.comparisons.items():
         other = names.METHODS[versus]
         contrasts = answers.contrasts
@@ -261,7 +268,8 @@ def _read_together(arms: Iterable[Arm]) -> str:
     """What the two arms say of ZNorm, as the protocol reads them."""
     gains: dict[str, dict[str, bool]] = {}
     for arm in arms:
-        for contrast in arm.comparisons["baseline"].contrasts[ACCURACY.score]:
+        answers = arm.comparisons.get("baseline")
+        for contrast in answers.contrasts[ACCURACY.score] if answers else ():
             run = contrast.row.cell.run
             if run.method == "znorm" and contrast.interval.is_known:
                 gain = contrast.p <= LEVEL and contrast.interval.mean > 0

@@ -130,7 +130,7 @@ def test_a_global_deviation_falls_by_how_much_its_last_epoch_is_below_the_first(
     np.testing.assert_allclose(found.interval, np.exp(logs.mean() + np.array([-half, half])), rtol=1e-4)
     assert found.effect == pytest.approx(0.5)
     assert found.verdict == "shown"
-    assert "a trend in 0 of 3 runs" in found.note
+    assert "a trend in 0 of 3 runs" in found.measured
     rising = [1 / falling, (1 / falling) ** 1.1, (1 / falling) ** 0.9]
     assert find(*rising)["falls"].verdict == "cannot be told"
     assert find(*rising, steps=58_500)["falls"].verdict == "contradicted"

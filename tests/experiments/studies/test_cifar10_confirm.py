@@ -125,6 +125,15 @@ def test_the_report_and_its_findings(records, tmp_path):
     assert (folder / "findings.json").read_bytes() == first
 
 
+def test_nothing_is_compared_before_all_runs_of_an_arm_have_ended(records, tmp_path):
+    reported = [r for r in records if r.run.schedule == "cosine" and not r.run.validation_examples]
+    analysis.make_report("cpu", [r for r in records if r != reported[0]], tmp_path)
+    assert not json.loads((tmp_path / "findings.json").read_text())
+    text = (tmp_path / "report.md").read_text()
+    assert f"{len(reported) - 1} of {len(reported)} runs have ended" in text
+    assert not list(tmp_path.glob("*.svg"))
+
+
 def test_records_of_two_protocols_are_not_mixed(records):
     other = ended(dataclasses.replace(records[0].run, epochs=7), 0.5)
     with pytest.raises(
