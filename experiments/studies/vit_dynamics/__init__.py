@@ -44,7 +44,8 @@ GRIDS = {"smoke": {"adamw": (3e-4, 1e-3)}, "cpu": GRID, "full": GRID}
 DONE_OTHERWISE = {
     "cpu": """\
 Done otherwise than the protocol expects: an earlier set of these runs was lost with its disk. Some runs of clipping
-and ZNorm had ended, none of the baseline, and nothing had been compared. All runs were made again, with the same seeds."""
+and ZNorm had ended, none of the baseline, and nothing had been compared. All runs were made again, with the same
+seeds."""
 }
 
 SIZES = {
