@@ -233,8 +233,9 @@ def findings(out: Path = RESULTS, readme: Path = Path("README.md"), docs: Path =
 
     if not (found := collect(out, NAMES)):
         raise UsageError(f"no findings below {out}; make them with `python -m experiments report STUDY`")
+    titles = {study: find_study(study).title for study in found}
     try:
-        written = write_summary(found, readme, docs, f"{out.as_posix()}/")
+        written = write_summary(found, readme, docs, f"{out.as_posix()}/", titles)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot write the findings into {readme}: {error}") from error
     print(f"Findings of {len(found)} studies: {', '.join(map(str, written))}")

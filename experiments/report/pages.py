@@ -1,7 +1,7 @@
 """Pages: what all reports say of their runs, in words, and the files they are written to."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from experiments.files import write_whole
@@ -92,6 +92,14 @@ def describe_completeness(cells: Iterable[Cell]) -> str:
     more = len(settings) - 4
     listed = "; ".join(settings[:4]) + (f" and {more} more settings" if more > 0 else "")
     return f"**{missing} of {ended + missing} runs are missing**: {listed}."
+
+
+def describe_waiting(cells: Collection[Cell]) -> str:
+    """Why nothing is compared yet, where a protocol compares no part of its runs; empty when all have ended."""
+    ended, missing = sum(len(cell.ended) for cell in cells), sum(cell.missing for cell in cells)
+    if not missing:
+        return ""
+    return f"{ended} of {ended + missing} runs have ended. Nothing is compared before all have."
 
 
 def describe_origin(cells: Iterable[Cell]) -> str:

@@ -79,7 +79,11 @@ def count_accuracy(findings: Sequence[Finding]) -> str:
 
 
 def write_summary(
-    findings: Mapping[str, Sequence[Finding]], readme: Path, docs: Path, prefix: str
+    findings: Mapping[str, Sequence[Finding]],
+    readme: Path,
+    docs: Path,
+    prefix: str,
+    titles: Mapping[str, str],
 ) -> list[Path]:
     """Writes the README's table, findings.md and forest.svg.
 
@@ -88,6 +92,7 @@ def write_summary(
       readme: page with the two markers, between which the table goes.
       docs: folder of the documentation.
       prefix: from the README to the folder of all results.
+      titles: of the studies, the headings of the page.
 
     Returns:
       What was written.
@@ -98,15 +103,16 @@ def write_summary(
     """
     text = insert(readme.read_text(), headline_table(findings, prefix))
     forest.draw(docs / "forest.svg", [f for some in findings.values() for f in some if f.forest])
-    write_page(docs / "findings.md", _page(findings))
+    write_page(docs / "findings.md", _page(findings, titles))
     write_whole(readme, lambda file: file.write(text.encode()))
     return [readme, docs / "findings.md", docs / "forest.svg"]
 
 
-def _page(findings: Mapping[str, Sequence[Finding]]) -> list[str]:
+def _page(findings: Mapping[str, Sequence[Finding]], titles: Mapping[str, str]) -> list[str]:
     parts = ["# Findings", HEAD, "![Measured differences with their 95 % intervals](forest.svg)"]
     parts += ["## The main claims", headline_table(findings), "## Study by study"]
     for study, some in findings.items():
-        parts += [f"### {study}", describe(some), describe_detectable(some)]
-        parts.append(f"Report: `experiments/results/{some[0].link}`.")
+        title = titles[study]
+        parts += [f"### {title[0].upper()}{title[1:]}", describe(some), describe_detectable(some)]
+        parts.append(f"Study `{study}`, report `experiments/results/{some[0].link}`.")
     return [*parts, "## How to read them", HOW_TO_READ]

@@ -10,7 +10,7 @@ from experiments.report.cells import Cell, Row, epochs_until, make_cells, make_r
 from experiments.report.contrasts import ACCURACY, FINAL_LOSS, SPEED, Contrast
 from experiments.report.curves import add_learning_curves
 from experiments.report.findings import LEVEL, describe
-from experiments.report.pages import describe_protocol, write_report
+from experiments.report.pages import describe_protocol, describe_waiting, write_report
 from experiments.report.tables import (
     certainty_table,
     markdown_table,
@@ -98,8 +98,7 @@ def analyse(preset: str, records: Sequence[RunRecord]) -> list[Arm]:
             )
             for versus in others
         }
-        complete = not any(cell.missing for cell in cells)
-        arms.append(Arm(name, cells, comparisons if complete else {}))
+        arms.append(Arm(name, cells, {} if describe_waiting(cells) else comparisons))
     return arms
 
 
@@ -153,12 +152,8 @@ def _describe_arm(arm: Arm, folder: Path) -> list[str]:
         return ["These runs have not begun: the tuning comes first, then the tuned runs, then the others."]
     parts = [f"- {p}." for p in dict.fromkeys(describe_protocol(cell.run) for cell in arm.cells)]
     sections = ["\n".join(parts)]
-    if not arm.comparisons:
-        ended, missing = sum(len(cell.ended) for cell in arm.cells), sum(cell.missing for cell in arm.cells)
-        return [
-            *sections,
-            f"{ended} of {ended + missing} runs have ended. Nothing is compared before all have.",
-        ]
+    if waiting := describe_waiting(arm.cells):
+        return [*sections, waiting]
     for versus, answers in arm.comparisons.items():
         other = names.METHODS[versus]
         contrasts = answers.contrasts

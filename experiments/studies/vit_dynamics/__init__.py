@@ -20,7 +20,7 @@ from experiments.report import dynamics, names
 from experiments.report.cells import Cell, make_cells, make_rows
 from experiments.report.curves import add_learning_curves, describe_setting
 from experiments.report.findings import Finding
-from experiments.report.pages import describe_protocol, write_report
+from experiments.report.pages import describe_protocol, describe_waiting, write_report
 from experiments.run import Run
 from experiments.studies.grid import Question, compare_methods
 from experiments.studies.study import Size, Study, grid, settings_table, with_seeds
@@ -138,7 +138,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     cells = make_cells(_reported_runs(preset, records), records)
     findings, results = [], []
     for model in SIZES[preset].models:
-        of_model = [cell for cell in cells.values() if cell.run.model == model and cell.ended]
+        of_model = [cell for cell in cells.values() if cell.run.model == model]
         found, sections = _report_model(model, of_model, folder)
         findings += found
         results += sections
@@ -165,7 +165,9 @@ def _report_model(model: str, cells: Sequence[Cell], folder: Path) -> tuple[list
     """Findings and Markdown of everything about one network."""
     name = names.model(model)
     if not cells:
-        return [], [f"No reported run of {name} has ended yet."]
+        return [], [f"The reported runs of {name} have not begun: the tuning comes first."]
+    if waiting := describe_waiting(cells):
+        return [], [waiting]
     recorded = {c.run.method: dynamics.read_all(folder / "records", c.ended.values()) for c in cells}
     recorded = {method: seeds for method, seeds in recorded.items() if seeds}
     rows = make_rows(cells, lambda run: (names.model(run.model), names.METHODS[run.method]))

@@ -45,6 +45,7 @@ def results(tmp_path):
 
 
 STUDIES = ("first", "second", "third", "fourth", "fifth")
+TITLES = {"first": "ResNets on digits", "third": "what clipping does"}
 
 
 def test_the_largest_preset_that_found_something_speaks_and_smoke_never(results):
@@ -60,7 +61,7 @@ def test_every_headline_is_a_line_of_the_readme_and_nothing_else_of_it_changes(r
     docs.mkdir()
     readme.write_text(f"Before.\n\n{BEGIN}\n\n| old |\n\n{END}\n\nAfter.\n")
     found = summary.collect(results, STUDIES)
-    assert summary.write_summary(found, readme, docs, "experiments/results/")[0] == readme
+    assert summary.write_summary(found, readme, docs, "experiments/results/", TITLES)[0] == readme
     text = readme.read_text()
     assert text.startswith(f"Before.\n\n{BEGIN}\n")
     assert text.endswith(f"{END}\n\nAfter.\n")
@@ -82,11 +83,12 @@ def test_every_headline_is_a_line_of_the_readme_and_nothing_else_of_it_changes(r
         ],
     ]
     page = (docs / "findings.md").read_text()
-    assert "### first" in page
-    assert "### fourth" not in page
+    headings = [line for line in page.splitlines() if line.startswith("### ")]
+    assert headings == ["### ResNets on digits", "### What clipping does"]
+    assert "`experiments/results/third/full/report.md`" in page
     # Written again, everything is the same to the byte.
     before = [path.read_bytes() for path in (readme, docs / "findings.md", docs / "forest.svg")]
-    summary.write_summary(summary.collect(results, STUDIES), readme, docs, "experiments/results/")
+    summary.write_summary(summary.collect(results, STUDIES), readme, docs, "experiments/results/", TITLES)
     assert [path.read_bytes() for path in (readme, docs / "findings.md", docs / "forest.svg")] == before
 
 
@@ -111,7 +113,7 @@ def test_a_readme_without_markers_stays_as_it_is_and_nothing_is_written(results,
     for text in ("No markers.\n", f"{END} {BEGIN}\n", f"{BEGIN} {BEGIN} {END}\n"):
         readme.write_text(text)
         with pytest.raises(ValueError, match=re.escape(f"must have {BEGIN} once")):
-            summary.write_summary(summary.collect(results, STUDIES), readme, docs, "")
+            summary.write_summary(summary.collect(results, STUDIES), readme, docs, "", TITLES)
         assert readme.read_text() == text
         assert not list(docs.iterdir())
 

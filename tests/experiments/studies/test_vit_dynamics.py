@@ -194,11 +194,14 @@ def test_words_of_the_contrasts(tmp_path):
 
 def test_the_report_of_all_runs_and_of_none(tmp_path):
     vit_dynamics.make_report("smoke", [], tmp_path)
-    assert "No reported run of ViT of width 96 has ended yet." in (tmp_path / "report.md").read_text()
+    assert "The reported runs of ViT of width 96 have not begun" in (tmp_path / "report.md").read_text()
 
     methods = vit_dynamics.SIZES["smoke"].methods
     values = {method: [0.5, 0.6] for method in methods}
     records = make_records("smoke", values, values)
+    vit_dynamics.make_report("smoke", records[:-1], tmp_path)
+    assert "5 of 6 runs have ended. Nothing is compared" in (tmp_path / "report.md").read_text()
+    assert not read_findings(tmp_path)
     for record in records:
         if record.run.dynamics:
             std = np.full((2, len(LAYERS)), 0.1) * [[1.0], [0.5 + 0.01 * record.run.seed]]
