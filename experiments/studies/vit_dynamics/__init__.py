@@ -139,7 +139,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     findings, results = [], []
     for model in SIZES[preset].models:
         of_model = [cell for cell in cells.values() if cell.run.model == model]
-        found, sections = _report_model(model, of_model, folder)
+        found, sections = _report_model(model, SIZES[preset].methods, of_model, folder)
         findings += found
         results += sections
     write_report(
@@ -161,11 +161,15 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     )
 
 
-def _report_model(model: str, cells: Sequence[Cell], folder: Path) -> tuple[list[Finding], list[str]]:
+def _report_model(
+    model: str, methods: Sequence[str], cells: Sequence[Cell], folder: Path
+) -> tuple[list[Finding], list[str]]:
     """Findings and Markdown of everything about one network."""
     name = names.model(model)
-    if not cells:
-        return [], [f"The reported runs of {name} have not begun: the tuning comes first."]
+    if len(cells) < len(methods):
+        return [], [
+            f"{name} is not tuned for every method yet. Nothing is compared before all runs have ended."
+        ]
     if waiting := describe_waiting(cells):
         return [], [waiting]
     recorded = {c.run.method: dynamics.read_all(folder / "records", c.ended.values()) for c in cells}

@@ -194,7 +194,7 @@ def test_words_of_the_contrasts(tmp_path):
 
 def test_the_report_of_all_runs_and_of_none(tmp_path):
     vit_dynamics.make_report("smoke", [], tmp_path)
-    assert "The reported runs of ViT of width 96 have not begun" in (tmp_path / "report.md").read_text()
+    assert "ViT of width 96 is not tuned for every method yet" in (tmp_path / "report.md").read_text()
 
     methods = vit_dynamics.SIZES["smoke"].methods
     values = {method: [0.5, 0.6] for method in methods}
