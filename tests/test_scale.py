@@ -4,16 +4,13 @@ import json
 import re
 from pathlib import Path
 
-import jax
 import pytest
 
 from benchmarks import scale
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.skipif(
-    jax.device_count() < 8, reason="needs eight devices; the tests force eight on a CPU"
-)
+pytestmark = pytest.mark.devices(8)
 
 # Sums and maxima of scalars: of the largest magnitude, the rough mean, the mean and the mean square of a layer, once
 # over each mesh axis that divides it.

@@ -274,7 +274,7 @@ def test_environment_says_what_is_installed_and_not_where(tmp_path, monkeypatch)
         assert not re.search(rf"(?<!\w){re.escape(private)}(?!\w)", text)
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed; records then name no commit")
 def test_commit_is_that_of_the_code(tmp_path):
     """A copy of the code in a checkout of its own: unknown to git, committed, changed."""
     code = tmp_path / "experiments" / "machine.py"

@@ -198,7 +198,7 @@ def test_gradient_of_the_operator_norm(scale):
     np.testing.assert_allclose(gradient, np.outer(left[:, 0], right[0]), atol=2e-6)
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; the tests force eight on a CPU")
+@pytest.mark.devices(4)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_inputs(axis_type):
     mesh = jax.make_mesh((4,), ("x",), (axis_type,), devices=jax.devices()[:4])
@@ -218,7 +218,7 @@ def test_sharded_inputs(axis_type):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; the tests force eight on a CPU")
+@pytest.mark.devices(4)
 def test_every_shard_on_its_own():
     mesh = jax.make_mesh((4,), ("x",), (AxisType.Auto,), devices=jax.devices()[:4])
     matrix, x = gaussian(8, 8), gaussian(8, 8, seed=1)

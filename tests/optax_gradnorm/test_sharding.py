@@ -13,9 +13,7 @@ import optax_gradnorm
 
 from . import reference
 
-pytestmark = pytest.mark.skipif(
-    jax.device_count() < 8, reason="needs eight devices; the tests force eight on a CPU"
-)
+pytestmark = pytest.mark.devices(8)
 
 FACTORIES = {
     "znorm": optax_gradnorm.znorm,

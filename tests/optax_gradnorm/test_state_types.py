@@ -19,9 +19,7 @@ import optax_gradnorm
 
 from . import reference
 
-pytestmark = pytest.mark.skipif(
-    jax.device_count() < 8, reason="needs eight devices; the tests force eight on a CPU"
-)
+pytestmark = pytest.mark.devices(8)
 
 
 @pytest.fixture(autouse=True)
