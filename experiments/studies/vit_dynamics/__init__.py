@@ -3,7 +3,8 @@
     python -m experiments reproduce vit_dynamics --preset cpu
 
 Expected: test accuracy about 0.18. The runs so far took 5 (tuning) and 29 core-minutes (reported, 15 of them) on an
-AMD EPYC of 2 GHz, which comes to about 10 core-hours; the pilot, on a faster machine, promised 4. One core for each run.
+AMD EPYC of 2 GHz, which comes to about 10 core-hours; the pilot, on a faster machine, promised 4. Each run uses one
+core.
 
 `experiments/results/vit_dynamics/PROTOCOL.md` holds the questions, the endpoints and the analysis, fixed before the
 runs. CIFAR-100 with crop and flip, AdamW with weight decay 0.05, a warm-up and a cosine to 0. Every method gets the
