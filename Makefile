@@ -12,7 +12,7 @@ help:  ## Show these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1@\2/p' $(MAKEFILE_LIST) | while IFS=@ read -r target text; do \
 	  printf '%-18s %s\n' "$$target" "$$text"; done
 
-demo: .venv/experiments.stamp  ## Compare the gradient normalizers on real digits, in about a minute
+demo: .venv/experiments.stamp  ## Compare the gradient normalizers on real digits, in one to three minutes
 	$(BIN)/python -m experiments compare
 
 # Compilation takes most of the tests' time, so XLA optimizes little; on the newest versions the library's tests

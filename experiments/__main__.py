@@ -1,6 +1,6 @@
 """Trains networks with and without gradient normalization, and reports what it changes.
 
-Start with `compare`, which needs no download and takes about a minute. `list` shows the studies, of which
+Start with `compare`, which needs no download and takes one to three minutes. `list` shows the studies, of which
 `reproduce` makes the tables.
 """
 
@@ -167,7 +167,7 @@ def publish(
 ) -> None:
     """Merges the runs that have ended into the files that git holds: one line per run, the same bytes each time.
 
-    Runs that have not ended are left out; the same command takes them when they have. `report` renders the result.
+    Runs that have not ended are excluded; the same command takes them when they have. `report` renders the result.
 
     Args:
       study: which one; `list` says what each is. compare has no presets: its runs are published as cpu.

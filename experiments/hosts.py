@@ -123,7 +123,7 @@ def join(chosen: Devices, out: Path) -> None:
     _Here.count, _Here.index = jax.process_count(), jax.process_index()
     if chosen.devices not in (None, jax.device_count()):
         raise HostError(
-            f"--devices must be all {jax.device_count()} devices of the hosts, or left out, got {chosen.devices}"
+            f"--devices must be all {jax.device_count()} devices of the hosts, or omitted, got {chosen.devices}"
         )
     _check_shared(out)
 

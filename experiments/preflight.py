@@ -99,7 +99,7 @@ def check_machine(workers: int | None, devices: int, batch_sizes: Sequence[int])
 def check_data(runs: Sequence[Run], data_dir: Path | None, reading: Reading | None = None) -> None:
     """Takes every subset of every data set, lays out every model and builds every optimizer once.
 
-    Of sets with damaged images that `reading` leaves out, one line on standard error says how many they are.
+    Of sets with damaged images that `reading` excludes, one line on standard error says how many they are.
     """
     from experiments import data
     from experiments.training.methods import make_optimizer
@@ -110,7 +110,7 @@ def check_data(runs: Sequence[Run], data_dir: Path | None, reading: Reading | No
         for name in dict.fromkeys(run.dataset for run in runs):
             dataset = hosts.in_turn(data.load, name, data_dir, reading)
             if dataset.damaged and hosts.is_first():
-                print(f"{name}: {dataset.damaged} damaged images are left out", file=sys.stderr)
+                print(f"{name}: {dataset.damaged} damaged images are excluded", file=sys.stderr)
             on_it = [run for run in runs if run.dataset == name]
             for run in _one_of_each(on_it, "model", "loss"):
                 _check_fit(run, dataset)

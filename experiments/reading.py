@@ -12,7 +12,7 @@ class Reading:
     Attributes:
       input_workers: of jpeg:NAME, processes that decode images; by default all cores but one for an accelerator, and
         threads alone on a CPU.
-      skip_damaged: of jpeg:NAME, leave out images that do not decode, where else the first one ends the run.
+      skip_damaged: of jpeg:NAME, exclude images that do not decode, where else the first one ends the run.
     """
 
     input_workers: OptionalInt = None

@@ -12,7 +12,7 @@ import nbclient
 import nbformat
 
 FOLDER = pathlib.Path(__file__).parent
-CELL_TIME_LIMIT = 120  # Seconds.
+CELL_TIME_LIMIT = 600  # Seconds.
 
 
 def read_twin(path: pathlib.Path) -> nbformat.NotebookNode:

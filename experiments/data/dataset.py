@@ -31,7 +31,7 @@ class Dataset:
         together: no split parts them. `None` where every image stands alone.
       test_groups: of the test images.
       is_cropped: whether images of many sizes are cropped to one as they are read.
-      damaged: how many images of both splits were left out because they cannot be decoded.
+      damaged: how many images of both splits were excluded because they cannot be decoded.
     """
 
     name: str

@@ -90,7 +90,7 @@ class JpegSplit:
     def damage(self, i: int, error: Exception) -> DataError:
         """What is said of a damaged record."""
         return DataError(
-            f"{self.where(i)} is damaged: {first_line(error)}; restore the file, or leave damaged images out by "
+            f"{self.where(i)} is damaged: {first_line(error)}; restore the file, or exclude damaged images by "
             f"--skip-damaged"
         )
 

@@ -143,7 +143,7 @@ class Progress:
 
     def _describe_event(self, event: Event) -> str:
         run, record = event.run, event.record
-        # The model is left out if all runs have the same one.
+        # The model is omitted if all runs have the same one.
         model = f"{run.model} " if len({known.model for known in self.runs.values()}) > 1 else ""
         name = f"{model}{run.method} {run.optimizer} {run.learning_rate:g} s{run.seed}"
         if event.message:

@@ -94,7 +94,7 @@ class VisionTransformer(nnx.Module):
       encoder: the blocks, one by one; or
       stacked_encoder: one block whose parameters have a leading axis that counts the blocks. The network is the
         same and starts from the same weights; one block is compiled in place of all.
-      stochastic_depth: how often the last block's branches are left out in training.
+      stochastic_depth: how often the last block's branches are dropped in training.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class VisionTransformer(nnx.Module):
           heads: of the attention; they share the features.
           pooling: what the last layer sees, a class token or the mean of all tokens.
           stacked: whether the blocks' parameters are stacked.
-          stochastic_depth: rate at which the last block's branches are left out in training; it rises from 0 at
+          stochastic_depth: rate at which the last block's branches are dropped in training; it rises from 0 at
             the first block. The network then needs `key` in training.
           num_classes: number of logits.
           channels: of the images.

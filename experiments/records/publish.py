@@ -21,7 +21,7 @@ class Published:
 def publish(source: Path, target: Path, check: Callable[[list[RunRecord]], None]) -> Published:
     """Merges what has ended in a working folder into the published files.
 
-    What both have is taken from the working folder. A run that has no end yet is left out, however often this is
+    What both have is taken from the working folder. A run that has no end yet is excluded, however often this is
     called before it has. Files whose bytes would be the same are not touched.
 
     Args:

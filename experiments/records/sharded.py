@@ -69,7 +69,7 @@ def read(folder: Path, epoch: int, like: Mapping[str, "jax.Array"] | None = None
       like: arrays that lie as those of the checkpoint are to lie; by default they are whole NumPy arrays.
 
     Returns:
-      The arrays by name. Those that `like` has in another shape or dtype are left out.
+      The arrays by name. Those that `like` has in another shape or dtype are excluded.
 
     Raises:
       FileError: it cannot be read.

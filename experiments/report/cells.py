@@ -93,7 +93,7 @@ class Cell:
     messages: tuple[str, ...] = ()
 
     def values(self, score: str) -> dict[int, float]:
-        """One of `ENDPOINTS`, or a score of the finished runs, by seed; what a run does not have is left out."""
+        """One of `ENDPOINTS`, or a score of the finished runs, by seed; a run without the value is excluded."""
         endpoint = ENDPOINTS.get(score, lambda record: record.scores.get(score))
         found = {seed: endpoint(record) for seed, record in self.ended.items()}
         return {seed: value for seed, value in found.items() if value is not None}

@@ -49,7 +49,7 @@ def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunReco
     Args:
       folder: where to.
       records_folder: of the records.
-      run_records: those to draw; the ones without statistics are left out.
+      run_records: those to draw; those without statistics are excluded.
 
     Returns:
       The page, or `None` if there is nothing to draw.

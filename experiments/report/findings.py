@@ -195,7 +195,7 @@ def claims_table(findings: Iterable[Finding], prefix: str = "", *, short: bool =
     Args:
       findings: of one study or of several.
       prefix: from the page to the folder of all results, such as 'experiments/results/'; empty for no links.
-      short: leaves out notes, and of what was measured all but the first part.
+      short: omits notes, and of what was measured all but the first part.
     """
     rows = [["claim", "source", "measured [95 % interval]", "verdict"]]
     for finding in findings:

@@ -156,7 +156,7 @@ class Study:
         measured lies in the folder's `measurements`.
       measurements: from a preset's name to what is measured beside the runs, after they have ended.
       keep_checkpoints: whether the measurements need the trained models.
-      named: all runs that the protocol names, where `runs` leaves out those whose turn has not come.
+      named: all runs that the protocol names, where `runs` excludes those whose turn has not come.
     """
 
     name: str

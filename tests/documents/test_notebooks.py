@@ -53,7 +53,7 @@ def test_is_saved_whole_and_clean(path):
             assert "Warning" not in text
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     # As a reader's machine has it: the devices that are there, not this suite's eight.
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)

@@ -218,7 +218,7 @@ def propagate(
 
 
 def _by_name(state: nnx.State) -> dict[str, Any]:
-    """Values by the path of their probe, with the probes that contain it left out."""
+    """Values by the path of their probe, without the probes that contain it."""
     values = {}
     for path, variable in nnx.to_flat_state(state):
         name = "/".join(str(part) for part in path[:-1] if part != "module")

@@ -27,7 +27,7 @@ Trend: Kendall's tau between the epochs and the standard deviation (the Mann-Ken
 p < {SIGNIFICANCE}. Without a trend, {SIGNIFICANCE / 2:.1%} of the layers would be called rising and as many falling;
 and since epochs depend on the epochs before them, trends show more easily than the level says. "Both": runs in
 which more than {SEEN_SHARE:.0%} of the layers rise while more than {SEEN_SHARE:.0%} fall. A curve that falls and then
-rises shows no trend. The first row of a setting takes all epochs, the second leaves out those that hold the warm-up,
+rises shows no trend. The first row of a setting takes all epochs, the second excludes those that hold the warm-up,
 in which gradients change most; with fewer epochs the test is a little weaker too. Epochs with a vanished or
 non-finite gradient do not count, and fewer than five epochs can show no trend. Means [ranges] over seeds. A trend
 says whether a curve is monotone, "last / first" how far it falls: the ratio of its ends, geometric mean over seeds
@@ -145,7 +145,7 @@ class Tally:
 
 
 def find_trend(series: np.ndarray) -> Trend:
-    """Mann-Kendall test of a series of positive numbers; others are left out."""
+    """Mann-Kendall test of a series of positive numbers; others are excluded."""
     from scipy import stats
 
     epochs = np.flatnonzero(np.isfinite(series) & (series > 0))

@@ -150,7 +150,7 @@ def make_measurements(preset: str) -> list[Measurement]:
 
 
 def find_networks(preset: str, measured: Mapping[str, MeasurementRecord]) -> Networks:
-    """What was measured, by model and state; diverged networks are left out."""
+    """What was measured, by model and state; diverged networks are excluded."""
     size = SIZES[preset]
     networks = {}
     for model in size.models:

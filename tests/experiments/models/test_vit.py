@@ -287,7 +287,7 @@ def test_stochastic_depth_leaves_out_whole_branches_in_training_alone(stacked):
     for factors, rate in zip(keep, (0, 0.25, 0.5), strict=True):
         np.testing.assert_allclose(np.unique(factors), [1.0] if rate == 0 else [0, 1 / (1 - rate)], rtol=1e-6)
         np.testing.assert_allclose(factors.mean(), 1, atol=0.06)
-    # An image all of whose branches are left out leaves the encoder as it came.
+    # An image all of whose branches are dropped leaves the encoder as it came.
     x = model.embedding(images)
     keep = jnp.zeros((3, 2, 4, 1, 1)).at[:, :, 1].set(1.0)
     y = model.encode(x, keep)

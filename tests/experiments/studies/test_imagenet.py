@@ -128,6 +128,28 @@ def test_a_damaged_image_ends_a_comparison_with_one_line_or_is_left_out(data_dir
     assert f"{bad.name}, record 7 is damaged" in lines[0]
     code, _, err = run(*command, "--skip-damaged")
     assert code == 0, err
-    assert "jpeg:cifar10_jpeg:32: 1 damaged images are left out" in err
+    assert "jpeg:cifar10_jpeg:32: 1 damaged images are excluded" in err
     for path in (tmp_path / "out" / "records").glob("*.json"):
         assert json.loads(path.read_text())["data"]["damaged"] == 1
+
+
+def test_the_study_in_small_as_its_docstring_says(data_dir, tmp_path):
+    """With real JPEGs: tuning and reported runs, a kill between them, the report."""
+    command = ("reproduce", "imagenet", "--preset", "smoke", "--data-dir", data_dir, "--out", tmp_path)
+    folder = tmp_path / "imagenet" / "smoke"
+    process = start(*command, "--workers", "2")
+    wait_for_epochs(folder / "records", 8, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    before = {path.name: path.read_bytes() for path in (folder / "records").glob("*.json")}
+    ended = {name for name, text in before.items() if json.loads(text)["status"] == "finished"}
+    assert ended
+    code, _, err = run(*command, "--workers", "2")
+    assert code == 0, err
+    after = {path.name: path.read_bytes() for path in (folder / "records").glob("*.json")}
+    assert {name: after[name] for name in ended} == {name: before[name] for name in ended}
+    report = (folder / "report.md").read_text()
+    assert "preset smoke" in report
+    assert "top-5" in report
+    for words in ("ZNorm", "GAN", "LARS", "SGDM"):
+        assert words in report

@@ -18,6 +18,7 @@ from experiments.hosts import Devices, HostError
 from experiments.training import resuming
 from experiments.training.layout import lay_out, make_mesh
 
+from ..processes import run, start
 from .on_hosts import RUN, make_dataset
 from .small import SMALL_MODELS
 
@@ -56,10 +57,15 @@ def train_here(out, *, stop_after=0, shard_params=True):
     return training.train(RUN, make_dataset(), out=out, on_epoch=on_epoch, **options)
 
 
-def start_all(out, data, shard_params, kill=(0, 0), number=signal.SIGKILL):
+def find_coordinator():
+    """An address on this machine that nothing listens on."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{server.getsockname()[1]}"
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def start_all(out, data, shard_params, kill=(0, 0), number=signal.SIGKILL):
+    coordinator = find_coordinator()
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
     script = ("-m", "tests.experiments.training.on_hosts")
     out.mkdir(exist_ok=True)
@@ -167,6 +173,38 @@ def test_two_hosts_read_a_part_each_and_one_that_is_killed_ends_both(whole, tmp_
     assert record.resumed[0]["after_epoch"] in (1, 2)
     assert record.resumed[0]["hosts"] == 1
     assert_same(tmp_path, whole)
+
+
+def test_the_command_line_started_on_two_hosts_trains_as_on_one(tmp_path):
+    command = [
+        "compare",
+        "--methods",
+        "znorm",
+        "--optimizers",
+        "adam",
+        "--seeds",
+        "0",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "100",
+    ]
+    code, out, err = run(*command, "--out", tmp_path / "one", "--devices", 4, devices=4)
+    assert code == 0, err
+    by_hand = ("--coordinator", find_coordinator(), "--num-processes", 2, "--process-id")
+    ended = wait_for([start(*command, "--out", tmp_path / "two", *by_hand, i, devices=2) for i in range(2)])
+    assert [(code, err) for code, _, err in ended] == [(0, ""), (0, "")]
+    # The first host alone shows the table and writes.
+    (_, first, _), (_, second, _) = ended
+    assert second == ""
+    _, header, table = out.partition("optimizer method")
+    assert header
+    assert first.partition(header)[2].replace("/two/", "/one/") == table
+    (one,), (two,) = (records.read_records(tmp_path / name / "records") for name in ("one", "two"))
+    assert (one.environment["hosts"], two.environment["hosts"]) == (1, 2)
+    for epoch, wanted in zip(two.epochs, one.epochs, strict=True):
+        for name in MEASURED:
+            assert getattr(epoch, name) == pytest.approx(getattr(wanted, name), rel=TOLERANCE), name
 
 
 def test_a_host_ends_when_it_is_asked_to(tmp_path):

@@ -116,7 +116,7 @@ def test_the_last_incomplete_batch_is_dropped(tmp_path):
     record = training.train(run, dataset, out=tmp_path)
     for metrics in record.epochs:
         assert 32 * metrics.train_accuracy == round(32 * metrics.train_accuracy)  # a share of two batches
-    # Which five images are left out changes from epoch to epoch.
+    # Which five images are dropped changes from epoch to epoch.
     assert len({metrics.train_loss for metrics in record.epochs}) > 4
 
 

@@ -1,6 +1,5 @@
 """Streamed sets: the same images and losses as in memory, and no more memory for more of them."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from experiments.data.streaming import read_batches
 from experiments.run import Run
 
 from ..data.prepared_folders import write_prepared
+from .small import without_seconds
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 ROOT = Path(__file__).parents[3]
@@ -63,10 +63,6 @@ def make_run(**options):
     defaults = {"dataset": "stream:pcam32", "model": "small", "method": "gan", "optimizer": "sgdm"}
     defaults |= {"learning_rate": 0.1, "epochs": 2, "batch_size": 16, "seed": 3, "augment": "crop_flip"}
     return Run(**(defaults | options))
-
-
-def without_seconds(record):
-    return [dataclasses.replace(epoch, seconds=0.0) for epoch in record.epochs]
 
 
 def test_a_streamed_set_is_the_set(data_dir):
