@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.core
 import numpy as np
+import optax
 
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree] | None
@@ -23,17 +24,28 @@ def is_function(option: Any) -> bool:
 
 
 def is_axis_name(node: Any) -> bool:
-    return node is None or (isinstance(node, tuple) and all(isinstance(name, str) for name in node))
+    return node is None or (_is_plain_tuple(node) and all(isinstance(name, str) for name in node))
 
 
 def is_feature_axis(node: Any) -> bool:
+    return _is_plain_tuple(node)
+
+
+def _is_plain_tuple(node: Any) -> bool:
+    # A NamedTuple holds one value for each of its fields; it is not itself a value.
     return isinstance(node, tuple) and not hasattr(node, "_fields")
+
+
+def is_frozen(node: Any) -> bool:
+    """Whether this stands in a tree in place of what is not trained, a leaf or a subtree."""
+    return node is None or isinstance(node, optax.MaskedNode)
 
 
 def per_leaf(argument: str, option: Any, tree: PyTree, is_leaf: Callable[[Any], bool] | None) -> list[Any]:
     """Broadcasts an option, a function of the tree or a prefix of it, to one value per leaf."""
     if is_function(option):
         option = option(tree)
+    option = _prune(option, tree, is_leaf)
     try:
         broadcast = jax.tree.map(
             lambda value, subtree: [value] * len(jax.tree.leaves(subtree)), option, tree, is_leaf=is_leaf
@@ -46,13 +58,26 @@ def per_leaf(argument: str, option: Any, tree: PyTree, is_leaf: Callable[[Any], 
     return jax.tree.leaves(broadcast, is_leaf=is_leaf)
 
 
+def _prune(option: PyTree, tree: PyTree, is_leaf: Callable[[Any], bool] | None) -> PyTree:
+    """Drops from an option what it says of frozen parts of a tree."""
+    nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_frozen)[0]
+    frozen = {path: node for path, node in nodes if is_frozen(node)}
+    if not frozen:
+        return option
+    return jax.tree_util.tree_map_with_path(
+        lambda path, value: frozen.get(path, value),
+        option,
+        is_leaf=lambda path, node: path in frozen or (is_leaf is not None and is_leaf(node)),
+        is_leaf_takes_path=True,
+    )
+
+
 def _difference(option: PyTree, tree: PyTree, is_leaf: Callable[[Any], bool] | None) -> str:
     """Where an option is not a prefix of a tree, in words."""
 
     def paths(tree, is_leaf):
         return [
-            tuple(path_part(key) for key in path)
-            for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
+            path_parts(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
         ]
 
     given, wanted = paths(option, is_leaf), paths(tree, None)
@@ -123,6 +148,6 @@ def check_feature_axis(value: Any) -> tuple[int, ...]:
         raise TypeError(f"feature_axis must hold integers, got {value!r}") from None
 
 
-def path_part(key: Any) -> str:
-    """One step of a path as a string, the same in every container."""
-    return jax.tree_util.keystr((key,), simple=True)
+def path_parts(path: tuple) -> tuple[str, ...]:
+    """The steps of a path as strings, the same in every container."""
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)

@@ -19,7 +19,7 @@ def centralize(
     axis_name: AxisName = None,
     stacked_axis_name: AxisName = None,
 ) -> optax.GradientTransformation:
-    r"""Subtracts from the gradient of each output unit's weights their mean.
+    r"""Subtracts from each output unit's gradient its mean over the unit's weights.
 
     .. math::
       u_{\ldots j} = g_{\ldots j} - \frac{1}{n} \sum_i g_{i j}
@@ -33,7 +33,7 @@ def centralize(
       feature_axis: axes of a layer (not counting its stacked axes) that index output units: an integer or a
         tuple of integers for all layers, a pytree of these (or a prefix of one), or a function from the
         gradients to one. The query, key and value kernels of Flax's attention, (inputs, heads, dim), have
-        two: (-2, -1).
+        two: (-2, -1). A plain tuple is always one value; where parameters are a tuple, give a function.
       mask: which leaves are layers, as in `znorm`.
       stacked_axes: how many leading axes of a leaf index separate layers, as in `znorm`.
       axis_name: mesh axes that shard the averaged axes of a leaf, in the forms that `znorm` takes. A mesh
@@ -46,8 +46,7 @@ def centralize(
       weight pass through unchanged.
 
     Raises:
-      ValueError: `stacked_axes` is negative; at `init`, `feature_axis` is not an axis of a layer, another
-        argument does not fit the tree, or an axis is named both in `axis_name` and in `stacked_axis_name`.
+      ValueError: as `znorm`; also when `feature_axis` is not an axis of a layer, or takes all of them.
       TypeError: an argument holds something else than integers, booleans or axis names.
 
     Warns:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._arguments import AxisName, Mask, PyTree, StackedAxes, check_integer, path_part
-from optax_gradnorm._layers import is_flax_box, layer_resolver, path_parts, resolve_at_init
+from optax_gradnorm._arguments import AxisName, Mask, PyTree, StackedAxes, check_integer, path_parts
+from optax_gradnorm._layers import is_flax_box, layer_resolver, leaf_parts, resolve_at_init, unbox
 from optax_gradnorm._moments import check_varies_as, global_std, measure, zero_global, zero_statistic
 
 
@@ -69,9 +69,8 @@ def track_gradient_dynamics(
       field of the state whole, since optax hands it neither the parameters nor the state.
 
     Raises:
-      ValueError: `stacked_axes` is negative; at `init`, an argument does not fit the tree, or an axis is
-        named both in `axis_name` and in `stacked_axis_name`; at `update`, there is a layer that `init` did
-        not see, or a statistic differs between devices and the state does not.
+      ValueError: as `znorm`; at `update` also when there is a layer that `init` did not see, a leaf is no
+        longer one, or a statistic differs between devices and the state does not.
       TypeError: an argument holds something else than booleans, integers or axis names.
 
     Warns:
@@ -128,23 +127,30 @@ def track_gradient_dynamics(
 
     def update_fn(updates, state, params=None):
         del params
-        leaves = jax.tree.leaves(updates)
         # By path: gradients may come in another container than the parameters, and in another order.
+        paths, leaves, layers = leaf_parts(updates), jax.tree.leaves(updates), resolve(updates)
         found = {
             path: measure(g, layer)
-            for path, g, layer in zip(path_parts(updates), leaves, resolve(updates), strict=True)
+            for path, g, layer in zip(paths, leaves, layers, strict=True)
             if layer is not None
         }
-        known = path_parts(state.std)
+        known = leaf_parts(state.std)
         if new := found.keys() - set(known):
             raise ValueError(
                 f"updates have the layer {'/'.join(min(new))!r}, parameters given to init had not"
+            )
+        if lost := {*known} & {*paths} - found.keys():
+            raise ValueError(
+                f"{'/'.join(min(lost))!r} is a layer in the parameters given to init, and not in updates: "
+                "use mask to say what it is"
             )
 
         def renew(path, old, field):
             if path not in found:
                 return jnp.zeros_like(old)  # A frozen layer may have None for a gradient.
-            new = getattr(found[path], field).reshape(old.shape).astype(old.dtype)
+            new = getattr(found[path], field).astype(old.dtype)
+            # Not reshaped to nothing but the stacked axes, which would lose the sharding of one layer.
+            new = jnp.squeeze(new, tuple(range(old.ndim, new.ndim))).reshape(old.shape)
             check_varies_as(old, new, f"the {field} of {'/'.join(path)!r}")
             return new
 
@@ -216,7 +222,7 @@ def gradient_dynamics(opt_state: Any, which: int | str | None = None) -> Gradien
       1.0
     """
     found = [
-        ([path_part(key) for key in path], node)
+        (path_parts(path), node)
         for path, node in optax.tree.get_all_with_path(opt_state, GradientDynamicsState.__name__)
     ]
     if not found:
@@ -242,11 +248,4 @@ def gradient_dynamics(opt_state: Any, which: int | str | None = None) -> Gradien
 
 def _without_boxes(tree: PyTree) -> PyTree:
     """Takes statistics out of the boxes that Flax puts around arrays, whose metadata speak of parameters."""
-
-    def unbox(node):
-        if not is_flax_box(node):
-            return node
-        content = jax.tree.leaves(node, is_leaf=lambda n: isinstance(n, optax.MaskedNode))
-        return content[0] if len(content) == 1 else node
-
     return jax.tree.map(unbox, tree, is_leaf=is_flax_box)

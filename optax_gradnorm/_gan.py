@@ -97,7 +97,8 @@ def gan(
 
     Args:
       autoscale: a function from two scalars, the global standard deviation and its first finite, non-zero
-        value, to the multiplier.
+        value, to the multiplier. Under `optax.inject_hyperparams` name it in `static_args`, which else
+        takes it for a schedule.
       mask: which leaves are layers, as in `znorm`.
       stacked_axes: how many leading axes of a leaf index separate layers, as in `znorm`.
       axis_name: mesh axes over which a layer is sharded, as in `znorm`.
@@ -112,9 +113,8 @@ def gan(
       but not `first_sigma`: wrap in `optax.apply_if_finite` to skip such steps.
 
     Raises:
-      ValueError: `stacked_axes` is negative; at `init`, an argument does not fit the tree, or an axis is
-        named both in `axis_name` and in `stacked_axis_name`; at `update`, :math:`\sigma_t` differs between
-        devices, which JAX knows inside `shard_map`, and the state does not.
+      ValueError: as `znorm`; at `update` also when :math:`\sigma_t` differs between devices, which JAX knows
+        inside `shard_map`, and the state does not.
       TypeError: `autoscale` is not callable or does not return a real scalar, or another argument holds
         something else than booleans, integers or axis names.
 

@@ -23,9 +23,10 @@ from optax_gradnorm._arguments import (
     check_stacked_axes,
     is_axis_name,
     is_feature_axis,
+    is_frozen,
     is_function,
     names_checker,
-    path_part,
+    path_parts,
     per_leaf,
 )
 
@@ -47,6 +48,19 @@ class Layer(NamedTuple):
 
 
 Resolver = Callable[[PyTree], list[Layer | None]]
+
+
+class _Option(NamedTuple):
+    """An argument that holds one value for each leaf."""
+
+    value: Any
+    check: Callable[[Any], Any]  # of one value, which it returns in its own form
+    is_leaf: Callable[[Any], bool] | None = None  # what is one value though it is a container
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is one value for all leaves, so that it can be checked before there is a tree."""
+        return not is_function(self.value) and jax.tree_util.all_leaves([self.value], is_leaf=self.is_leaf)
 
 
 def layer_resolver(
@@ -73,16 +87,15 @@ def layer_resolver(
         function, which transformations call in `init`.
     """
     options = {
-        "mask": (BY_DEFAULT if mask is None else mask, check_mask, None),
-        "stacked_axes": (0 if stacked_axes is None else stacked_axes, check_stacked_axes, None),
-        "axis_name": (axis_name, names_checker("axis_name"), is_axis_name),
-        "stacked_axis_name": (stacked_axis_name, names_checker("stacked_axis_name"), is_axis_name),
-        "feature_axis": (feature_axis, check_feature_axis, is_feature_axis),
+        "mask": _Option(BY_DEFAULT if mask is None else mask, check_mask),
+        "stacked_axes": _Option(0 if stacked_axes is None else stacked_axes, check_stacked_axes),
+        "axis_name": _Option(axis_name, names_checker("axis_name"), is_axis_name),
+        "stacked_axis_name": _Option(stacked_axis_name, names_checker("stacked_axis_name"), is_axis_name),
+        "feature_axis": _Option(feature_axis, check_feature_axis, is_feature_axis),
     }
     # A bare value is checked now; pytrees and functions have to wait for the tree.
-    for option, check, is_leaf in options.values():
-        if not is_function(option) and jax.tree_util.all_leaves([option], is_leaf=is_leaf):
-            check(option)
+    bare = {argument: option.check(option.value) for argument, option in options.items() if option.is_bare}
+    _check_disjoint(bare.get("axis_name", ()), bare.get("stacked_axis_name", ()))
 
     def resolve(tree: PyTree) -> list[Layer | None]:
         leaves = jax.tree.leaves(tree)
@@ -90,8 +103,8 @@ def layer_resolver(
             # Only Python numbers, or the placeholder with which optax.tree_map_params calls `init`.
             return [None] * len(leaves)
         values = [
-            [check(value) for value in per_leaf(argument, option, tree, is_leaf)]
-            for argument, (option, check, is_leaf) in options.items()
+            [option.check(value) for value in per_leaf(argument, option.value, tree, option.is_leaf)]
+            for argument, option in options.items()
         ]
         return [_resolve_leaf(*leaf) for leaf in zip(_leaf_paths(tree), leaves, *values, strict=True)]
 
@@ -107,7 +120,7 @@ def resolve_at_init(resolve: Resolver, params: PyTree, mask: Mask) -> list[Layer
         shapes = ", ".join([*map(str, several[:4]), *(["..."] if len(several) > 4 else [])])
         warnings.warn(
             f"no leaf is a layer, so all gradients pass through: none of {len(floating)} leaves (of shape {shapes}) "
-            "has more than one axis longer than 1 besides its stacked_axes; say with mask which are layers",
+            "has more than one axis longer than 1 besides its stacked_axes; use mask to say which are layers",
             stacklevel=3,
         )
     return layers
@@ -133,7 +146,7 @@ def layer_names(tree: PyTree) -> list[str]:
       One name per leaf, in the order of `jax.tree.leaves(tree)`, its parts joined by slashes; a bare leaf
       has the empty name. The box that Flax puts around an array (`nnx.Param`, `linen.Partitioned`) leaves
       no trace, so the names of an `nnx.Optimizer`'s parameters and of its gradients are the same. Names are
-      unique: where two paths would join to the same name, both are spelled as JAX does. The statistics
+      unique: where two paths would join to the same name, they are spelled as JAX does. The statistics
       that `gradient_dynamics` returns give the names of the layers alone, without biases.
 
     Examples:
@@ -146,10 +159,9 @@ def layer_names(tree: PyTree) -> list[str]:
     paths = _leaf_paths(tree)
     names = [_name(path) for path in paths]
     counts = Counter(names)
-    return [
-        name if counts[name] == 1 else jax.tree_util.keystr(path)
-        for name, path in zip(names, paths, strict=True)
-    ]
+    spelled = [jax.tree_util.keystr(path) for path in paths]
+    unique = [short if counts[short] == 1 else long for short, long in zip(names, spelled, strict=True)]
+    return unique if len(set(unique)) == len(unique) else spelled
 
 
 def layers(tree: PyTree, *, mask: Mask = None, stacked_axes: StackedAxes = None) -> list[str]:
@@ -183,13 +195,14 @@ def exclude(*names: str) -> Callable[[PyTree], PyTree]:
     """A mask: the default rule, without the leaves that have one of these names on their path.
 
     Args:
-      names: parts of paths, such as 'embedding' or 'head': of modules or of leaves.
+      names: parts of paths, such as 'embedding' or 'head', of modules or of leaves; or whole names, as
+        `layers` gives them. Haiku's 'encoder/~/linear' is found by each of its parts too.
 
     Returns:
       A function of a tree, to be given as `mask` to this library's functions (what it leaves to the default
       rule is no boolean, as `optax.masked` wants). When it meets a tree in which a name occurs nowhere, it
-      raises a ValueError, so that a misspelt name is noticed; frozen leaves, which are `None` or
-      `optax.MaskedNode`, count as there.
+      raises a ValueError, so that a misspelt name is noticed. The names of frozen leaves, which are `None`,
+      count; where there is an `optax.MaskedNode`, which may stand for a subtree, every name is accepted.
 
     Raises:
       TypeError: a name is not a string, or there is none.
@@ -203,15 +216,22 @@ def exclude(*names: str) -> Callable[[PyTree], PyTree]:
         raise TypeError(f"exclude needs one name or more, all strings, got {names!r}")
 
     def mask(tree: PyTree) -> PyTree:
-        paths = [set(path) for path in path_parts(tree)]
-        there = set().union(*paths, *_frozen_paths(tree))
-        for name in names:
-            if name not in there:
-                raise ValueError(f"exclude({name!r}): no leaf has that name on its path")
-        excluded = [False if path.intersection(names) else BY_DEFAULT for path in paths]
+        found = [_names_on(parts) for parts in leaf_parts(tree)]
+        nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_frozen)[0]
+        there = set().union(*found, *(_names_on(path_parts(path)) for path, node in nodes if node is None))
+        if not any(isinstance(node, optax.MaskedNode) for _, node in nodes):
+            for name in names:
+                if name not in there:
+                    raise ValueError(f"exclude({name!r}): no leaf has that name on its path")
+        excluded = [BY_DEFAULT if own.isdisjoint(names) else False for own in found]
         return jax.tree.unflatten(jax.tree.structure(tree), excluded)
 
     return mask
+
+
+def _names_on(parts: tuple[str, ...]) -> set[str]:
+    whole = "/".join(parts)
+    return {*parts, *whole.split("/"), whole}
 
 
 def varying_axes(x: Any) -> frozenset[str]:
@@ -260,27 +280,29 @@ def is_flax_box(node: Any) -> bool:
     )
 
 
-def path_parts(tree: PyTree) -> list[tuple[str, ...]]:
+def unbox(node: Any) -> Any:
+    """What is in a box of Flax; any other node is returned as it is."""
+    if not is_flax_box(node):
+        return node
+    children = jax.tree.leaves(node, is_leaf=lambda child: child is not node)
+    return unbox(children[0]) if len(children) == 1 else node
+
+
+def leaf_parts(tree: PyTree) -> list[tuple[str, ...]]:
     """The path of every leaf as strings, which are the same in every container."""
-    return [tuple(path_part(key) for key in path) for path in _leaf_paths(tree)]
-
-
-def _frozen_paths(tree: PyTree) -> list[tuple[str, ...]]:
-    """Paths of what stands in a tree in place of leaves that are not trained."""
-
-    def is_frozen(node):
-        return node is None or isinstance(node, optax.MaskedNode)
-
-    found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_frozen)[0]
-    return [tuple(path_part(key) for key in path) for path, node in found if is_frozen(node)]
+    return [path_parts(path) for path in _leaf_paths(tree)]
 
 
 def _leaf_paths(tree: PyTree) -> list[tuple]:
     """The path of every leaf, without Flax's boxes."""
     paths = []
     for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_flax_box)[0]:
-        inside = jax.tree_util.tree_flatten_with_path(node)[0]
-        paths += [path if len(inside) == 1 else (*path, *rest) for rest, _ in inside]
+        content = unbox(node)
+        if content is node:
+            inside = [rest for rest, _ in jax.tree_util.tree_flatten_with_path(node)[0]]
+        else:
+            inside = _leaf_paths(content)
+        paths += [(*path, *rest) for rest in inside]
     return paths
 
 
@@ -293,21 +315,35 @@ def _is_floating(leaf: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
 
 
-def _is_layer_by_default(path: tuple, shape: tuple[int, ...]) -> bool:
-    """More than one axis longer than 1, and not named 'bias'."""
-    return sum(size > 1 for size in shape) > 1 and not (path and path_part(path[-1]) == "bias")
+def _is_layer_by_default(path: tuple, shape: tuple[int, ...], shards: Callable[[], tuple[str, ...]]) -> bool:
+    """More than one axis longer than 1, and not named 'bias'.
 
+    Args:
+      path: of the leaf.
+      shape: its shape, or that of its shard, without stacked axes.
+      shards: gives the mesh axes over which it is a shard.
 
-def _check_shape_tells(path: tuple, leaf: Any, shape: tuple[int, ...], axis_names: tuple[str, ...]) -> None:
-    """Refuses a shard that may be a row of a weight or a part of a bias: the default rule speaks of the whole."""
-    if len(shape) < 2 or (path and path_part(path[-1]) == "bias"):
-        return
-    shards = _sharding_names(leaf, axis_names)
-    if shards and sum(size > 1 for size in shape) + len(shards) > 1:
+    Raises:
+      ValueError: a shard may be a row of a weight or a part of a bias: the rule speaks of the whole.
+    """
+    if len(shape) < 2 or path_parts(path)[-1:] == ("bias",):
+        return False
+    long_axes = sum(size > 1 for size in shape)
+    if long_axes > 1:
+        return True
+    if (names := shards()) and long_axes + len(names) > 1:
         raise ValueError(
             f"mask must say whether {_name(path)!r} is a layer: the shape {shape} of its shard over "
-            f"{', '.join(shards)} does not tell"
+            f"{', '.join(names)} does not tell"
         )
+    return False
+
+
+def _check_disjoint(
+    axis_names: tuple[str, ...], stacked_axis_names: tuple[str, ...], where: str = ""
+) -> None:
+    if both := set(axis_names) & set(stacked_axis_names):
+        raise ValueError(f"axis_name and stacked_axis_name both name {min(both)!r}{where}")
 
 
 def _resolve_leaf(
@@ -322,25 +358,30 @@ def _resolve_leaf(
     shape = getattr(leaf, "shape", ())
     if mask is not BY_DEFAULT and mask and stacked_axes > len(shape):
         raise ValueError(f"stacked_axes is {stacked_axes} for {_name(path)!r}, whose shape is {shape}")
-    if not _is_floating(leaf) or 0 in shape or _is_python_number(leaf):
+    # Scalars pass through, also where a mask names them: inside jit, Python numbers look the same.
+    if not _is_floating(leaf) or 0 in shape or len(shape) <= stacked_axes:
         return None
+
+    def shards() -> tuple[str, ...]:
+        named = _sharding_names(leaf, axis_names)
+        # A mesh axis that shards feature axes is not to be named.
+        unnamed = varying_axes(leaf) - {*axis_names, *stacked_axis_names} if feature_axes else ()
+        return (*named, *sorted(unnamed))
+
     if mask is BY_DEFAULT:
-        mask = _is_layer_by_default(path, shape[stacked_axes:])
-        if not mask:
-            _check_shape_tells(path, leaf, shape[stacked_axes:], axis_names)
+        mask = _is_layer_by_default(path, shape[stacked_axes:], shards)
     if not mask:
         return None
-    if both := set(axis_names) & set(stacked_axis_names):
-        raise ValueError(f"axis_name and stacked_axis_name both name {min(both)!r} for {_name(path)!r}")
+    _check_disjoint(axis_names, stacked_axis_names, f" for {_name(path)!r}")
     own = range(stacked_axes, len(shape))
     for axis in feature_axes:
         if not -len(own) <= axis < len(own):
             raise ValueError(f"feature_axis is {axis} for {_name(path)!r}, a layer of {len(own)} dimensions")
     features = {own[axis] for axis in feature_axes}
     axes = tuple(axis for axis in own if axis not in features)
+    if len(own) > 1 and not axes:
+        raise ValueError(
+            f"feature_axis {feature_axes} takes all axes of {_name(path)!r}, a layer of shape "
+            f"{shape[stacked_axes:]}: none is left to average over"
+        )
     return Layer(stacked_axes, axes, axis_names, stacked_axis_names)
-
-
-def _is_python_number(leaf: Any) -> bool:
-    # Inside jit a Python number is an array without dimensions that is weakly typed.
-    return leaf.ndim == 0 and getattr(leaf, "weak_type", False)

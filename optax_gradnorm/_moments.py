@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +37,8 @@ class Measured(NamedTuple):
 
 def statistics_dtype(dtype) -> jnp.dtype:
     """float64 for double precision, float32 for everything else."""
-    return jnp.dtype(jnp.float64 if jnp.finfo(dtype).bits == 64 else jnp.float32)
+    is_double = jnp.finfo(jax.dtypes.canonicalize_dtype(dtype)).bits == 64
+    return jnp.dtype(jnp.float64 if is_double else jnp.float32)
 
 
 def measure(gradient: jax.Array, layer: Layer) -> Measured:
@@ -67,8 +68,8 @@ def _moments(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, 
     def careful(gradient):
         return _careful_moments(gradient.astype(dtype), axes, axis_names)
 
-    size = _size(gradient, axes)
-    if gradient.dtype != jnp.float32 or size < MANY or axis_names:
+    is_sharded = bool(axis_names) or any(jax.typeof(gradient).sharding.spec)
+    if gradient.dtype != jnp.float32 or _size(gradient, axes) < MANY or is_sharded:
         return careful(gradient)
     # On accelerators a branch would wait for the host.
     return lax.platform_dependent(
@@ -115,6 +116,7 @@ def subtract(gradient: jax.Array, mean: jax.Array, factor: jax.Array) -> jax.Arr
 
     In quarters no difference overflows, and a factor of 4 / std is not subnormal (XLA takes those for 0).
     """
+    gradient = jnp.asarray(gradient)
     quarter = 0.25 * gradient.astype(mean.dtype) - 0.25 * mean
     return (quarter * factor.astype(mean.dtype)).astype(gradient.dtype)
 
@@ -194,19 +196,12 @@ def global_std(found: Sequence[Measured], dtype) -> jax.Array:
 
 def zero_statistic(leaf: jax.Array, layer: Layer, dtype) -> jax.Array:
     """Zeros of the JAX type of a statistic of this leaf: shape of its stacked axes, on the same devices."""
-    sharding = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
-    if isinstance(sharding, NamedSharding) and any(spec := jax.typeof(leaf).sharding.spec):
-        sharding = NamedSharding(sharding.mesh, P(*spec[: layer.stacked_axes]))
-        return jnp.zeros_like(
-            jax.ShapeDtypeStruct(leaf.shape[: layer.stacked_axes], dtype, sharding=sharding)
-        )
-    varying = varying_axes(leaf)
-    is_tracked = varying or (isinstance(leaf, jax.Array) and any(jax.typeof(leaf).sharding.spec))
-    if not is_tracked:
-        return jnp.zeros(leaf.shape[: layer.stacked_axes], dtype)
-    like = jnp.max(leaf.real, tuple(range(layer.stacked_axes, leaf.ndim)))
-    names = tuple(name for name in layer.axis_names if name in varying)
-    return jnp.zeros_like(lax.pmax(like, names) if names else like, dtype)
+    shape, sharding = leaf.shape[: layer.stacked_axes], jax.typeof(leaf).sharding
+    zero = jnp.zeros(shape, dtype)
+    if any(sharding.spec):
+        own = NamedSharding(sharding.mesh, P(*sharding.spec[: layer.stacked_axes]))
+        zero = jnp.zeros_like(jax.ShapeDtypeStruct(shape, dtype, sharding=own))
+    return _varying(zero, varying_axes(leaf) - {*layer.axis_names})
 
 
 def zero_global(leaves: Sequence[jax.Array], layers: Sequence[Layer | None], dtype) -> jax.Array:
@@ -215,7 +210,12 @@ def zero_global(leaves: Sequence[jax.Array], layers: Sequence[Layer | None], dty
     for leaf, layer in zip(leaves, layers, strict=True):
         if layer is not None:
             unnamed |= varying_axes(leaf) - {*layer.axis_names, *layer.stacked_axis_names}
-    return jnp.zeros((), dtype) + sum((0 * lax.axis_index(name)).astype(dtype) for name in sorted(unnamed))
+    return _varying(jnp.zeros((), dtype), unnamed)
+
+
+def _varying(zero: jax.Array, names: Iterable[str]) -> jax.Array:
+    """A zero that JAX takes to differ over these mesh axes."""
+    return zero + sum((0 * lax.axis_index(name)).astype(zero.dtype) for name in sorted(names))
 
 
 def check_varies_as(before: jax.Array, after: jax.Array, what: str) -> None:
@@ -227,7 +227,8 @@ def check_varies_as(before: jax.Array, after: jax.Array, what: str) -> None:
     if more := varying_axes(after) - varying_axes(before):
         raise ValueError(
             f"{what} differs between devices along {', '.join(sorted(more))}, but the state from init does not: "
-            "name mesh axes that shard a layer in axis_name, those that index separate layers in stacked_axis_name"
+            "average data-parallel gradients first (lax.pmean), name mesh axes that shard a layer in axis_name, "
+            "those that index separate layers in stacked_axis_name"
         )
 
 

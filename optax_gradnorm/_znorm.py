@@ -41,7 +41,7 @@ def znorm(
       mask: which leaves are layers: a pytree of booleans (or a prefix of one) with the structure of the
         gradients, or a function from the gradients to one, such as `exclude` makes. By default every leaf
         with more than one axis longer than 1, stacked axes not counted, whose name is not 'bias': biases
-        and norm scales pass through unchanged. `layers` names what is taken.
+        and norm scales pass through unchanged. Scalars always do. `layers` names what is taken.
       stacked_axes: how many leading axes of a leaf index separate layers, as in parameters stacked for
         `lax.scan`: an integer, a pytree of integers (or a prefix of one), or a function from the gradients
         to one. `None` is 0, and lets `optax.inject_hyperparams` trace `eps` alone.
@@ -62,9 +62,9 @@ def znorm(
       one element give 0; a NaN or an infinity makes its own layer NaN and no other.
 
     Raises:
-      ValueError: `eps` or `stacked_axes` is negative; at `init`, an argument does not fit the tree, an axis
-        is named both in `axis_name` and in `stacked_axis_name`, or the shape of a shard leaves open whether
-        the leaf is a weight, and no mask says it.
+      ValueError: `eps` or `stacked_axes` is negative, or an axis is named both in `axis_name` and in
+        `stacked_axis_name`; at `init` and `update`, an argument does not fit the tree, or the shape of a
+        shard leaves open whether the leaf is a weight, and no mask says it.
       TypeError: an argument holds something else than numbers, booleans, integers or axis names.
 
     Warns:

@@ -1,5 +1,7 @@
 """Wrong arguments: one clear line that names the argument and the value, as early as possible."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -208,3 +210,20 @@ def test_what_autoscale_returns(result, shown):
     gan = optax_gradnorm.gan(autoscale=lambda sigma, first_sigma: result)
     with pytest.raises(TypeError, match=f"autoscale must return a real scalar, got .*{shown}"):
         gan.update(GRADS, gan.init(GRADS))
+
+
+@each_factory
+def test_one_axis_with_two_meanings_at_build(factory):
+    with pytest.raises(ValueError, match="axis_name and stacked_axis_name both name 'x'"):
+        factory(axis_name=("y", "x"), stacked_axis_name="x")
+
+
+@each_factory
+def test_numpy_gradients_in_double_precision(factory):
+    """JAX takes them in single precision unless told otherwise, without a warning, as in Adam."""
+    gradients = {"kernel": np.arange(12.0).reshape(3, 4)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        transformation = factory()
+        updates, _ = transformation.update(gradients, transformation.init(gradients))
+    assert updates["kernel"].dtype in (jnp.float32, np.float64)

@@ -191,6 +191,25 @@ def test_names_are_unique():
     names = layer_names(tree)
     assert names == ["['a']['b']", "a/c", "['a/b']"]
     assert layers(tree) == ["['a']['b']", "['a/b']"]
+    # Also where a key looks like the spelling that tells two others apart.
+    assert len(set(layer_names({"a": {"b": 1.0}, "a/b": 2.0, "['a/b']": 3.0}))) == 3
+
+
+@pytest.mark.parametrize("value", [jnp.asarray(0.7), jnp.asarray(0.7, jnp.float32), 0.7], ids=str)
+def test_scalars_are_no_layers_whatever_the_mask_says(value):
+    """An optimizer makes a weakly typed scalar a strong one, which must not change what becomes of it."""
+    params = {"kernel": jnp.ones((3, 4)), "temperature": value}
+    optimizer = optax.chain(
+        optax_gradnorm.track_gradient_dynamics(mask=True), optax_gradnorm.znorm(mask=True), optax.sgd(0.5)
+    )
+    state = optimizer.init(params)
+    for step in range(3):
+        gradients = {"kernel": jax.random.normal(jax.random.key(step), (3, 4)), "temperature": value}
+        updates, state = optimizer.update(gradients, state, params)
+        assert float(updates["temperature"]) == pytest.approx(-0.35)
+        params = optax.apply_updates(params, updates)
+        value = params["temperature"]
+        params["temperature"] = value = value - value + 0.7
 
 
 def test_exclude_by_name():
@@ -215,13 +234,60 @@ def test_exclude_finds_the_names_of_frozen_leaves(frozen):
         assert float(jnp.std(updates["kernel"])) == pytest.approx(1)
 
 
-def test_exclude_inside_partition():
-    params = {"embedding": jnp.ones((4, 2)), "kernel": jnp.arange(6.0).reshape(2, 3)}
-    normalized = optax_gradnorm.znorm(mask=optax_gradnorm.exclude("embedding"))
-    labels = {"embedding": "frozen", "kernel": "trained"}
-    optimizer = optax.partition({"frozen": optax.set_to_zero(), "trained": normalized}, labels)
-    updates, _ = optimizer.update(params, optimizer.init(params))
-    assert float(jnp.std(updates["kernel"])) == pytest.approx(1)
+PARTS = {
+    "encoder": {"embedding": jnp.ones((4, 2)), "blocks": jnp.arange(24.0).reshape(2, 3, 4) ** 2},
+    "head": {"kernel": jnp.arange(6.0).reshape(2, 3)},
+}
+
+
+@pytest.mark.parametrize("labels", ["frozen", {"embedding": "frozen", "blocks": "frozen"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mask": optax_gradnorm.exclude("embedding")},
+        {"mask": {"encoder": {"embedding": False, "blocks": True}, "head": True}},
+        {"stacked_axes": {"encoder": {"embedding": 0, "blocks": 1}, "head": 0}},
+        {"axis_name": {"encoder": {"embedding": None, "blocks": ("x",)}, "head": None}},
+    ],
+    ids=["exclude", "mask", "stacked_axes", "axis_name"],
+)
+def test_an_argument_for_the_whole_tree_inside_partition(options, labels):
+    """Optax replaces a frozen part by one node, be it a leaf or a subtree."""
+    normalized = optax_gradnorm.znorm(**options)
+    optimizer = optax.partition(
+        {"frozen": optax.set_to_zero(), "trained": normalized}, {"encoder": labels, "head": "trained"}
+    )
+    updates, _ = optimizer.update(PARTS, optimizer.init(PARTS))
+    assert float(jnp.std(updates["head"]["kernel"])) == pytest.approx(1)
+    assert not jnp.any(updates["encoder"]["blocks"])
+
+
+def test_an_argument_for_the_whole_tree_with_a_part_that_has_no_gradient():
+    transformation = optax_gradnorm.znorm(stacked_axes={"encoder": {"embedding": 0, "blocks": 1}, "head": 0})
+    updates, _ = transformation.update({"encoder": None, "head": PARTS["head"]}, transformation.init(PARTS))
+    assert updates["encoder"] is None
+    assert float(jnp.std(updates["head"]["kernel"])) == pytest.approx(1)
+
+
+def test_exclude_takes_the_names_that_layers_prints():
+    """Haiku's module names hold slashes."""
+    params = {"heads/~/linear_0": {"w": jnp.ones((2, 3))}, "heads/~/linear_1": {"w": jnp.ones((3, 3))}}
+    rest = ["heads/~/linear_1/w"]
+    for name in ("linear_0", "heads/~/linear_0", "heads/~/linear_0/w"):
+        assert layers(params, mask=optax_gradnorm.exclude(name)) == rest
+    assert layers(params, mask=optax_gradnorm.exclude("heads")) == []
+
+
+def test_a_flax_box_around_a_dictionary():
+    """Statistics of a box that holds a layer and a bias are those of the same dictionary without the box."""
+    content = {"kernel": jnp.arange(12.0).reshape(3, 4), "bias": jnp.ones(4)}
+    boxed = nnx.State({"dense": nnx.Param(content), "single": nnx.Param(content["kernel"])})
+    assert sorted(layer_names(boxed)) == ["dense/bias", "dense/kernel", "single"]
+    tracker = optax_gradnorm.track_gradient_dynamics()
+    _, state = tracker.update(boxed, tracker.init(boxed))
+    assert layer_names(state.std) == ["dense/kernel", "single"]
+    for std in jax.tree.leaves(state.std):
+        assert float(std) == pytest.approx(float(jnp.std(content["kernel"])))
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1, 1), (5, 4, 3, 3)])
@@ -294,6 +360,13 @@ def test_centralize_with_two_feature_axes(feature_axis):
     if "out" in gradients:
         out = np.asarray(gradients["out"], np.float64)
         np.testing.assert_allclose(updates["out"], out - out.mean((0, 1), keepdims=True), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("feature_axis", [(-2, -1), (0, -1)], ids=str)
+def test_feature_axes_that_leave_nothing_to_average_are_refused(feature_axis):
+    """Given for attention, they must not let every other kernel pass through silently."""
+    with pytest.raises(ValueError, match=r"feature_axis .* all axes of 'kernel', .* of shape \(3, 4\)"):
+        optax_gradnorm.centralize(feature_axis=feature_axis).init({"kernel": jnp.ones((3, 4))})
 
 
 def test_centralize_leaves_units_of_one_weight_alone():

@@ -1,6 +1,7 @@
 """Whole-leaf statistics on eight devices: under jit with sharded arrays, inside shard_map, under pmap."""
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +167,58 @@ def test_shard_map_centralize():
     averaged = {"conv": "data", "dense": "model", "constant": ("data", "model"), "large": "data"}
     result = in_shard_map(optax_gradnorm.centralize(axis_name=averaged), layout)
     assert_same(result, whole("centralize"))
+
+
+@pytest.mark.parametrize(("feature_axis", "layout"), [(-1, P(None, "x")), (0, P("x"))])
+def test_one_output_unit_per_device(feature_axis, layout):
+    """The mesh axis of the output units is not named, and a shard of one unit has the shape of a bias."""
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    grads = jax.random.normal(jax.random.key(0), (8, 8)) + 1
+
+    def run(transformation):
+        update = jax.shard_map(
+            lambda g: transformation.update(g, transformation.init(g))[0],
+            mesh=mesh, in_specs=layout, out_specs=layout,
+        )  # fmt: skip
+        return jax.jit(update)(grads)
+
+    with pytest.raises(ValueError, match="mask must say whether '' is a layer"):
+        run(optax_gradnorm.centralize(feature_axis=feature_axis))
+    updates = run(optax_gradnorm.centralize(feature_axis=feature_axis, mask=True))
+    np.testing.assert_allclose(updates, grads - grads.mean(1 + feature_axis, keepdims=True), atol=1e-6)
+
+
+def test_tracking_refuses_a_layer_whose_shard_is_none():
+    """A state made of whole leaves, and shards that look like biases: zeros would be recorded."""
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    grads = {"a": jnp.ones((16, 8)), "b": jnp.ones((16, 16))}
+    tracker = optax_gradnorm.track_gradient_dynamics()
+    state = tracker.init(grads)
+    update = jax.shard_map(
+        lambda g: tracker.update(g, state)[0], mesh=mesh, in_specs=P(None, "x"), out_specs=P(None, "x")
+    )
+    with pytest.raises(
+        ValueError, match="'a' is a layer in the parameters given to init, and not in updates"
+    ):
+        jax.jit(update)(grads)
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+def test_axis_names_in_a_named_tuple():
+    """A NamedTuple of parameters takes one of names; it is not a tuple of names for every leaf."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), (AxisType.Auto, AxisType.Auto))
+    grads = Pair(gradients()["dense"]["kernel"], gradients()["dense"]["kernel"].T * 3)
+    layout = Pair(P("x"), P("y"))
+    transformation = optax_gradnorm.gan(axis_name=Pair("x", "y"))
+    update = jax.shard_map(
+        lambda g: transformation.update(g, transformation.init(g))[1].sigma,
+        mesh=mesh, in_specs=(layout,), out_specs=P(), check_vma=False,
+    )  # fmt: skip
+    np.testing.assert_allclose(jax.jit(update)(grads), float(reference.global_std(grads)), rtol=3e-6)
 
 
 def test_shard_map_without_axis_name_is_the_shards_own():

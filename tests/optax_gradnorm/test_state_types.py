@@ -264,8 +264,40 @@ def test_independent_models_one_per_device():
 
 
 def test_an_axis_with_two_meanings_is_refused():
-    with pytest.raises(ValueError, match="both name 'x'"):
-        optax_gradnorm.gan(axis_name="x", stacked_axis_name="x").init(gradients())
+    names = {"experts": "x", "shared": None, "bias": None}
+    with pytest.raises(ValueError, match="both name 'x' for 'experts'"):
+        optax_gradnorm.gan(axis_name=names, stacked_axis_name="x").init(gradients())
+
+
+@pytest.mark.parametrize("program", [scan, multi_steps], ids=lambda program: program.__name__)
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_stack_of_one_layer_on_an_explicit_mesh(name, program):
+    """The mesh of a single device, on which one debugs."""
+    mesh = jax.make_mesh((1,), ("x",), (AxisType.Explicit,), devices=jax.devices()[:1])
+    grads = {"experts": jax.device_put(jnp.ones((1, 4, 6)), NamedSharding(mesh, P("x")))}
+    with jax.set_mesh(mesh):
+        transformation = FACTORIES[name](stacked_axes=1)
+        initial = jax.tree.map(jax.typeof, transformation.init(grads))
+        program(transformation, grads)
+        _, state = transformation.update(grads, transformation.init(grads))
+    assert jax.tree.map(jax.typeof, state) == initial
+
+
+@pytest.mark.parametrize("spec", [P(None, "x"), P("x"), P(None, None, "x")], ids=str)
+@pytest.mark.parametrize("name", FACTORIES)
+def test_vmap_over_large_layers_on_an_explicit_mesh(name, spec):
+    """Where `vmap` turns a branch into a selection, whose condition has to be sharded as the values."""
+    mesh = jax.make_mesh((4,), ("x",), (AxisType.Explicit,), devices=jax.devices()[:4])
+    grads = jax.random.normal(jax.random.key(0), (4, 256, 256))
+    transformation = FACTORIES[name]()
+
+    def update(g):
+        return transformation.update(g, transformation.init(g))[0]
+
+    wanted = jnp.stack([update(g) for g in grads])
+    with jax.set_mesh(mesh):
+        actual = jax.vmap(update)(jax.device_put(grads, NamedSharding(mesh, spec)))
+    np.testing.assert_allclose(actual, wanted, atol=2e-6)
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
