@@ -28,6 +28,7 @@ from experiments.preflight import (
     check_model,
     check_names,
     check_out,
+    check_same_command,
     check_seeds,
     find_study,
     resolve_dataset,
@@ -112,6 +113,7 @@ def compare(
         train_examples,
     )
     runs = study.runs("", [])
+    check_same_command(runs, options)
     check_data(runs, options.data_dir, options.reading)
     records, _ = reproduce(study, "", out, options)
     if not hosts.is_first():
@@ -148,6 +150,7 @@ def reproduce(
     check_out(folder)
     runs = chosen.runs(preset, [])
     hosts.join(options.devices, folder)
+    check_same_command(runs, options)
     check_machine(options.workers, options.devices.count, [run.batch_size for run in runs])
     check_data(runs, options.data_dir, options.reading)
     if out is None:
@@ -324,7 +327,10 @@ def prepare(
 
     try:
         found = data.prepare(name, data_dir, archive=archive, source=folder, save_as=save_as)
-        print(f"{name} lies in {found}: {data.describe(found)}")
+        saved_as = found.parent.name
+        is_jpeg = name in ("folder", "imagenet2012", "cifar10_jpeg")
+        use = f"; train on it as jpeg:{saved_as}" if is_jpeg else ""
+        print(f"{saved_as} lies in {found}: {data.describe(found)}{use}")
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -12,6 +12,7 @@ import os
 import pickle
 import platform
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -28,6 +29,9 @@ from experiments.files import first_line
 
 # A host that has not been heard of for so long is given up; JAX's own limit is 100 seconds.
 HEARTBEAT_SECONDS = 60
+# How long a start waits for the other hosts, and when it says so.
+START_SECONDS = 300
+PATIENCE_SECONDS = 30
 LOST = (
     "training ended, because another host did or cannot be reached; "
     "the same command on every host goes on after the last checkpoint"
@@ -110,14 +114,19 @@ def join(chosen: Devices, out: Path) -> None:
     _send_native_messages(_Here.log)
     import jax
 
+    waiting = threading.Timer(PATIENCE_SECONDS, _say_waiting)
+    waiting.start()
     try:
         jax.distributed.initialize(
             *by_hand,
+            initialization_timeout=START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         remedy = "" if chosen.coordinator else "; give --coordinator, --num-processes and --process-id"
         raise HostError(f"the hosts do not find each other: {first_line(error)}{remedy}") from error
+    finally:
+        waiting.cancel()
     # JAX waits for SIGTERM to save what is left; here a checkpoint of every epoch is enough, and the end is wanted.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _Here.count, _Here.index = jax.process_count(), jax.process_index()
@@ -136,6 +145,19 @@ def _check_by_hand(coordinator: str | None, processes: int | None, process: int 
         raise HostError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
     if not 0 <= process < processes:
         raise HostError(f"--process-id must be from 0 to {processes - 1}, got {process}")
+    if process == 0:
+        # JAX would end the process from within, without a word.
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # after a start that has just ended
+            try:
+                server.bind(("", int(port)))
+            except (OSError, OverflowError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise HostError(f"--coordinator: host 0 cannot listen on port {port}: {reason}") from None
+
+
+def _say_waiting() -> None:
+    print(f"waiting for the other hosts, for {START_SECONDS} seconds at most", file=sys.stderr)
 
 
 def _send_native_messages(log: Path) -> None:

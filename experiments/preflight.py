@@ -14,6 +14,7 @@ from experiments.run import Run
 # Imported where they are used: most checks need neither JAX nor data, and return at once.
 if TYPE_CHECKING:
     from experiments.data import Dataset
+    from experiments.options import Options
     from experiments.studies.study import Study
 
 
@@ -75,6 +76,16 @@ def check_at_least(option: str, value: int, least: int) -> None:
     """A number is not too small."""
     if value < least:
         raise UsageError(f"{option} must be at least {least}, got {value}")
+
+
+def check_same_command(runs: Sequence[Run], options: "Options") -> None:
+    """Every host was given the same command: one that trains something else would wait for the others for ever."""
+    hosts.check_same("--shard-params", options.devices.shard_params)
+    hosts.check_same("--keep-checkpoints", options.keep_checkpoints)
+    hosts.check_same("--dynamics", options.dynamics)
+    hosts.check_same("the number of runs", len(runs))
+    for run in runs:
+        hosts.check_same("the run", run.name)
 
 
 def check_machine(workers: int | None, devices: int, batch_sizes: Sequence[int]) -> None:

@@ -135,6 +135,11 @@ def track_gradient_dynamics(
             if layer is not None
         }
         known = leaf_parts(state.std)
+        for path, g in zip(paths, leaves, strict=True):
+            if path not in known and jnp.ndim(g) == 0:
+                found.pop(
+                    path, None
+                )  # A weakly typed scalar at init, which the first update made a strong one.
         if new := found.keys() - set(known):
             raise ValueError(
                 f"updates have the layer {'/'.join(min(new))!r}, parameters given to init had not"

@@ -137,10 +137,11 @@ def prepare_folder(
       ValueError: the name cannot be one.
     """
     source = Path(source).expanduser().resolve()
-    name = save_as or re.sub(r"\W+", "_", source.name.lower())
-    if not re.fullmatch(r"[a-z]\w*", name):
+    name = save_as or re.sub(r"\W+", "_", source.name.lower(), flags=re.ASCII)
+    if not re.fullmatch(r"[a-z]\w*", name, flags=re.ASCII):
         raise ValueError(
-            f"--save-as must be a name of letters, digits and _, such as 'my_images', got {name!r}"
+            "--save-as must give the set a name that begins with a letter from a to z and goes on with such "
+            f"letters, digits and _, like 'my_images'; {name!r} does not"
         )
     folder = data_folder(data_dir) / name
     if versions(folder):
@@ -312,12 +313,13 @@ def _make_builder(name: str, version: str, classes: Sequence[str], splits, data_
 
 def _check_image(key: str, encoded: bytes) -> None:
     """The file begins as an image; whether it is whole is seen where it is decoded."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             kind = image.format
     except Exception as error:  # Pillow raises many kinds.
-        raise DataError(f"{key} is no image: {first_line(error)}") from error
+        reason = "" if isinstance(error, UnidentifiedImageError) else f": {first_line(error)}"
+        raise DataError(f"{key} is no image{reason}") from error
     if kind not in ("JPEG", "PNG"):
         raise DataError(f"{key} must be a JPEG or PNG image, it is {kind}")

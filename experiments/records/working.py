@@ -16,6 +16,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -245,10 +246,12 @@ def has_ended(out: str | Path, record: RunRecord, keep_checkpoint: bool = False)
     return record.status in ENDED
 
 
-def remove_checkpoint(out: str | Path, run: Run) -> None:
-    """Removes a run's checkpoint, if there is one."""
-    _checkpoint_path(out, run).unlink(missing_ok=True)
-    shutil.rmtree(sharded_checkpoint(out, run), ignore_errors=True)
+def remove_checkpoint(out: str | Path, run: Run, *kinds: Literal["file", "folder"]) -> None:
+    """Removes a run's checkpoint, if there is one: its file, its folder of checkpoints by Orbax, by default both."""
+    if not kinds or "file" in kinds:
+        _checkpoint_path(out, run).unlink(missing_ok=True)
+    if not kinds or "folder" in kinds:
+        shutil.rmtree(sharded_checkpoint(out, run), ignore_errors=True)
 
 
 def remove_leftovers(out: str | Path, run: Run) -> None:

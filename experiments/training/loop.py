@@ -106,6 +106,8 @@ def train(
                     on_epoch(record)
                 if record.status == "diverged":
                     break
+        # An older one of the other kind, of a start on other hosts or devices.
+        hosts.on_first(records.remove_checkpoint, out, run, "file" if divided else "folder")
 
     if record.status == "running":
         # Before the checkpoint goes: a run killed here finds it again, and scores its network then.

@@ -162,7 +162,11 @@ def test_a_file_that_is_no_image_is_named_and_leaves_nothing_behind(tmp_path):
         ({"name": "folder"}, "'prepare folder' needs the folder: prepare folder DIR"),
         ({"name": "cifar10", "archive": "x"}, "archive goes with 'prepare imagenet2012', not with 'cifar10'"),
         ({"name": "cifar10", "source": "x"}, "source goes with 'prepare folder', not with 'cifar10'"),
-        ({"name": "folder", "source": "x", "save_as": "a b"}, "--save-as must be a name"),
+        ({"name": "folder", "source": "x", "save_as": "a b"}, "--save-as must give the set a name"),
+        (
+            {"name": "folder", "source": "2024 fotos"},
+            "--save-as must give the set a name that begins with a letter",
+        ),
         (
             {"name": "imagenet"},
             "choose from cifar10, cifar100, patch_camelyon, imagenet2012, folder, cifar10_jpeg",

@@ -173,6 +173,32 @@ def test_two_hosts_read_a_part_each_and_one_that_is_killed_ends_both(whole, tmp_
     assert record.resumed[0]["after_epoch"] in (1, 2)
     assert record.resumed[0]["hosts"] == 1
     assert_same(tmp_path, whole)
+    assert not records.sharded_checkpoint(tmp_path, RUN).exists()  # What it wrote is one file.
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--keep-checkpoints"], "--keep-checkpoints of host 1 is not that of host 0: True, not False"),
+        (["--shard-params"], "--shard-params of host 1 is not that of host 0: True, not False"),
+        (["--seeds", "0", "1"], "the number of runs of host 1 is not that of host 0: 2, not 1"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_hosts_with_different_commands_end_with_one_line(option, message, tmp_path):
+    by_hand = ("--out", tmp_path, "--coordinator", find_coordinator(), "--num-processes", 2, "--process-id")
+    command = ("compare", "--methods", "znorm", "--optimizers", "adam", "--seeds", "0")
+    started = [start(*command, *by_hand, i, *(option if i else ()), devices=1) for i in range(2)]
+    assert [(code, err) for code, _, err in wait_for(started)] == [(2, f"error: {message}\n")] * 2
+
+
+def test_a_port_in_use_is_named(tmp_path):
+    with socket.socket() as server:
+        server.bind(("", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with pytest.raises(HostError, match=f"host 0 cannot listen on port {port}: Address already in use"):
+            hosts.join(Devices(coordinator=f"localhost:{port}", num_processes=2, process_id=0), tmp_path)
 
 
 def test_the_command_line_started_on_two_hosts_trains_as_on_one(tmp_path):
@@ -197,9 +223,9 @@ def test_the_command_line_started_on_two_hosts_trains_as_on_one(tmp_path):
     # The first host alone shows the table and writes.
     (_, first, _), (_, second, _) = ended
     assert second == ""
-    _, header, table = out.partition("optimizer method")
-    assert header
-    assert first.partition(header)[2].replace("/two/", "/one/") == table
+    header = next(line for line in out.splitlines() if line.startswith("optimizer method"))
+    assert header in first
+    assert first.splitlines()[-1] == out.splitlines()[-1].replace("/one/", "/two/")
     (one,), (two,) = (records.read_records(tmp_path / name / "records") for name in ("one", "two"))
     assert (one.environment["hosts"], two.environment["hosts"]) == (1, 2)
     for epoch, wanted in zip(two.epochs, one.epochs, strict=True):
