@@ -2,9 +2,9 @@
 
     python -m experiments reproduce vit_dynamics --preset cpu
 
-Expected: test accuracy about 0.17. A tuning run (36 of them) takes 6 core-minutes and a reported one (15) 27 on an AMD
-EPYC of 2 GHz, half as many on a newer one. The records hold 9.4 core-hours of both; the pilot, on a faster machine,
-promised 4. Each run uses one core.
+Expected: test accuracy about 0.17. A tuning run (36 of them) takes 6 core-minutes and a reported one (15) 27 on an
+AMD EPYC of 2 GHz, half as many on a newer one. The records hold 9.4 core-hours of both; the pilot, on a faster
+machine, promised 4. Each run uses one core.
 
 `experiments/results/vit_dynamics/PROTOCOL.md` holds the questions, the endpoints and the analysis, fixed before the
 runs. CIFAR-100 with crop and flip, AdamW with weight decay 0.05, a warm-up and a cosine to 0. Every method gets the
@@ -44,8 +44,8 @@ GRIDS = {"smoke": {"adamw": (3e-4, 1e-3)}, "cpu": GRID, "full": GRID}
 
 DONE_OTHERWISE = {
     "cpu": """\
-Deviations from the protocol: two earlier sets of these runs, neither of them complete, do not count. The first, on an
-NVIDIA H200, had ended the tuning and four reported runs of clipping and ZNorm; the second, on a CPU and with the
+Deviations from the protocol: two earlier sets of these runs, neither of them complete, do not count. The first, on
+an NVIDIA H200, had ended the tuning and four reported runs of clipping and ZNorm; the second, on a CPU and with the
 tuning of the first, six of clipping and ZNorm. No run of the baseline had ended, and nothing had been compared. The
 records of both were lost. All runs were made again on CPUs, with the same seeds: those of the tuning, clipping and
 ZNorm on one processor, those of the baseline, centralization and GAN on a faster one, so that seconds per epoch cannot
