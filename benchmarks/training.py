@@ -171,10 +171,8 @@ def summary(batch_size: int, results: dict[str, Any]) -> str:
         for result in results.values()
         for name in ("znorm", "gan")
     ]
-    models = " or ".join(results)
-    return (
-        f"Of a training step of {models} at batch {batch_size} that is at most {max(added):.2f} % (medians)."
-    )
+    models = " or ".join(model.replace("resnet", "ResNet-") for model in results)
+    return f"At batch {batch_size} this adds at most {max(added):.2f} % to a training step of {models} (medians)."
 
 
 def main() -> None:

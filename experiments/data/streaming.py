@@ -85,7 +85,7 @@ def read_batches(
 
 
 def order_of_host(order: np.ndarray, batch_size: int, host_index: int, host_count: int) -> np.ndarray:
-    """Of every batch of an order the part that one host reads: the hosts' parts in turn are the batch.
+    """The part of every batch that one host reads: the hosts' parts in turn are the batch.
 
     Raises:
       ValueError: the hosts cannot share a batch equally, or there is no such host.

@@ -23,17 +23,17 @@ Content = TypeVar("Content")
 
 
 def runs_file(folder: str | Path) -> Path:
-    """Of the runs of a folder of records."""
+    """The file of the runs of a folder of records."""
     return Path(folder).with_name(f"{Path(folder).name}.jsonl")
 
 
 def dynamics_file(folder: str | Path) -> Path:
-    """Of the statistics of their gradients."""
+    """The file of the statistics of their gradients."""
     return Path(folder).with_name(f"{Path(folder).name}.dynamics.jsonl")
 
 
 def measurements_file(folder: str | Path) -> Path:
-    """Of the measurements of a folder of measurements."""
+    """The file of the measurements of a folder of measurements."""
     return Path(folder).with_name(f"{Path(folder).name}.jsonl")
 
 

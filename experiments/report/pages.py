@@ -11,7 +11,7 @@ from experiments.report.cells import Cell
 from experiments.report.findings import Finding
 from experiments.run import CROSS_ENTROPY, Run
 
-HOW_TO_READ = "[How to read this report](../../../README.md#how-to-read-a-report)"
+EXPERIMENTS = Path(__file__).resolve().parents[1]
 REPORT = "report.md"
 
 
@@ -30,7 +30,7 @@ def describe_protocol(run: Run) -> str:
     schedule = {
         "constant": "constant learning rate",
         "cosine": "cosine schedule",
-        "step": f"learning rate x {run.step_factor:g} every {_count(run.step_epochs, 'epoch')}",
+        "step": f"learning rate x {run.step_factor:g} every " + _every(run.step_epochs),
     }[run.schedule]
     parts = [
         f"{names.dataset(run.data_name)}, {images} training images, {evaluated}",
@@ -57,8 +57,12 @@ def describe_protocol(run: Run) -> str:
     return ", ".join(parts)
 
 
+def _every(epochs: int) -> str:
+    return "epoch" if epochs == 1 else _count(epochs, "epoch")
+
+
 def _count(number: float, noun: str) -> str:
-    return f"{number:.4g} {noun}" + ("" if number == 1 else "s")
+    return f"{round(number, 2):g} {noun}" + ("" if number == 1 else "s")
 
 
 def describe_images(cells: Iterable[Cell], noun: str) -> str:
@@ -173,9 +177,15 @@ def write_report(
         *method,
         completeness if is_whole else "",
         describe_origin(cells),
-        f"{HOW_TO_READ}.",
+        _how_to_read(folder),
     ]
     write_page(folder / REPORT, parts)
+
+
+def _how_to_read(folder: Path) -> str:
+    if folder.resolve().parents[2] == EXPERIMENTS:
+        return "[How to read this report](../../../README.md#how-to-read-a-report)."
+    return "How to read this report: experiments/README.md."
 
 
 def write_page(path: Path, parts: Iterable[str]) -> None:

@@ -26,12 +26,13 @@ HEAD = """\
 What each study found, rendered from its `findings.json`. *Shown*: 0 is rejected after Holm's adjustment over the
 methods of one setting, or the claim's rule was met. *Too small to count*: the interval lies within plus and minus the
 smallest effect of interest. *Contradicted*: it excludes the paper's effect, or the rule that refutes the claim
-applied. *Cannot be told*: none of these, as where it holds both 0 and the paper's effect."""
+applied. *Cannot be told*: none of these, or fewer than three seeds; for example, the
+interval contains 0 and the paper's effect."""
 
 HOW_TO_READ = """\
-Intervals are 95 % Student t-intervals over the seeds, paired by seed. They say nothing of other images, nor of
+Intervals are 95 % Student t-intervals over the seeds, paired by seed. They say nothing about other images, nor about
 another choice of the learning rate. Networks, images and epochs are reduced so that a CPU can train them in hours:
-what is seen here need not be seen at full size, and the other way round. The *smallest detectable difference* is the
+what is seen here may be absent at full size, and vice versa. The *smallest detectable difference* is the
 one that such a study finds in 80 % of its repetitions."""
 
 

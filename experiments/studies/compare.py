@@ -1,4 +1,4 @@
-"""The main job: every method behind every optimizer, with seeds, on one data set and one model."""
+"""The main job: every method with every optimizer, with seeds, on one data set and one model."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,7 +65,7 @@ def study_of_records() -> Study:
 def _study(runs: Callable[[Sequence[RunRecord]], Sequence[Run]]) -> Study:
     return Study(
         name="compare",
-        title="every method with every optimizer on one data set",
+        title="Every method with every optimizer on one data set",
         runs=lambda preset, records: list(runs(records)),
         report=lambda preset, records, folder: _write(runs(records), records, folder),
     )

@@ -1,5 +1,9 @@
 """GAN on CIFAR-100: AdamW with and without it, beside the other methods.
 
+    python -m experiments reproduce gan_cifar100 --preset cpu
+
+Expected: test accuracy of the baseline about 0.13, on a part of the images; 85 core-minutes by the records.
+
 After Yun, "Insights from Gradient Dynamics: Gradient Autoscaled Normalization", 2025, arXiv 2509.03677.
 
 Crop and flip, 300 epochs, batch 256, learning rate 1e-3 with 5 warm-up epochs and then x 0.75 every 30 epochs,

@@ -1,5 +1,9 @@
 """ZNorm and GAN in front of LARS and LAMB as the batch grows, which the ZNorm paper leaves open.
 
+    python -m experiments reproduce large_batch --preset cpu
+
+Expected: test accuracy of the baseline about 0.58; 302 core-minutes by the records.
+
 Learning rates grow with the square root of the batch, as in You et al., "Large Batch Optimization for Deep
 Learning: Training BERT in 76 minutes", 2020, arXiv 1904.00962, after a warm-up of 5 % of the epochs, then fall with
 a cosine. Both optimizers rescale each layer's update, so a method's per-layer scale cancels up to weight decay,
@@ -115,7 +119,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
 
 STUDY = Study(
     name="large_batch",
-    title="ZNorm and GAN before LARS and LAMB as the batch grows",
+    title="ZNorm and GAN with LARS and LAMB as the batch grows",
     runs=make_runs,
     report=make_report,
 )

@@ -5,7 +5,7 @@ The intervals are over seeds alone: the initialisation, the order of the images 
 never do. How much other patients would change is a further uncertainty, which nothing here measures."""
 
 PAPER = """\
-What reached us of Yun 2024, arXiv 2408.01215, has two numbers, and of neither the whole protocol:
+What reached us of Yun 2024, arXiv 2408.01215, gives two numbers, neither with its whole protocol:
 
 | paper | what it is | data | network | epochs, batch, learning rate, augmentation, initialisation, seeds |
 |-------|------------|------|---------|-------------------------------------------------------------------|

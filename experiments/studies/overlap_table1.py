@@ -1,4 +1,8 @@
-"""Table 1 of the gradient overlap paper: four methods behind SGDM and Adam on CIFAR-10.
+"""Table 1 of the gradient overlap paper: four methods with SGDM and Adam on CIFAR-10.
+
+    python -m experiments reproduce overlap_table1 --preset cpu
+
+Expected: test accuracy of the baseline about 0.36, on 2,000 training images; 296 core-minutes by the records.
 
 Yun, "Mitigating Gradient Overlap in Deep Residual Networks with Gradient Normalization for Improved
 Non-Convex Optimization", 2024, arXiv 2410.21564.

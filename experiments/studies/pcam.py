@@ -1,4 +1,8 @@
-"""Tumour detection in PatchCamelyon: every method behind SGDM and Adam.
+"""Tumour detection in PatchCamelyon: every method with SGDM and Adam.
+
+    python -m experiments reproduce pcam --preset cpu
+
+Expected: test accuracy of the baseline about 0.78; 193 core-minutes by the records.
 
 After Yun, "ZNorm: Z-Score Gradient Normalization", 2024, arXiv 2408.01215, which reports an accuracy of 0.917 of
 ZNorm with ResNet-101. Its learning rate, batch size, epochs, augmentation, initialisation and seeds did not reach
@@ -85,8 +89,8 @@ CHOSEN_BY = {
 
 NOTES = f"""\
 The published set has 327,680 patches of 96 x 96 pixels: 262,144 to train on, 32,768 to choose by and 32,768 to test
-on. `pcam32` holds the central 32 x 32 pixels, which decide the label, of some of them. Of how many patients the
-patches are, the files do not say.
+on. `pcam32` holds the central 32 x 32 pixels, which decide the label, of some of them. The files do not say how
+many patients the patches come from.
 
 {SEEDS_ALONE}
 
@@ -180,7 +184,7 @@ def _paper_accuracy(run: Run) -> float | None:
 
 STUDY = Study(
     name="pcam",
-    title="tumour detection in PatchCamelyon with every method (Yun 2024, arXiv 2408.01215)",
+    title="Tumour detection in PatchCamelyon with every method (Yun 2024, arXiv 2408.01215)",
     runs=make_runs,
     report=make_report,
 )

@@ -15,8 +15,8 @@ PRESETS = ("smoke", "cpu", "full")
 # What most studies compare: the optimizer alone, and four methods in front of it.
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 
-# One per optimizer, for all methods: so that the methods are compared and not their tuning. Of SGD with momentum and
-# Adam also the rates of what a study calls shared or not tuned.
+# One per optimizer, for all methods: so that the methods are compared and not their tuning. Those of SGD with
+# momentum and Adam are also the rates that studies call shared or not tuned.
 DEFAULT_LEARNING_RATES = {
     "sgdm": 0.01,
     "adam": 0.001,
@@ -66,7 +66,7 @@ class Size:
 
         Args:
           dataset: its name; by default the size's own.
-          **settings: further fields of the run, in place of the baseline behind SGD with momentum.
+          **settings: further fields of the run, in place of the baseline with SGD with momentum.
         """
         fields = {
             "dataset": dataset or self.dataset,
@@ -112,7 +112,7 @@ def default_learning_rate(run: Run) -> float:
 
 
 def settings_table(preset: str, size: Any, full: Any, *, of_paper: bool = True) -> str:
-    """A Markdown table: setting | here | the paper (full).
+    """A Markdown table: setting | here | full.
 
     Args:
       preset: its name.
@@ -120,7 +120,8 @@ def settings_table(preset: str, size: Any, full: Any, *, of_paper: bool = True) 
       full: of the preset 'full'.
       of_paper: whether that is a paper's protocol, as far as it is stated; else it is our own.
     """
-    rows = [["setting", f"here (preset {preset})", "the paper (preset full)" if of_paper else "preset full"]]
+    full_size = "preset full" + (" (the paper's protocol where stated)" if of_paper else "")
+    rows = [["setting", f"here (preset {preset})", full_size]]
     for field in dataclasses.fields(size):
         mine, theirs = getattr(size, field.name), getattr(full, field.name)
         if not {mine, theirs} <= {0, (), ""}:
@@ -132,7 +133,7 @@ def _words(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(_words, value)) or "none"
     if isinstance(value, str):
-        if value.partition(":")[0] in names.DATASETS:
+        if value.partition(":")[0] in (*names.DATASETS, "stream", "jpeg"):
             return names.dataset(value)
         return (
             names.METHODS.get(value)

@@ -62,8 +62,9 @@ def _protocol(results: Results, preset: str) -> str:
         + f". At initialisation every number is a mean over {len(size.seeds)} seeds, each with its own weights and "
         f"{size.batches * size.batch_size:,} training images of CIFAR-100 without augmentation in batches of "
         f"{size.batch_size} (in batches of 16: {16 * size.small_batches:,}), normalised with mean and deviation 0.5, "
-        "in training mode. Logarithms are averaged as such. Trainings normalise by the data set's own mean and "
-        "deviation; weight decay 0.001 does not pass through the momentum (in the paper 0.0001, which does)."
+        "in training mode. Quantities given as logarithms are averaged as logarithms. Trainings normalise by the "
+        "data set's own mean and deviation; weight decay 0.001 does not pass through the momentum (in the paper "
+        "0.0001, which does)."
     )
 
 

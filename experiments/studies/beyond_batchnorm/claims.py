@@ -14,6 +14,7 @@ from experiments.studies.beyond_batchnorm.plan import (
     GAUSSIAN,
     PARAMETRIC,
     RESIDUALS,
+    UNIFORM_WIDTH,
     grouped_name,
     model_name,
     uniform_name,
@@ -199,7 +200,7 @@ def rank_fit(results: Results) -> RankFit | None:
             ranks.append(initialization.statistics["stable_rank"][:, -1])
     if len(sizes) < 3:
         return None
-    roots = np.sqrt(64 / np.array(sizes))
+    roots = np.sqrt(UNIFORM_WIDTH / np.array(sizes))
     means = np.mean(ranks, axis=1)
     slope, intercept = np.polyfit(roots, means, 1)
     fit = r_squared(means, slope * roots + intercept)

@@ -36,11 +36,14 @@ METHODS = ("baseline", "znorm", "gan")
 
 # For batch 256, scaled in proportion to the batch as the paper does.
 LEARNING_RATES = {"cnn10": 0.1, "cnn20": 0.01, "resnet": 0.1}
-# ZNorm's gradients have unit size, so that it needs a smaller one: what tuning it behind SGD with momentum on
+# ZNorm's gradients have unit size, so that it needs a smaller one: what tuning it with SGD with momentum on
 # CIFAR-10 found best (study overlap_table1, preset cpu). Not scaled.
 ZNORM_LEARNING_RATE = 3e-4
 # Here weight decay is not fed through the momentum, which would multiply the paper's 1e-4 by 10.
 WEIGHT_DECAY = 1e-3
+
+
+UNIFORM_WIDTH = 64  # of the network of claim 3's stable rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,14 +187,14 @@ def _at_initialization(size: Extent, model: str, *, backward: bool, small: bool 
 
 def uniform_name(group_size: int) -> str:
     """The network of claim 3's stable rank."""
-    return grouped_name("uniform30w64", group_size)
+    return grouped_name(f"uniform30w{UNIFORM_WIDTH}", group_size)
 
 
 def make_measurements(preset: str) -> list[Measurement]:
     """Everything at initialisation, the first steps of training and what the optimizer gets."""
     size = SIZES[preset]
     networks = (*size.plain, size.residual)
-    # Those with gradients come first, because of measurements of one name the first is made.
+    # Those with gradients come first: of several measurements with one name the first is made.
     found = [
         _at_initialization(size, model_name(n, norm), backward=True) for n in networks for norm in COMPARED
     ]

@@ -7,7 +7,7 @@ Expected, from a pilot: test accuracy about 0.80 where tuned; about 1,750 core-m
 
 `experiments/results/cifar10_confirm/PROTOCOL.md` holds the contrasts, the endpoints and the analysis. In short:
 
-- Tuned: every method behind SGDM and Adam gets a grid of learning rates of the same length, on seeds that are not
+- Tuned: every method with SGDM and Adam gets a grid of learning rates of the same length, on seeds that are not
   reported, by accuracy on training images that are held out; where the best rate is the last of its grid, the grid
   grows. The reported runs then train on all training images, with a warm-up and a rate that falls to 0.
 - The paper's regime: constant learning rates, the same for every method, and many epochs on few images, so that
@@ -24,7 +24,7 @@ from experiments.studies.study import Study
 
 STUDY = Study(
     name="cifar10_confirm",
-    title="does ZNorm, GAN or centralization help on CIFAR-10? Fixed before the runs (see its PROTOCOL.md)",
+    title="Does ZNorm, GAN or centralization help on CIFAR-10? Fixed before the runs (see its PROTOCOL.md)",
     runs=make_runs,
     report=make_report,
     named=named_runs,

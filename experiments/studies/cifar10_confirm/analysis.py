@@ -113,7 +113,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     answer = [describe(primary)]
     if diverged:
         answer.append(f"With diverged runs: {'; '.join(diverged)}.")
-    results = ["### What would fail each claim", claims_table(arms[0]), _read_together(arms)]
+    results = ["### The protocol's claims", claims_table(arms[0]), _read_together(arms)]
     for arm in arms:
         results += [f"### {arm.name[0].upper()}{arm.name[1:]}", *_describe_arm(arm, folder)]
     write_report(

@@ -1,5 +1,9 @@
 """What the gradients do while networks train: trends per layer and globally, and ZNorm's amplification.
 
+    python -m experiments reproduce gradient_dynamics --preset cpu
+
+Expected: test accuracy of the baseline 0.03 to 0.05, after few steps; 92 core-minutes by the records.
+
 After Yun, "Insights from Gradient Dynamics: Gradient Autoscaled Normalization", 2025, arXiv 2509.03677, which
 observes that the standard deviation of some layers' gradients rises and that of others falls, that the global
 one falls consistently, and that dividing by the small ones amplifies, especially in VGG.

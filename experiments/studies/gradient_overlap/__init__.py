@@ -1,5 +1,9 @@
 """Gradient overlap in ResNets and their plain twins: the bounds, how tight they are, and whether gradients add up.
 
+    python -m experiments reproduce gradient_overlap --preset cpu
+
+Expected: test accuracy of the baseline 0.16 to 0.31, after few steps; 175 core-minutes by the records.
+
 Yun, "Mitigating Gradient Overlap in Deep Residual Networks with Gradient Normalization for Improved
 Non-Convex Optimization", 2024, arXiv 2410.21564, section 3. CIFAR-10 batches, at initialisation and after training
 with Adam (learning rate 0.001, at which plain networks train too) with and without ZNorm in front.
@@ -100,7 +104,7 @@ seeds for alpha, over seeds for the others."""
 
 OVERLAP_NOTES = """\
 Cosine: of the angle between the gradients that reach a block's input through shortcut and branch; near 1 where
-they add up in length, the overlap that the paper describes; near 0 where the sum is no longer than that of any two
+they add up in length, the overlap that the paper describes; near 0 where the sum is about as long as that of two
 independent gradients. Amplification: length of the sum over that of the shortcut's gradient alone; the paper's
 simulation takes 1.5 with both in one direction. Beside it stands the bound on the growth through all blocks, which
 allows far more than what is there. Medians and [ranges] over blocks and seeds."""

@@ -1,5 +1,9 @@
 """Segmentation of brain tumours (lower-grade glioma) with a U-Net: every method, learning rates tuned.
 
+    python -m experiments reproduce lgg_unet --preset cpu
+
+Expected: test accuracy of the baseline 0.99 of the pixels; 104 core-minutes by the records.
+
 After Yun, "ZNorm: Z-Score Gradient Normalization", 2024, arXiv 2408.01215, which reports that ZNorm improves F1,
 Tversky index and Hausdorff distance on these slices. Its numbers, and its learning rate, batch size, epochs, loss,
 width, initialisation and seeds did not reach us: this protocol is our own. Cross-entropy + Dice, flips and quarter

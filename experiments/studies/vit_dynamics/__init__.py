@@ -45,11 +45,12 @@ GRIDS = {"smoke": {"adamw": (3e-4, 1e-3)}, "cpu": GRID, "full": GRID}
 DONE_OTHERWISE = {
     "cpu": """\
 Deviations from the protocol: two earlier sets of these runs, neither of them complete, do not count. The first, on
-an NVIDIA H200, had ended the tuning and four reported runs of clipping and ZNorm; the second, on a CPU and with the
+an NVIDIA H200, had ended the tuning and four reported runs of clipping and ZNorm; the second, on a CPU with the
 tuning of the first, six of clipping and ZNorm. No run of the baseline had ended, and nothing had been compared. The
 records of both were lost. All runs were made again on CPUs, with the same seeds: those of the tuning, clipping and
-ZNorm on one processor, those of the baseline, centralization and GAN on a faster one, so that seconds per epoch cannot
-be compared and sums are rounded in other ways. They took 9.4 core-hours, not the 4 that the protocol expects."""
+ZNorm on one processor, those of the baseline, centralization and GAN on a faster one, so that seconds per epoch
+cannot be compared and sums are rounded in other ways. They took 9.4 core-hours, not the 4 that the protocol
+expects."""
 }
 
 SIZES = {
@@ -207,7 +208,7 @@ def _report_model(
 
 STUDY = Study(
     name="vit_dynamics",
-    title="gradients of a Vision Transformer, part by part, and every method in front of AdamW (see its PROTOCOL.md)",
+    title="Gradients of a Vision Transformer, part by part, and every method in front of AdamW (see its PROTOCOL.md)",
     runs=make_runs,
     report=make_report,
 )
