@@ -19,7 +19,8 @@ from experiments.statistics import GradientDynamics
 ZNORM_EPS = inspect.signature(optax_gradnorm.znorm).parameters["eps"].default
 
 HOW_TO_READ = f"""\
-Raw gradients, before the method; a column for each method. Top: standard deviation within each layer, mean over the
+Raw gradients, before the method; a column for each method. Layers from the input (top) to the output; those of
+stacked blocks by kind and block. Top: standard deviation within each layer, mean over the
 steps of the epoch, geometric mean over seeds; white where a gradient vanished or was not finite. Middle: the factor
 1/(sigma + {ZNORM_EPS:g}) by which ZNorm multiplies a layer (or would, under another method), in the first and the
 last epoch, and the largest of any step. Bottom: standard deviation of all layers together, one thin line per seed and
@@ -72,8 +73,10 @@ def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunReco
             (names.dataset(shared.data_name), names.model(shared.model), names.OPTIMIZERS[shared.optimizer])
         )
         columns = {
-            f"{names.METHODS[setting.method]} {setting.learning_rate:g}, {len(seeds)} seeds": seeds
-            for setting, seeds in settings.items()
+            f"{names.METHODS[setting.method]}, rate {setting.learning_rate:g}, {len(seeds)} seeds": seeds
+            for setting, seeds in sorted(
+                settings.items(), key=lambda item: list(names.METHODS).index(item[0].method)
+            )
         }
         protocols = dict.fromkeys(map(describe_protocol, settings))
         sections.append(f"- {title}: {'; '.join(protocols)}.")
@@ -124,7 +127,7 @@ def draw(path: Path, title: str, columns: Mapping[str, Sequence[GradientDynamics
             )
         shown = np.arange(len(layers))[:: max(1, round(len(layers) / 20))]
         for axes in grid[:2, 0]:
-            axes.set_ylabel(r"output $\longleftarrow$ input")
+            axes.set_ylabel("layer")
             axes.set_yticks(shown, [short_name(layers[row]) for row in shown], fontsize=7)
             axes.set_ylim(len(layers) - 0.5, -0.5)
         grid[2, 0].set_ylabel("std, all layers")
@@ -198,8 +201,8 @@ def draw_global(
         figure = Figure(figsize=(max(3.4 * len(panels), 5), 3.4), dpi=120, layout="constrained")
         figure.suptitle(title)
         lines = {}
-        columns = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (name, methods) in zip(columns, panels.items(), strict=True):
+        row = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (name, methods) in zip(row, panels.items(), strict=True):
             for method, seeds in methods.items():
                 if not seeds:
                     continue
@@ -217,7 +220,10 @@ def draw_global(
             axes.grid(alpha=0.3)
         if lines:
             labels = [names.METHODS[method] for method in lines]
-            figure.legend(list(lines.values()), labels, loc="outside lower center", ncols=5, frameon=False)
+            columns = 5 if len(panels) > 1 else 3
+            figure.legend(
+                list(lines.values()), labels, loc="outside lower center", ncols=columns, frameon=False
+            )
         figure.axes[0].set_ylabel("global standard deviation")
         style.save(figure, path)
 

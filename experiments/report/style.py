@@ -59,8 +59,10 @@ def label_narrow_log_axis(axis: Any) -> None:
 
     low, high = axis.get_view_interval()
     if high < 100 * low:
-        even = MaxNLocator(5, steps=[1, 2, 5, 10])
-        axis.set_major_locator(even if high < 10 * low else LogLocator(subs=(1, 2, 5)))
+        for locator in (LogLocator(subs=(1, 2, 5)), LogLocator(subs=range(1, 10)), MaxNLocator(5)):
+            if sum(low <= mark <= high for mark in locator.tick_values(low, high)) >= 3:
+                break
+        axis.set_major_locator(locator)
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_locator(NullLocator())
 
