@@ -34,13 +34,9 @@
 # In the folder `notebooks` of a checkout; installs what is missing.
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 sys.path.append("..")  # for the experiments, which come with a checkout only
-if find_spec("optax_gradnorm") is None or find_spec("flax") is None:
-    assert Path("../pyproject.toml").exists(), (
-        "run me in the folder notebooks of a checkout"
-    )
+if not (find_spec("optax_gradnorm") and find_spec("flax")):
     get_ipython().run_line_magic("pip", "install --quiet ..[experiments]")
 
 # %%

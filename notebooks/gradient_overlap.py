@@ -34,12 +34,8 @@
 # %%
 # In the folder `notebooks` of a checkout; installs what is missing.
 from importlib.util import find_spec
-from pathlib import Path
 
-if find_spec("optax_gradnorm") is None or find_spec("flax") is None:
-    assert Path("../pyproject.toml").exists(), (
-        "run me in the folder notebooks of a checkout"
-    )
+if not (find_spec("optax_gradnorm") and find_spec("flax")):
     get_ipython().run_line_magic("pip", "install --quiet ..[experiments]")
 
 # %%
