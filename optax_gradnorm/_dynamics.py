@@ -129,22 +129,19 @@ def track_gradient_dynamics(
         del params
         # By path: gradients may come in another container than the parameters, and in another order.
         paths, leaves, layers = leaf_parts(updates), jax.tree.leaves(updates), resolve(updates)
+        order = leaf_parts(state.std)
+        known = set(order)
         found = {
             path: measure(g, layer)
             for path, g, layer in zip(paths, leaves, layers, strict=True)
-            if layer is not None
+            # A scalar that was weakly typed at init is no layer, though an update has made it a strong one.
+            if layer is not None and (path in known or jnp.ndim(g))
         }
-        known = leaf_parts(state.std)
-        for path, g in zip(paths, leaves, strict=True):
-            if path not in known and jnp.ndim(g) == 0:
-                found.pop(
-                    path, None
-                )  # A weakly typed scalar at init, which the first update made a strong one.
-        if new := found.keys() - set(known):
+        if new := found.keys() - known:
             raise ValueError(
                 f"updates have the layer {'/'.join(min(new))!r}, parameters given to init had not"
             )
-        if lost := {*known} & {*paths} - found.keys():
+        if lost := known & {*paths} - found.keys():
             raise ValueError(
                 f"{'/'.join(min(lost))!r} is a layer in the parameters given to init, and not in updates: "
                 "use mask to say what it is"
@@ -154,7 +151,7 @@ def track_gradient_dynamics(
             if path not in found:
                 return jnp.zeros_like(old)  # A frozen layer may have None for a gradient.
             new = getattr(found[path], field).astype(old.dtype)
-            # Not reshaped to nothing but the stacked axes, which would lose the sharding of one layer.
+            # Reshaping alone would lose the sharding of a stack of one layer; it refuses another length.
             new = jnp.squeeze(new, tuple(range(old.ndim, new.ndim))).reshape(old.shape)
             check_varies_as(old, new, f"the {field} of {'/'.join(path)!r}")
             return new
@@ -162,7 +159,7 @@ def track_gradient_dynamics(
         def renew_all(tree, field):
             leaves, structure = jax.tree.flatten(tree)
             return structure.unflatten(
-                [renew(path, old, field) for path, old in zip(known, leaves, strict=True)]
+                [renew(path, old, field) for path, old in zip(order, leaves, strict=True)]
             )
 
         sigma = global_std(list(found.values()), state.global_std.dtype)
