@@ -346,7 +346,7 @@ def _check_disjoint(
         raise ValueError(f"axis_name and stacked_axis_name both name {min(both)!r}{where}")
 
 
-def is_weak_scalar(leaf: Any) -> bool:
+def _is_weak_scalar(leaf: Any) -> bool:
     """Whether this is an array without dimensions that is weakly typed, as Python numbers are inside `jit`."""
     return leaf.ndim == 0 and getattr(leaf, "weak_type", False)
 
@@ -363,7 +363,7 @@ def _resolve_leaf(
     shape = getattr(leaf, "shape", ())
     if mask is not BY_DEFAULT and mask and stacked_axes > len(shape):
         raise ValueError(f"stacked_axes is {stacked_axes} for {_name(path)!r}, whose shape is {shape}")
-    if not _is_floating(leaf) or 0 in shape or is_weak_scalar(leaf):
+    if not _is_floating(leaf) or 0 in shape or _is_weak_scalar(leaf):
         return None
 
     def shards() -> tuple[str, ...]:

@@ -39,9 +39,6 @@ def start_holder() -> tuple[subprocess.Popen, Path]:
     return holder, folder
 
 
-@pytest.mark.skipif(
-    os.name != "posix", reason="on Windows os.kill(pid, 0) ends the process, so no cache is removed there"
-)
 def test_the_cache_of_a_killed_process_is_removed_and_that_of_a_live_one_is_kept(temporary):
     foreign = [temporary / name for name in ("compiled-123456", f"{machine.COMPILED}-mine-1")]
     for folder in foreign:
@@ -53,14 +50,16 @@ def test_the_cache_of_a_killed_process_is_removed_and_that_of_a_live_one_is_kept
     assert left.exists()
 
     live, held = start_holder()
+    # On Windows one cannot ask whether a process lives without ending it, so nothing is removed there.
+    kept = [] if os.name == "posix" else [left]
     try:
-        assert not left.exists()
+        assert left.exists() == bool(kept)
         with machine.compilation_cache() as own:
             assert Path(own).is_dir()
             assert (held / "program").exists()
     finally:
         live.communicate()  # which ends it in peace
-    assert sorted(temporary.iterdir()) == sorted(foreign)
+    assert sorted(temporary.iterdir()) == sorted(foreign + kept)
 
 
 def test_a_cache_that_the_user_chose_is_left(temporary, monkeypatch):

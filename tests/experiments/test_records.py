@@ -274,9 +274,8 @@ def test_environment_says_what_is_installed_and_not_where(tmp_path, monkeypatch)
         assert not re.search(rf"(?<!\w){re.escape(private)}(?!\w)", text)
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed; records then name no commit")
-def test_commit_is_that_of_the_code(tmp_path):
-    """A copy of the code in a checkout of its own: unknown to git, committed, changed."""
+def test_commit_is_that_of_the_code(tmp_path, monkeypatch):
+    """A copy of the code in a checkout of its own: unknown to git, committed, changed; and without git."""
     code = tmp_path / "experiments" / "machine.py"
     code.parent.mkdir()
     shutil.copy(machine.__file__, code)
@@ -307,3 +306,5 @@ def test_commit_is_that_of_the_code(tmp_path):
     assert commit() == (git("rev-parse", "HEAD"), False)  # results are not code
     (code.parent / "new.py").write_text("")
     assert commit() == (git("rev-parse", "HEAD"), True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() == (None, None)

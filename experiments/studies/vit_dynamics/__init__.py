@@ -3,7 +3,7 @@
     python -m experiments reproduce vit_dynamics --preset cpu
 
 Expected: test accuracy about 0.17. A tuning run (36 of them) takes 6 core-minutes and a reported one (15) 27 on an
-AMD EPYC of 2 GHz, half as many on a newer one. The records hold 9.4 core-hours of both; the pilot, on a faster
+AMD EPYC of 2 GHz, or 14 on a newer one. The records hold 9.4 core-hours of both; the pilot, on a faster
 machine, promised 4. Each run uses one core.
 
 `experiments/results/vit_dynamics/PROTOCOL.md` holds the questions, the endpoints and the analysis, fixed before the
