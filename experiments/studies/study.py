@@ -66,7 +66,7 @@ class Size:
 
         Args:
           dataset: its name; by default the size's own.
-          **settings: further fields of the run, in place of the baseline with SGD with momentum.
+          **settings: further fields of the run, in place of the baseline with SGDM.
         """
         fields = {
             "dataset": dataset or self.dataset,

@@ -36,7 +36,7 @@ METHODS = ("baseline", "znorm", "gan")
 
 # For batch 256, scaled in proportion to the batch as the paper does.
 LEARNING_RATES = {"cnn10": 0.1, "cnn20": 0.01, "resnet": 0.1}
-# ZNorm's gradients have unit size, so that it needs a smaller one: what tuning it with SGD with momentum on
+# ZNorm's gradients have unit size, so that it needs a smaller one: what tuning it with SGDM on
 # CIFAR-10 found best (study overlap_table1, preset cpu). Not scaled.
 ZNORM_LEARNING_RATE = 3e-4
 # Here weight decay is not fed through the momentum, which would multiply the paper's 1e-4 by 10.

@@ -89,7 +89,7 @@ def _rescue_notes(size: Extent) -> str:
     return f"""\
 One learning rate for each method, tuned for none here, and trainings {length}: another rate may rescue what these
 do not. Baseline and GAN have the paper's, scaled with the batch ({"; ".join(rates)}), although GAN's multiplier is
-below 1 and shrinks the gradients; ZNorm has {ZNORM_LEARNING_RATE:g}, which tuning with SGD with momentum found
+below 1 and shrinks the gradients; ZNorm has {ZNORM_LEARNING_RATE:g}, which tuning with SGDM found
 best in another study, on CIFAR-10. The weight decay of {WEIGHT_DECAY:g} is added behind the momentum of 0.9, where
 the paper's 0.0001 is added in front of it, which in the long run multiplies it by 1 / (1 - 0.9) = 10: the two are
 equally strong."""
