@@ -15,6 +15,7 @@ NAMES = (
     "znorm_architectures",
     "large_batch",
     "gradient_dynamics",
+    "gradient_convergence",
     "gradient_overlap",
     "beyond_batchnorm",
     "pcam",
