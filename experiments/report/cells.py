@@ -71,6 +71,13 @@ ENDPOINTS: Mapping[str, Callable[[RunRecord], float | None]] = {
 }
 
 
+def processor(record: RunRecord) -> str:
+    """What a run was made on: the name of the accelerator, or of the CPU where the record has it."""
+    environment = record.environment
+    kind = str(environment.get("device_kind", "unknown"))
+    return str(environment.get("cpu_model") or kind) if environment.get("backend") == "cpu" else kind
+
+
 def epochs_until(record: RunRecord, loss: float) -> int | None:
     """The first epoch whose training loss is at most this; `None` if there is none."""
     return next((epoch.epoch for epoch in record.epochs if epoch.train_loss <= loss), None)
@@ -113,6 +120,14 @@ class Cell:
         """Median over all epochs of all runs."""
         seconds = [epoch.seconds for record in self.ended.values() for epoch in record.epochs]
         return statistics.median(seconds) if seconds else math.nan
+
+    @property
+    def processors(self) -> dict[str, list[int]]:
+        """The seeds that ran on each kind of processor."""
+        kinds: dict[str, list[int]] = {}
+        for seed, record in sorted(self.ended.items()):
+            kinds.setdefault(processor(record), []).append(seed)
+        return kinds
 
     @property
     def nonfinite_steps(self) -> int:

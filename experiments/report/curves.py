@@ -71,10 +71,10 @@ def draw_learning_curves(
             lines = {}
             for cell in cells:
                 if cell.ended:
-                    lines[f"{names.METHODS[cell.run.method]} {cell.run.learning_rate:g}"] = _draw_cell(
+                    lines[f"{names.METHODS[cell.run.method]} {cell.run.learning_rate:g}"] = draw_cell(
                         upper, cell, above
                     )
-                    _draw_cell(lower, cell, "train_loss")
+                    draw_cell(lower, cell, "train_loss")
             baseline = baselines[name]
             if baseline:
                 axes[1, column].axhline(
@@ -137,7 +137,8 @@ def _draw_difference(axes, cell: Cell, baseline: Cell, metric: str) -> None:
     )
 
 
-def _draw_cell(axes, cell: Cell, metric: str):
+def draw_cell(axes, cell: Cell, metric: str):
+    """Draws a metric of every epoch: mean and range over the seeds, crosses where one diverged. Returns the line."""
     color, dashes = style.METHOD_STYLES[cell.run.method]
     records = list(cell.ended.values())
     values = np.full((len(records), max(len(record.epochs) for record in records)), np.nan)

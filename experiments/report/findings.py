@@ -195,12 +195,13 @@ def claims_table(findings: Iterable[Finding], prefix: str = "", *, short: bool =
     Args:
       findings: of one study or of several.
       prefix: from the page to the folder of all results, such as 'experiments/results/'; empty for no links.
-      short: omits notes, and of what was measured all but the first part.
+      short: omits notes, but for those on effects that were told, and of what was measured all but the first part.
     """
     rows = [["claim", "source", "measured [95 % interval]", "verdict"]]
     for finding in findings:
         word = f"[{finding.full_word}]({prefix}{finding.link})" if prefix else f"**{finding.full_word}**"
-        note = f"; {finding.note}" if finding.note and not short else ""
+        tell = not short or (finding.effect is not None and finding.verdict in (SHOWN, TOO_SMALL))
+        note = f"; {finding.note}" if finding.note and tell else ""
         measured = finding.measured.partition("; ")[0] if short else finding.measured
         rows.append([finding.claim, finding.source or "-", measured, word + note])
     return markdown_table(rows, left=4)

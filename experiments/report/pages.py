@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.files import write_whole
 from experiments.report import findings as findings_module
 from experiments.report import names
-from experiments.report.cells import Cell
+from experiments.report.cells import Cell, processor
 from experiments.report.findings import Finding
 from experiments.run import CROSS_ENTROPY, Run
 
@@ -112,7 +112,6 @@ def describe_origin(cells: Iterable[Cell]) -> str:
     if not records:
         return "No run has ended yet."
     keys = {
-        "device": lambda e: f"{e.get('device_count', 1)} x {e.get('device_kind')} ({e.get('backend')})",
         "versions": lambda e: ", ".join(
             f"{package} {e[package]}"
             for package in ("python", "jax", "flax", "optax", "optax_gradnorm")
@@ -120,7 +119,8 @@ def describe_origin(cells: Iterable[Cell]) -> str:
         ),
         "commit": lambda e: f"{str(e.get('commit'))[:12]}{' with local changes' if e.get('dirty') else ''}",
     }
-    parts = []
+    devices = {f"{r.environment.get('device_count', 1)} x {processor(r)}" for r in records}
+    parts = [f"device: {'; '.join(sorted(devices))}"]
     for key, describe in keys.items():
         values = sorted({describe(record.environment) for record in records})
         parts.append(f"{key}: {'; '.join(values)}")

@@ -60,7 +60,7 @@ def training_table(
     contrasts: Sequence[Sequence["Contrast"]] = (),
     versus: str = "baseline",
 ) -> str:
-    """Training losses, their ratios to the baseline's, and time.
+    """Training losses, their ratios to the baseline's, and time where all runs were made on one kind of processor.
 
     Args:
       headings: of the rows' labels.
@@ -85,7 +85,8 @@ def training_table(
     for some in contrasts:
         if some:
             columns[f"{some[0].endpoint.title}: ratio to {versus} [95 %]"] = of(some)
-    columns["s/epoch"] = lambda row: format_number(row.cell.seconds_per_epoch, ".2f")
+    if len({kind for row in rows for kind in row.cell.processors}) == 1:  # else times compare processors
+        columns["s/epoch"] = lambda row: format_number(row.cell.seconds_per_epoch, ".2f")
     columns["non-finite steps"] = lambda row: str(row.cell.nonfinite_steps)
     return row_table(headings, rows, columns)
 

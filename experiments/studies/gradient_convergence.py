@@ -5,8 +5,8 @@
 `experiments/results/gradient_convergence/PROTOCOL.md` holds the questions and the analysis, fixed before the runs:
 few images that are not augmented, many epochs at a constant learning rate, and the raw gradients recorded.
 
-After Yun, "Insights from Gradient Dynamics: Gradient Autoscaled Normalization", 2025, arXiv 2509.03677 (layers rise and
-fall, the global standard deviation falls), and Yun, "ZNorm", 2024, arXiv 2408.01215 (instability near convergence).
+After Yun, "Insights from Gradient Dynamics: Gradient Autoscaled Normalization", 2025, arXiv 2509.03677 (layers rise
+and fall, the global standard deviation falls), and Yun, 2024, arXiv 2408.01215 (ZNorm is unstable near convergence).
 """
 
 from collections.abc import Sequence

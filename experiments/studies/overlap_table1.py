@@ -192,7 +192,6 @@ def _question(protocol: str) -> Question:
         ),
         paper=paper_effect,
         smallest=smallest_effect,
-        headline=lambda run: protocol == "tuned" and run.method in ("znorm", "centralization"),
         forest=lambda run: protocol == "tuned" and run.method in ("znorm", "gan", "centralization"),
     )
 

@@ -162,8 +162,11 @@ def test_the_readmes_cost_is_that_of_the_committed_records():
 
 def test_the_readmes_cost_on_a_gpu_is_that_of_the_committed_records():
     results = ROOT / "benchmarks/results"
-    record = json.loads((results / "transforms-nvidia-h200.json").read_text())["results"]
-    chains = [row for rows in record.values() for row in rows if row["chain"] in ("znorm", "gan")]
+    records = [
+        json.loads((results / f"transforms-nvidia-{name}.json").read_text()) for name in ("h100", "h200")
+    ]
+    trees = [rows for record in records for rows in record["results"].values()]
+    chains = [row for rows in trees for row in rows if row["chain"] in ("znorm", "gan")]
     ratios = [row["ratio_to_clip"] for row in chains]
     assert f"cost {min(ratios):.1f} to {max(ratios):.1f} times what clipping costs" in README
     added = json.loads((results / "training-nvidia-h200.json").read_text())["results"]["resnet20"]["shares"]
@@ -175,7 +178,12 @@ def test_the_readmes_cost_on_a_gpu_is_that_of_the_committed_records():
 def test_the_benchmarks_tables_are_those_of_the_committed_records():
     readme = (ROOT / "benchmarks/README.md").read_text()
     results = ROOT / "benchmarks/results"
-    for name in ("transforms-cpu", "transforms-cpu-1cores", "transforms-nvidia-h200"):
+    for name in (
+        "transforms-cpu",
+        "transforms-cpu-1cores",
+        "transforms-nvidia-h200",
+        "transforms-nvidia-h100",
+    ):
         record = json.loads((results / f"{name}.json").read_text())
         for tree, rows in record["results"].items():
             assert transforms.table(tree, transforms.TREES[tree](), rows) in readme + "\n"
@@ -187,6 +195,22 @@ def test_the_benchmarks_tables_are_those_of_the_committed_records():
             title = training.title(model, record["batch_size"], record["cores"])
             assert training.table(title, rows) in readme
     assert inputs.table(json.loads((results / "input-cpu.json").read_text())) in readme
+
+
+def test_the_readmes_answer_is_what_the_confirmatory_study_measured():
+    """Its columns and rows name the setting, and each number is that setting's in findings.json."""
+    found = findings.read_findings(ROOT / "experiments/results/cifar10_confirm/cpu/findings.json")
+    measured = {
+        (finding.label, finding.group): finding.measured.removesuffix(" points")
+        for finding in found
+        if finding.question == summary.ACCURACY_QUESTION
+    }
+    answer = README[README.index("<!-- answer: begin -->") : README.index("<!-- answer: end -->")]
+    methods = ("ZNorm", "GAN", "centralization", "clipping by norm")
+    for name, optimizer in (("SGD with momentum", "SGDM"), ("Adam", "Adam")):
+        numbers = [measured[method, f"CIFAR-10, rates tuned, ResNet-20, {optimizer}"] for method in methods]
+        assert f"| {name} | {' | '.join(numbers)} |" in answer
+    assert measured["ZNorm", "CIFAR-10, the paper's regime, ResNet-20, SGDM"] in answer
 
 
 def test_the_readmes_claims_are_the_findings_of_the_studies():
