@@ -146,7 +146,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
 
 def _add_figure(arms: Sequence[Arm], folder: Path) -> str:
     """Draws what has been compared as answer.svg; returns the Markdown that shows it."""
-    compared = [arm for arm in arms if arm.comparisons]
+    compared = [arm for arm in arms if arm.cells and arm.comparisons]
     if not compared:
         return ""
     panels = {_title(arm): arm.comparisons["baseline"].contrasts for arm in compared}

@@ -29,10 +29,15 @@ def make_findings(settings: Settings, steps: Mapping[str, int]) -> list[Finding]
       steps: how long each network trained.
     """
     measured = {setting: runs for setting, runs in settings.items() if runs}
+    return [*trend_findings(settings, steps), *_amplifies(measured, steps)]
+
+
+def trend_findings(settings: Settings, steps: Mapping[str, int]) -> list[Finding]:
+    """The same of the observations that are of one network by itself."""
+    measured = {setting: runs for setting, runs in settings.items() if runs}
     return [
         *(_falls(setting, runs, steps[setting[0]]) for setting, runs in measured.items()),
         *(_part(setting, runs, steps[setting[0]]) for setting, runs in measured.items()),
-        *_amplifies(measured, steps),
     ]
 
 

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
 from experiments.records import EpochMetrics, RecordError, RunRecord
+from experiments.report.contrasts import ACCURACY
 from experiments.report.findings import VERDICTS
 from experiments.studies.cifar10_confirm import STUDY, analysis, make_runs
 from experiments.studies.cifar10_confirm.analysis import REGIME, TUNED
@@ -106,7 +108,10 @@ def test_families_endpoints_and_verdicts_are_those_of_the_protocol(records):
     assert told["3. ZNorm accelerates training", "Adam"] == "**shown**"
     assert told["4. GAN keeps the accuracy", "SGDM"] == "**fails**"
     assert told["4. GAN keeps the accuracy", "Adam"] == "**shown**"
-    assert "a gain in both arms" in analysis._read_together(arms)
+    sgdm, adam = analysis._read_together(arms)
+    assert "no gain is shown in either" in sgdm
+    assert f"{ACCURACY.write_interval(found.interval)} points where every method's rate is tuned" in adam
+    assert adam.endswith("a gain in both is one of the method.")
 
 
 def test_the_report_and_its_findings(records, tmp_path):
@@ -157,7 +162,38 @@ def test_a_diverged_cell_is_named_in_the_head(records, tmp_path):
         broken.append(record)
     analysis.make_report("cpu", broken, tmp_path)
     head = (tmp_path / "report.md").read_text().split("## Results")[0]
-    assert "With diverged runs: cosine, ResNet-20, Adam, GAN (1 of 5)" in head
+    assert "With diverged runs: ResNet-20, Adam, GAN (1 of 5)" in head
+
+
+def test_seeds_on_another_kind_of_processor_are_told_apart_and_their_times_are_not_compared(
+    records, tmp_path
+):
+    def on(record):
+        is_cpu = record.run.validation_examples or (record.run.schedule == "cosine" and record.run.seed < 2)
+        device = (
+            {"backend": "cpu", "device_kind": "cpu", "cpu_model": "EPYC"}
+            if is_cpu
+            else {"device_kind": "H100"}
+        )
+        return dataclasses.replace(record, environment=device)
+
+    tuned, regime = analysis.analyse("cpu", [on(record) for record in records])
+    contrasts = tuned.comparisons["baseline"].contrasts["final_accuracy"]
+    table = analysis.processors_table(contrasts)
+    assert "| EPYC: seeds 0, 1 |" in re.sub(" +", " ", table)
+    (row,) = (line for line in table.splitlines() if "ZNorm" in line and "Adam" in line)
+    znorm = contrast([tuned], TUNED, "baseline", "znorm", "adam").row
+    ours, theirs = (cell.values("final_accuracy") for cell in (znorm.cell, znorm.baseline))
+    for place, seeds in ((-3, (0, 1)), (-2, (2, 3, 4))):
+        mean = np.mean([ours[seed] - theirs[seed] for seed in seeds])
+        assert float(row.split("|")[place]) == pytest.approx(100 * mean, abs=0.05)
+    # Arm B is all on one kind.
+    assert not analysis.processors_table(regime.comparisons["baseline"].contrasts["final_accuracy"])
+    analysis.make_report("cpu", [on(record) for record in records], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    of_tuned, _ = text.split("### Rates tuned")[1].split("### The paper's regime")
+    assert "s/epoch" not in of_tuned
+    assert "device: 1 x EPYC; 1 x H100" in text
 
 
 def test_nothing_is_said_before_the_runs(tmp_path):

@@ -1,0 +1,173 @@
+"""What gradients do as the training loss goes to 0, and whether ZNorm becomes unstable there.
+
+    python -m experiments reproduce gradient_convergence --preset cpu
+
+`experiments/results/gradient_convergence/PROTOCOL.md` holds the questions and the analysis, fixed before the runs:
+few images that are not augmented, many epochs at a constant learning rate, and the raw gradients recorded.
+
+After Yun, "Insights from Gradient Dynamics: Gradient Autoscaled Normalization", 2025, arXiv 2509.03677 (layers rise
+and fall, the global standard deviation falls), and Yun, 2024, arXiv 2408.01215 (ZNorm is unstable near convergence).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.records import RunRecord
+from experiments.report import dynamics, names
+from experiments.report.cells import make_cells, make_rows
+from experiments.report.contrasts import FINAL_LOSS, SMOOTHNESS, Contrast
+from experiments.report.curves import add_learning_curves
+from experiments.report.findings import LEVEL, Finding, judge
+from experiments.report.pages import describe_protocol, write_report
+from experiments.run import Run
+from experiments.studies.gradient_convergence.multipliers import (
+    ADAM_STEPS,
+    MULTIPLIER_NOTES,
+    changes_along,
+    multipliers_matter,
+    multipliers_table,
+)
+from experiments.studies.gradient_dynamics.observations import trend_findings
+from experiments.studies.gradient_dynamics.trends import (
+    AMPLIFICATION_NOTES,
+    NOTES,
+    amplification_table,
+    summarize,
+    trend_table,
+)
+from experiments.studies.grid import Answers, Question, compare_methods
+from experiments.studies.study import Size, Study, grid, settings_table
+
+METHODS = ("baseline", "znorm", "gan")
+
+SIZES = {
+    "smoke": Size(
+        models=("resnet8",),
+        methods=METHODS,
+        epochs=6,
+        batch_sizes=(50,),
+        seeds=(0, 1),
+        train_examples=100,
+        test_examples=100,
+    ),
+    "cpu": Size(
+        models=("resnet20",),
+        methods=METHODS,
+        epochs=100,
+        batch_sizes=(50,),
+        seeds=(0, 1, 2),
+        train_examples=2_000,
+        test_examples=500,
+    ),
+    "full": Size(
+        models=("resnet20", "resnet56", "vgg16_bn"),
+        methods=METHODS,
+        epochs=300,
+        batch_sizes=(256,),
+        seeds=(0, 1, 2),
+    ),
+}
+QUESTION = Question(setting="CIFAR-100, AdamW, to convergence", scores=(SMOOTHNESS,))
+HEADINGS = ("network", "method")
+UNSTABLE = "Yun 2024, arXiv 2408.01215, of ZNorm"
+FULL_IMAGES = 50_000  # of CIFAR-100
+
+
+def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    """Every model, method and seed."""
+    del records
+    size = SIZES[preset]
+    base = size.run("cifar100", optimizer="adamw", learning_rate=1e-3, weight_decay=5e-5, dynamics=True)
+    return grid(base, seed=size.seeds, model=size.models, method=size.methods)
+
+
+def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
+    """Writes report.md and learning curves; dynamics.md has the layers."""
+    cells = make_cells(make_runs(preset, records), records)
+    recorded = {
+        (cell.run.model, cell.run.method): dynamics.read_all(folder / "records", cell.ended.values())
+        for cell in cells.values()
+    }
+    summaries = {setting: [summarize(run, 0) for run in runs] for setting, runs in recorded.items()}
+    steps = {cell.run.model: _steps(cell.run) for cell in cells.values()}
+    rows = make_rows(cells.values(), lambda run: (names.model(run.model), names.METHODS[run.method]))
+    answers = compare_methods(rows, QUESTION)
+    run = next(iter(cells))
+    changes = changes_along(recorded, max(1, ADAM_STEPS * run.epochs // _steps(run)))
+    panels = {
+        names.model(model): [cell for cell in cells.values() if cell.run.model == model] for model in steps
+    }
+    write_report(
+        folder,
+        "What gradients do as the training loss goes to 0",
+        list(cells.values()),
+        [
+            *_instability(answers),
+            *trend_findings(summaries, steps),
+            *multipliers_matter(changes),
+            *answers.findings,
+        ],
+        settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
+        results=[
+            *answers.tables(HEADINGS),
+            add_learning_curves(
+                folder, "curves", f"CIFAR-100, AdamW, {len(SIZES[preset].seeds)} seeds", panels
+            ),
+            "### Gradients",
+            trend_table(summaries),
+            "Factors by which ZNorm multiplies a layer's gradient, or would:",
+            amplification_table(summaries),
+            "Deviations of all layers: [dynamics.md](dynamics.md).",
+            "### GAN's multiplier",
+            multipliers_table(changes),
+        ],
+        method=[
+            "- Questions, endpoints and analysis were fixed before the runs: [PROTOCOL.md](../PROTOCOL.md).\n"
+            + "\n".join(f"- Protocol: {words}." for words in dict.fromkeys(map(describe_protocol, cells))),
+            NOTES,
+            AMPLIFICATION_NOTES,
+            MULTIPLIER_NOTES,
+        ],
+    )
+
+
+def _steps(run: Run) -> int:
+    return run.epochs * ((run.train_examples or FULL_IMAGES) // run.batch_size)
+
+
+def _instability(answers: Answers) -> list[Finding]:
+    """Whether training is rougher or ends higher than the baseline's, by the protocol's rule."""
+    by_row: dict[int, list[Contrast]] = {}
+    for endpoint in (SMOOTHNESS, FINAL_LOSS):
+        for contrast in answers.contrasts[endpoint.score]:
+            by_row.setdefault(id(contrast.row), []).append(contrast)
+    return [_judge_instability(*both) for both in by_row.values() if all(c.interval.is_known for c in both)]
+
+
+def _judge_instability(rough: Contrast, final: Contrast) -> Finding:
+    both = (rough, final)
+    holds = None
+    if any(c.p <= LEVEL and c.interval.mean > 0 for c in both):
+        holds = True
+    elif all(c.interval.high < c.smallest for c in both):
+        holds = False
+    run = rough.row.cell.run
+    return Finding(
+        claim=f"{names.METHODS[run.method]} becomes unstable near convergence: {names.model(run.model)}",
+        source=UNSTABLE if run.method == "znorm" else "",
+        measured=", ".join(f"{c.endpoint.title} x {c.endpoint.write_interval(c.interval)}" for c in both),
+        interval=None,
+        verdict=judge(holds),
+        group=f"{QUESTION.setting}, {names.model(run.model)}",
+        label=names.METHODS[run.method],
+        question="Training becomes unstable near convergence",
+        headline=run.method == "znorm" and run.model == "resnet20",
+    )
+
+
+STUDY = Study(
+    name="gradient_convergence",
+    title="What gradients do as the training loss goes to 0",
+    runs=make_runs,
+    report=make_report,
+)
