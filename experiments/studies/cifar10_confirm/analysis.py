@@ -134,6 +134,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         method=[
             f"- Questions, endpoints and analysis were fixed before the runs: {PROTOCOL}. What was done otherwise, "
             f"and why: {DEVIATIONS}.\n"
+            "- The arms differ in images, epochs and schedule too: that a gain is one of the learning rate is how "
+            "the protocol reads them together, and no contrast by itself.\n"
             f"- The paper: {SOURCE}, ResNet-56: un-augmented CIFAR-10, 100 epochs, batch 256.\n"
             "- Holm's adjustment is over the contrasts of one optimizer, for each endpoint by itself; what is only "
             "described (clipping against the baseline where tuned, all against centralization) is not adjusted.",
