@@ -49,7 +49,7 @@ package: .venv/package.stamp  ## Build wheel and sdist, and check them
 	$(BIN)/twine check --strict dist/*
 
 clean:  ## Remove the environment and everything generated
-	rm -rf .venv .venv-lowest .venv-newest build dist docs/_build docs/jupyter_execute docs/notebooks *.egg-info .pytest_cache .ruff_cache .hypothesis runs
+	rm -rf .venv .venv-lowest .venv-newest build dist docs/_build docs/jupyter_execute docs/notebooks docs/figures *.egg-info .pytest_cache .ruff_cache .hypothesis runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/venv.stamp:

@@ -45,17 +45,24 @@ python_maximum_signature_line_length = 80
 
 # Sphinx reads nothing outside its folder.
 FOLDER = pathlib.Path(__file__).parent
-(FOLDER / "notebooks").mkdir(exist_ok=True)
+for copied in ("notebooks", "figures"):
+    (FOLDER / copied).mkdir(exist_ok=True)
 for notebook in FOLDER.parent.glob("notebooks/*.ipynb"):
     shutil.copy(notebook, FOLDER / "notebooks")
 
 
 def setup(app):
-    """Links into a checkout have no page here: their text stays."""
+    """Figures of reports are copied; links into a checkout have no page here: their text stays."""
+
+    def copy_figure(match):
+        path = FOLDER.parent / match[2]
+        shutil.copy(path, FOLDER / "figures")
+        return f"![{match[1]}](docs/figures/{path.name})"
 
     def keep_text(app, relative_path, parent_docname, content):
-        content[0] = re.sub(
-            r"\[([^\]]*)\]\((?!docs/)[^):]*\)", r"\1", content[0]
+        text = re.sub(
+            r"!\[([^\]]*)\]\((experiments/[^)]*)\)", copy_figure, content[0]
         )
+        content[0] = re.sub(r"\[([^\]]*)\]\((?!docs/)[^):]*\)", r"\1", text)
 
     app.connect("include-read", keep_text)
