@@ -79,7 +79,7 @@ def test_every_headline_is_a_line_of_the_readme_and_nothing_else_of_it_changes(r
             "ZNorm raises accuracy by -2.0",
             "Someone 2024",
             "-2.0 [-3.0, -1.0] points",
-            "[harm shown](experiments/results/third/full/report.md)",
+            "[harm shown](experiments/results/third/full/report.md); a note",
         ],
     ]
     page = (docs / "findings.md").read_text()
