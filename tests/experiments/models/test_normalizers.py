@@ -176,7 +176,10 @@ def test_forward_and_gradient_match_numpy(normalization, train):
 
 @pytest.mark.parametrize("name", ["batch_norm", "instance_norm", "layer_norm", "group_norm"])
 def test_gradient_is_the_papers_closed_form(name):
-    """Lubana et al. 2021, equations 6 and 14: project out mean and output, divide by the deviation."""
+    """Lubana et al. 2021, equations 6 and 14: project out mean and output, divide by the deviation.
+
+    With the weights in front, equations 8 and 15: the same times the weights' transpose.
+    """
     normalization = Normalization(name, groups=4) if name == "group_norm" else Normalization(name)
     module, x = normalization.make(FEATURES, rngs=nnx.Rngs(0)), images()
     cotangent = np.random.default_rng(5).normal(size=SHAPE).astype(np.float32)
@@ -192,7 +195,17 @@ def test_gradient_is_the_papers_closed_form(name):
     normalized = (exact - mean) / std
     projected = upstream - upstream.mean(axes, keepdims=True)
     projected -= normalized * (upstream * normalized).mean(axes, keepdims=True)
-    np.testing.assert_allclose(gradient, (projected / std).reshape(SHAPE), atol=2e-5)
+    expected = (projected / std).reshape(SHAPE)
+    np.testing.assert_allclose(gradient, expected, atol=2e-5)
+
+    # A convolution of 1 x 1 pixels whose outputs are the x of above.
+    kernel = np.random.default_rng(7).normal(size=(FEATURES, FEATURES))
+    inputs = np.linalg.solve(kernel.T, x.astype(np.float64)[..., None])[..., 0]
+    _, pull_back = jax.vjp(
+        jax.jit(lambda y: normalize(y @ jnp.asarray(kernel, y.dtype))), jnp.asarray(inputs, jnp.float32)
+    )
+    (gradient,) = pull_back(jnp.asarray(cotangent))
+    np.testing.assert_allclose(gradient, expected @ kernel.T, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["weight_norm", "scaled_ws", "layer_norm"])
