@@ -1,5 +1,6 @@
 """What the summaries say of the GAN paper's three observations, as findings."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -29,16 +30,29 @@ def make_findings(settings: Settings, steps: Mapping[str, int]) -> list[Finding]
       steps: how long each network trained.
     """
     measured = {setting: runs for setting, runs in settings.items() if runs}
-    return [*trend_findings(settings, steps), *_amplifies(measured, steps)]
+    trends = trend_findings(settings, steps, headline=("resnet56", "baseline"))
+    return [*trends, *_amplifies(measured, steps)]
 
 
-def trend_findings(settings: Settings, steps: Mapping[str, int]) -> list[Finding]:
-    """The same of the observations that are of one network by itself."""
-    measured = {setting: runs for setting, runs in settings.items() if runs}
-    return [
-        *(_falls(setting, runs, steps[setting[0]]) for setting, runs in measured.items()),
-        *(_part(setting, runs, steps[setting[0]]) for setting, runs in measured.items()),
-    ]
+def trend_findings(
+    settings: Settings, steps: Mapping[str, int], *, headline: tuple[str, str], regime: str = ""
+) -> list[Finding]:
+    """The same of the observations that are of one network by itself.
+
+    Args:
+      settings: summaries by network and method.
+      steps: how long each network trained.
+      headline: whose findings stand in README's table.
+      regime: what tells these runs from another study's of the same network, for the claim.
+    """
+    found = []
+    for observe in (_falls, _part):
+        for setting, runs in settings.items():
+            if runs:
+                finding = observe(setting, runs, steps[setting[0]])
+                claim = ", ".join(filter(None, (finding.claim, regime)))
+                found.append(dataclasses.replace(finding, claim=claim, headline=setting == headline))
+    return found
 
 
 def _falls(setting: tuple[str, str], runs, steps: int) -> Finding:
@@ -68,7 +82,6 @@ def _falls(setting: tuple[str, str], runs, steps: int) -> Finding:
         detectable=100 * (math.exp(intervals.smallest_detectable(interval)) - 1) if known else None,
         label=_where(setting),
         question="The global deviation falls from the first epoch to the last",
-        headline=setting == ("resnet56", "baseline"),
     )
 
 
@@ -91,7 +104,6 @@ def _part(setting: tuple[str, str], runs, steps: int) -> Finding:
         note=_short(steps) if holds is None else "",
         label=_where(setting),
         question="Some layers rise while others fall",
-        headline=setting == ("resnet56", "baseline"),
     )
 
 

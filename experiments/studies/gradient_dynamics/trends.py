@@ -27,8 +27,8 @@ Trend: Kendall's tau between the epochs and the standard deviation (the Mann-Ken
 p < {SIGNIFICANCE}. Without a trend, {SIGNIFICANCE / 2:.1%} of the layers would be called rising and as many falling;
 and since epochs depend on the epochs before them, trends show more easily than the level says. "Both": runs in
 which more than {SEEN_SHARE:.0%} of the layers rise while more than {SEEN_SHARE:.0%} fall. A curve that falls and then
-rises shows no trend. The first row of a setting takes all epochs, the second excludes those that hold the warm-up,
-in which gradients change most; with fewer epochs the test is a little weaker too. Epochs with a vanished or
+rises shows no trend. The first row of a setting takes all epochs, the second excludes the first and all that hold
+warm-up, in which gradients change most; with fewer epochs the test is a little weaker too. Epochs with a vanished or
 non-finite gradient do not count, and fewer than five epochs can show no trend. Means [ranges] over seeds. A trend
 says whether a curve is monotone, "last / first" how far it falls: the ratio of its ends, geometric mean over seeds
 with its 95 % interval."""
@@ -100,7 +100,7 @@ class Summary:
 
     Attributes:
       trends: over all epochs.
-      later: over those behind the warm-up.
+      later: over those behind the first and the warm-up.
       peak: largest amplification of any step; `None` if no gradient was positive and finite.
       typical: median amplification over layers and epochs.
       growth: amplification in the last epoch over that in the first, geometric mean over the layers.
@@ -177,7 +177,8 @@ def summarize(recorded: GradientDynamics, warmup_epochs: float = 1) -> Summary:
 
     Args:
       recorded: statistics of at least one epoch.
-      warmup_epochs: how long the learning rate rises; epochs that hold some of it do not count as later.
+      warmup_epochs: how long the learning rate rises, at least one; epochs that hold some of it do not count as
+        later.
     """
     factors = dynamics.amplification(recorded.smallest_std)
     peak = None
@@ -187,7 +188,7 @@ def summarize(recorded: GradientDynamics, warmup_epochs: float = 1) -> Summary:
     typical = dynamics.amplification(recorded.std)
     return Summary(
         trends=find_trends(recorded),
-        later=find_trends(recorded, start=math.ceil(warmup_epochs) + 1),
+        later=find_trends(recorded, start=max(1, math.ceil(warmup_epochs)) + 1),
         peak=peak,
         typical=float(np.nanmedian(typical)) if np.isfinite(typical).any() else math.nan,
         growth=_geometric_mean(typical[-1] / typical[0]),
