@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.records import EpochMetrics, RunRecord
+from experiments.report.cells import Cell
 from experiments.statistics import GradientDynamics
-from experiments.studies.gradient_convergence import STUDY
+from experiments.studies.gradient_convergence import STUDY, describe_spikes
 from experiments.studies.gradient_convergence.multipliers import changes_along, multipliers_matter
 
 
@@ -41,6 +42,18 @@ def test_a_final_loss_that_is_higher_in_every_seed_is_instability(tmp_path):
 def test_seeds_that_agree_refute_instability_and_seeds_that_disagree_tell_nothing(tmp_path):
     assert "**contradicted** in 2 of 2" in instability(play(), tmp_path / "agree")
     assert "**cannot be told** in 2 of 2" in instability(play(noise=0.2), tmp_path / "disagree")
+
+
+def test_a_spike_is_a_loss_of_more_than_ten_times_its_lowest_before():
+    (run, *_) = STUDY.runs("cpu", [])
+
+    def record(*losses):
+        epochs = tuple(EpochMetrics(e, loss, 0.5, 1.0, 0.1, 0, 1.0) for e, loss in enumerate(losses, start=1))
+        return RunRecord(run=run, status="finished", epochs=epochs)
+
+    falling, leaping, starting_high = record(100, 1, 0.01), record(1, 0.1, 0.5, 1.01), record(1, 9.9, 0.1)
+    cell = Cell(run, {0: falling, 1: leaping, 2: starting_high})
+    assert "does: baseline 1 of 3." in describe_spikes([cell])
 
 
 def deviations(*seeds):
