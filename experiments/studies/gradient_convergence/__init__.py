@@ -130,7 +130,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
             multipliers_table(changes),
         ],
         method=[
-            "- Questions, endpoints and analysis were fixed before the runs: [PROTOCOL.md](../PROTOCOL.md).\n"
+            "- Questions, endpoints and analysis were fixed before the runs: [PROTOCOL.md](../PROTOCOL.md). "
+            "The published runs are a second start of all: [DEVIATIONS.md](../DEVIATIONS.md).\n"
             + "\n".join(f"- Protocol: {words}." for words in dict.fromkeys(map(describe_protocol, cells))),
             NOTES,
             AMPLIFICATION_NOTES,
