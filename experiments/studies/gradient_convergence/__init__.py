@@ -2,7 +2,7 @@
 
     python -m experiments reproduce gradient_convergence --preset cpu
 
-Expected: test accuracy of the baseline about 0.10, training loss about 0.01; 9 runs of 21 core-minutes on an AMD
+Expected: test accuracy of the baseline about 0.10, training loss about 0.01; 9 runs of 22 core-minutes on an AMD
 EPYC of the third generation. Each run uses one core.
 
 `experiments/results/gradient_convergence/PROTOCOL.md` holds the questions and the analysis, fixed before the runs:

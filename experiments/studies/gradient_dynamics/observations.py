@@ -50,7 +50,7 @@ def trend_findings(
         for setting, runs in settings.items():
             if runs:
                 finding = observe(setting, runs, steps[setting[0]])
-                claim = ", ".join(filter(None, (finding.claim, regime)))
+                claim = f"{finding.claim}, {regime}" if regime else finding.claim
                 found.append(dataclasses.replace(finding, claim=claim, headline=setting == headline))
     return found
 

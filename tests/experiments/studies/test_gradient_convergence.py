@@ -12,6 +12,11 @@ from experiments.studies.gradient_convergence import STUDY, describe_spikes
 from experiments.studies.gradient_convergence.multipliers import changes_along, multipliers_matter
 
 
+def make_record(run, losses):
+    epochs = tuple(EpochMetrics(e, loss, 0.5, 1.0, 0.1, 0, 1.0) for e, loss in enumerate(losses, start=1))
+    return RunRecord(run=run, status="finished", epochs=epochs)
+
+
 def play(slowdown=lambda method: 0.0, noise=0.001):
     """Records of all runs, whose loss falls, a little up and down; seeds differ by `noise` in size and roughness."""
     records = []
@@ -21,8 +26,7 @@ def play(slowdown=lambda method: 0.0, noise=0.001):
             2.0 * math.exp((slowdown(run.method) - 0.1) * e + size) * (1 + 0.01 * math.exp(size) * (-1) ** e)
             for e in range(run.epochs)
         ]
-        epochs = tuple(EpochMetrics(e, loss, 0.5, 1.0, 0.1, 0, 1.0) for e, loss in enumerate(losses, start=1))
-        records.append(RunRecord(run=run, status="finished", epochs=epochs))
+        records.append(make_record(run, losses))
     return records
 
 
@@ -46,13 +50,10 @@ def test_seeds_that_agree_refute_instability_and_seeds_that_disagree_tell_nothin
 
 def test_a_spike_is_a_loss_of_more_than_ten_times_its_lowest_before():
     (run, *_) = STUDY.runs("cpu", [])
-
-    def record(*losses):
-        epochs = tuple(EpochMetrics(e, loss, 0.5, 1.0, 0.1, 0, 1.0) for e, loss in enumerate(losses, start=1))
-        return RunRecord(run=run, status="finished", epochs=epochs)
-
-    falling, leaping, starting_high = record(100, 1, 0.01), record(1, 0.1, 0.5, 1.01), record(1, 9.9, 0.1)
-    cell = Cell(run, {0: falling, 1: leaping, 2: starting_high})
+    falling, leaping, rising_less = (100, 1, 0.01), (1, 0.1, 0.5, 1.01), (1, 9.9, 0.1)
+    cell = Cell(
+        run, {i: make_record(run, losses) for i, losses in enumerate((falling, leaping, rising_less))}
+    )
     assert "does: baseline 1 of 3." in describe_spikes([cell])
 
 
