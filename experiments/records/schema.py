@@ -28,9 +28,11 @@ class EpochMetrics:
       train_loss: mean of the training objective (label smoothing included) over the epoch's steps.
       train_accuracy: share of the epoch's training images, as augmented, that were classified rightly
         before the step they took part in; for masks, of their pixels.
-      test_loss: mean over the test images of the loss, without label smoothing, after the epoch. A loss of
-        masks is here that of each image alone, while in training its overlap is that of a batch.
-      test_accuracy: share of the test images, or of the masks' pixels, classified rightly after the epoch.
+      test_loss: mean over the test images of the loss, without label smoothing, after the epoch; `None` where
+        the run does not evaluate this epoch. A loss of masks is here that of each image alone, while in training its
+        overlap is that of a batch.
+      test_accuracy: share of the test images, or of the masks' pixels, classified rightly after the epoch; `None`
+        likewise.
       nonfinite_steps: steps whose loss or gradient had a NaN or an infinity.
       seconds: wall time of training and evaluation, without compilation and without writing files.
     """
@@ -38,8 +40,8 @@ class EpochMetrics:
     epoch: int
     train_loss: float
     train_accuracy: float
-    test_loss: float
-    test_accuracy: float
+    test_loss: float | None
+    test_accuracy: float | None
     nonfinite_steps: int
     seconds: float
 
@@ -119,6 +121,9 @@ def run_from_fields(content: dict[str, Any]) -> RunRecord:
     record = RunRecord(**content)
     if [epoch.epoch for epoch in record.epochs] != list(range(1, len(record.epochs) + 1)):
         raise ValueError("its epochs are not 1, 2, 3, ...")
+    for epoch in record.epochs:
+        if None in (epoch.test_loss, epoch.test_accuracy) and record.run.evaluates(epoch.epoch):
+            raise ValueError(f"its epoch {epoch.epoch} has no test_loss or no test_accuracy")
     return record
 
 
@@ -169,6 +174,12 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _decode_epoch(*, epoch: int, nonfinite_steps: int, **floats: float | str) -> EpochMetrics:
-    metrics = {name: float(value) for name, value in floats.items()}
+def _decode_epoch(*, epoch: int, nonfinite_steps: int, **floats: float | str | None) -> EpochMetrics:
+    metrics: dict[str, Any] = {
+        name: value if value is None and name in _NOT_ALWAYS else float(value)  # pyright: ignore[reportArgumentType]
+        for name, value in floats.items()
+    }
     return EpochMetrics(epoch=int(epoch), nonfinite_steps=int(nonfinite_steps), **metrics)
+
+
+_NOT_ALWAYS = ("test_loss", "test_accuracy")

@@ -48,33 +48,44 @@ def make_train_epoch(
       shardings: of the state, from `lay_out`; by default every device has all of it.
 
     Returns:
-      A function `(state, images, labels, seed, epoch) -> (state, measurements)`: it takes the training
-      images, uint8 [n, height, width, channels], their labels, the seed, uint32, and the number of epochs
-      done, int32, and donates the state. The measurements are scalars: 'train_loss' (float32),
-      'train_correct' (a sum of `Task.correct`), 'nonfinite_steps' (int32), 'finite_params' (bool); with
-      `run.dynamics` also the float32 statistics of `GradientDynamics` for this epoch, [layers] each and
-      'global_std' a scalar.
+      A function `(state, images, labels, seed, epoch, steps) -> (state, measurements)`: it takes the training
+      images, uint8 [n, height, width, channels], their labels, the seed, uint32, the number of epochs
+      done, int32, and as a static int how many steps are taken, by default all, and donates the state. The
+      measurements are scalars: 'train_loss' (float32), 'train_correct' (a sum of `Task.correct`),
+      'nonfinite_steps' (int32), 'finite_params' (bool); with `run.dynamics` also the float32 statistics of
+      `GradientDynamics` for this epoch, [layers] each and 'global_std' a scalar.
     """
     step = make_step(run, dataset, graphdef, optimizer, mesh, shardings)
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def train_epoch(state, images, labels, seed, epoch):
+    def train_epoch(state, images, labels, seed, epoch, steps=None):
         def step_at(state, batch):
             indices, key = batch
             return step(state, (images[indices], labels[indices], key))
 
-        state, measured = lax.scan(step_at, state, draw_batches(run, len(images), seed, epoch))
+        state, measured = lax.scan(step_at, state, draw_batches(run, len(images), seed, epoch, steps))
         return state, over_epoch(state, measured)
 
-    return jax.jit(train_epoch, donate_argnums=0, out_shardings=(shardings or replicated, replicated))
+    return jax.jit(
+        train_epoch,
+        static_argnames="steps",
+        donate_argnums=0,
+        out_shardings=(shardings or replicated, replicated),
+    )
 
 
-def draw_batches(run: Run, count: int, seed: jax.Array, epoch: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which images the epoch's batches hold, [steps, batch], and a key for what is left to chance in each."""
-    steps = count // run.batch_size
+def draw_batches(
+    run: Run, count: int, seed: jax.Array, epoch: jax.Array, steps: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Which images the epoch's batches hold, [steps, batch], and a key for what is left to chance in each.
+
+    The first steps of a shorter epoch are those of a whole one.
+    """
+    whole = count // run.batch_size
+    steps = whole if steps is None else steps
     order_key, step_keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), epoch))
     order = jax.random.permutation(order_key, count)[: steps * run.batch_size]
-    return order.reshape(steps, run.batch_size), jax.random.split(step_keys, steps)
+    return order.reshape(steps, run.batch_size), jax.random.split(step_keys, whole)[:steps]
 
 
 def make_step(

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -72,7 +73,7 @@ def train(
 
     mesh = make_mesh(devices)
     tasks.make_task(run, dataset)
-    _check_batch_size(run, dataset, devices)
+    _check_steps(run, dataset, devices)
     optimizer = make_optimizer(run, steps_per_epoch=len(dataset.train_images) // run.batch_size)
     graphdef, state = init_state(run, dataset, optimizer)
     shardings = lay_out(state, mesh, shard_params)
@@ -154,27 +155,42 @@ def _compile_epoch(
     """Compiles training and evaluation, once for all epochs."""
     compile_both = _compile_streamed if dataset.is_streamed else _compile_in_memory
     train_epoch, evaluate = compile_both(run, dataset, graphdef, optimizer, mesh, state, shardings)
-    trained = len(dataset.train_images) // run.batch_size * run.batch_size
 
     def run_epoch(state, epoch):
         started = time.perf_counter()
-        state, train_measurements = train_epoch(state, epoch)
-        measured = jax.device_get(train_measurements | evaluate(state))
+        state, measured = train_epoch(state, epoch)
+        if run.evaluates(epoch + 1):
+            measured |= evaluate(state)
+        measured = jax.device_get(measured)
+        if not _is_finite(measured) and "test_loss" not in measured:
+            # The run ends here, and counts with what its network is worth now.
+            measured |= jax.device_get(evaluate(state))
+        was_evaluated = "test_loss" in measured
         metrics = EpochMetrics(
             epoch=epoch + 1,
             train_loss=_shortest(measured["train_loss"]),
-            train_accuracy=float(measured["train_correct"]) / trained,
-            test_loss=_shortest(measured["test_loss"]),
-            test_accuracy=float(measured["test_correct"]) / len(dataset.test_images),
+            train_accuracy=float(measured["train_correct"]) / (steps_in(epoch) * run.batch_size),
+            test_loss=_shortest(measured["test_loss"]) if was_evaluated else None,
+            test_accuracy=float(measured["test_correct"]) / len(dataset.test_images)
+            if was_evaluated
+            else None,
             nonfinite_steps=int(measured["nonfinite_steps"]),
             seconds=round(time.perf_counter() - started, 4),
         )
         statistics = {name: measured[name] for name in EPOCH_STATISTICS if name in measured}
-        # On CPU a ReLU can turn NaN into 0, so that a finite loss alone does not show sound parameters.
-        finite = math.isfinite(metrics.train_loss + metrics.test_loss) and bool(measured["finite_params"])
-        return state, metrics, statistics, finite
+        return state, metrics, statistics, _is_finite(measured)
+
+    def steps_in(epoch):
+        return run.steps_in(epoch + 1, len(dataset.train_images))
 
     return run_epoch
+
+
+def _is_finite(measured: Mapping[str, np.ndarray]) -> bool:
+    """Whether an epoch left a sound network behind."""
+    losses = measured["train_loss"] + measured.get("test_loss", 0.0)
+    # On CPU a ReLU can turn NaN into 0, so that a finite loss alone does not show sound parameters.
+    return math.isfinite(losses) and bool(measured["finite_params"])
 
 
 def _compile_in_memory(run, dataset, graphdef, optimizer, mesh, state, shardings):
@@ -184,11 +200,16 @@ def _compile_in_memory(run, dataset, graphdef, optimizer, mesh, state, shardings
     # The seed is an argument, so that a run with another seed finds its program in the compilation cache.
     seed = np.uint32(run.seed)
     train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, mesh, shardings)
-    train_epoch = train_epoch.lower(state, *train_data, seed, np.int32(0)).compile()
+    # The last epoch may be shorter.
+    steps = [run.steps_in(epoch, len(dataset.train_images)) for epoch in (1, run.epochs)]
+    lower = partial(train_epoch.lower, state, *train_data, seed, np.int32(0))
+    programs = {n: lower(steps=n).compile() for n in set(steps)}
     evaluate = make_evaluate(run, dataset, graphdef, mesh)
     evaluate = evaluate.lower(state, test_images, test_labels).compile()
     return (
-        lambda state, epoch: train_epoch(state, *train_data, seed, np.int32(epoch)),
+        lambda state, epoch: programs[steps[epoch + 1 == run.epochs]](
+            state, *train_data, seed, np.int32(epoch)
+        ),
         lambda state: evaluate(state, test_images, test_labels),
     )
 
@@ -206,12 +227,16 @@ def _shortest(value: np.ndarray) -> float:
     return float(str(np.float32(value)))
 
 
-def _check_batch_size(run: Run, dataset: Dataset, devices: int) -> None:
-    if run.batch_size > len(dataset.train_images):
-        count = len(dataset.train_images)
+def _check_steps(run: Run, dataset: Dataset, devices: int) -> None:
+    count = len(dataset.train_images)
+    if run.batch_size > count:
         raise ValueError(f"batch_size is {run.batch_size}, but there are only {count} training images")
     if run.batch_size % devices:
         raise ValueError(f"batch_size is {run.batch_size}, which {devices} devices cannot share equally")
+    if run.steps is not None and run.epochs != (begun := math.ceil(run.steps / (count // run.batch_size))):
+        raise ValueError(
+            f"epochs must be {begun} with steps={run.steps}, {count // run.batch_size} in an epoch, got {run.epochs}"
+        )
     if len(dataset.test_images) == 0:
         raise ValueError(f"dataset {dataset.name} has no test images")
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -50,8 +51,8 @@ def make_streamed_epoch(
     """
     step = make_step(run, dataset, graphdef, optimizer, mesh, shardings)
     count = len(dataset.train_images)
-    # The largest divisor of the epoch, so that all chunks share one program.
-    steps = count // run.batch_size
+    # The largest divisor of every epoch, so that all chunks share one program.
+    steps = math.gcd(run.steps_in(1, count), run.steps_in(run.epochs, count))
     most = min(
         CHUNK_STEPS, max(1, CHUNK_BYTES // (run.batch_size * math.prod(dataset.train_images.shape[1:])))
     )
@@ -60,9 +61,9 @@ def make_streamed_epoch(
     by_batch = NamedSharding(mesh, PartitionSpec(None, "batch"))
     rows = rows_here(NamedSharding(mesh, PartitionSpec("batch")), run.batch_size)
 
-    @jax.jit
-    def draw_order(seed, epoch):
-        indices, keys = draw_batches(run, count, seed, epoch)
+    @partial(jax.jit, static_argnums=2)
+    def draw_order(seed, epoch, steps):
+        indices, keys = draw_batches(run, count, seed, epoch, steps)
         return indices, jax.random.key_data(keys)
 
     def train_chunk(state, images, labels, keys):
@@ -72,7 +73,8 @@ def make_streamed_epoch(
     measure_epoch = jax.jit(over_epoch, out_shardings=replicated)
 
     def read_chunks(epoch):
-        order, keys = jax.device_get(draw_order(np.uint32(run.seed), np.int32(epoch)))
+        steps = run.steps_in(epoch + 1, count)
+        order, keys = jax.device_get(draw_order(np.uint32(run.seed), np.int32(epoch), steps))
         # The order is that of one host; each host reads what its own devices take.
         order = order[:, rows].ravel()
         chunk_size = chunk * len(rows)
