@@ -4,14 +4,12 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import optax_gradnorm
 from experiments import hosts, records
@@ -21,12 +19,10 @@ from experiments.models import axes
 from experiments.records import EpochMetrics, RunRecord
 from experiments.run import Run
 from experiments.statistics import EPOCH_STATISTICS, GradientDynamics
-from experiments.training import resuming, tasks
-from experiments.training.epoch import make_evaluate, make_train_epoch
-from experiments.training.layout import lay_out, make_mesh, put
-from experiments.training.methods import make_optimizer
-from experiments.training.state import TrainState, init_state
-from experiments.training.streamed import make_streamed_epoch, make_streamed_evaluate, test_batches
+from experiments.training import epoch as epoch_in_memory
+from experiments.training import resuming, streamed, tasks
+from experiments.training.layout import Setup, make_mesh, set_up
+from experiments.training.state import TrainState
 
 
 def train(
@@ -71,13 +67,9 @@ def train(
             return record
     hosts.on_first(records.remove_leftovers, out, run)
 
-    mesh = make_mesh(devices)
     tasks.make_task(run, dataset)
-    _check_steps(run, dataset, devices)
-    optimizer = make_optimizer(run, steps_per_epoch=len(dataset.train_images) // run.batch_size)
-    graphdef, state = init_state(run, dataset, optimizer)
-    shardings = lay_out(state, mesh, shard_params)
-    state = put(state, shardings)
+    _check_fits(run, dataset, devices)
+    setup, state = set_up(run, dataset, devices, shard_params)
     resumed = resuming.from_checkpoint(record, state, out)
     if resumed is None:
         hosts.on_first(records.remove_checkpoint, out, run)
@@ -86,7 +78,7 @@ def train(
 
     if len(record.epochs) < run.epochs:
         started = time.perf_counter()
-        run_epoch = _compile_epoch(run, dataset, graphdef, optimizer, mesh, state, shardings)
+        run_epoch = _compile_epoch(setup, state)
         record = dataclasses.replace(record, compile_seconds=round(time.perf_counter() - started, 3))
         hosts.on_first(records.write_record, out, record)
         divided = shard_params or hosts.count() > 1
@@ -112,7 +104,7 @@ def train(
 
     if record.status == "running":
         # Before the checkpoint goes: a run killed here finds it again, and scores its network then.
-        scores = _score(run, dataset, graphdef, mesh, state)
+        scores = _score(setup, state)
         record = dataclasses.replace(record, status="finished", scores=scores)
         hosts.on_first(records.write_record, out, record)
     if record.status == "diverged" or not keep_checkpoint:
@@ -120,22 +112,21 @@ def train(
     return record
 
 
-def _score(
-    run: Run, dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh, state: TrainState
-) -> dict[str, float]:
+def _score(setup: Setup, state: TrainState) -> dict[str, float]:
     """Scores of the network on the test images, batch by batch."""
-    task = tasks.make_task(run, dataset)
+    dataset = setup.dataset
+    task = tasks.make_task(setup.run, dataset)
     if task.new_scores is None:
         return {}
 
     def predict(state, images):
-        model = nnx.merge(graphdef, state.params, state.batch_stats)
+        model = nnx.merge(setup.graphdef, state.params, state.batch_stats)
         return task.outputs(model(normalize(images, dataset.mean, dataset.std), train=False))
 
-    predict = jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    predict = jax.jit(predict, out_shardings=NamedSharding(setup.mesh, PartitionSpec()))
     scores = task.new_scores()
     start = 0
-    for images, _labels, _is_image in test_batches(dataset, mesh):
+    for images, _labels, _is_image in streamed.test_batches(setup):
         # The labels of other hosts' images are in memory here too; padding comes last.
         labels = dataset.test_labels[start : start + len(images)]
         scores.update(jax.device_get(predict(state, images))[: len(labels)], labels)
@@ -144,17 +135,11 @@ def _score(
 
 
 def _compile_epoch(
-    run: Run,
-    dataset: Dataset,
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    state: TrainState,
-    shardings: TrainState,
+    setup: Setup, state: TrainState
 ) -> Callable[[TrainState, int], tuple[TrainState, EpochMetrics, Mapping[str, np.ndarray], bool]]:
     """Compiles training and evaluation, once for all epochs."""
-    compile_both = _compile_streamed if dataset.is_streamed else _compile_in_memory
-    train_epoch, evaluate = compile_both(run, dataset, graphdef, optimizer, mesh, state, shardings)
+    run, dataset = setup.run, setup.dataset
+    train_epoch, evaluate = (streamed if dataset.is_streamed else epoch_in_memory).compile(setup, state)
 
     def run_epoch(state, epoch):
         started = time.perf_counter()
@@ -166,14 +151,13 @@ def _compile_epoch(
             # The run ends here, and counts with what its network is worth now.
             measured |= jax.device_get(evaluate(state))
         was_evaluated = "test_loss" in measured
+        correct = float(measured.get("test_correct", 0))
         metrics = EpochMetrics(
             epoch=epoch + 1,
             train_loss=_shortest(measured["train_loss"]),
             train_accuracy=float(measured["train_correct"]) / (steps_in(epoch) * run.batch_size),
             test_loss=_shortest(measured["test_loss"]) if was_evaluated else None,
-            test_accuracy=float(measured["test_correct"]) / len(dataset.test_images)
-            if was_evaluated
-            else None,
+            test_accuracy=correct / len(dataset.test_images) if was_evaluated else None,
             nonfinite_steps=int(measured["nonfinite_steps"]),
             seconds=round(time.perf_counter() - started, 4),
         )
@@ -193,41 +177,14 @@ def _is_finite(measured: Mapping[str, np.ndarray]) -> bool:
     return math.isfinite(losses) and bool(measured["finite_params"])
 
 
-def _compile_in_memory(run, dataset, graphdef, optimizer, mesh, state, shardings):
-    """Puts the data on the devices; an epoch is one program, and evaluation another."""
-    arrays = dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels
-    *train_data, test_images, test_labels = put(arrays, NamedSharding(mesh, PartitionSpec()))
-    # The seed is an argument, so that a run with another seed finds its program in the compilation cache.
-    seed = np.uint32(run.seed)
-    train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, mesh, shardings)
-    # The last epoch may be shorter.
-    steps = [run.steps_in(epoch, len(dataset.train_images)) for epoch in (1, run.epochs)]
-    lower = partial(train_epoch.lower, state, *train_data, seed, np.int32(0))
-    programs = {n: lower(steps=n).compile() for n in set(steps)}
-    evaluate = make_evaluate(run, dataset, graphdef, mesh)
-    evaluate = evaluate.lower(state, test_images, test_labels).compile()
-    return (
-        lambda state, epoch: programs[steps[epoch + 1 == run.epochs]](
-            state, *train_data, seed, np.int32(epoch)
-        ),
-        lambda state: evaluate(state, test_images, test_labels),
-    )
-
-
-def _compile_streamed(run, dataset, graphdef, optimizer, mesh, state, shardings):
-    """Leaves the data where they are; a program trains on a few batches, another evaluates on one."""
-    return (
-        make_streamed_epoch(run, dataset, graphdef, optimizer, mesh, state, shardings),
-        make_streamed_evaluate(run, dataset, graphdef, mesh, state),
-    )
-
-
 def _shortest(value: np.ndarray) -> float:
     """The number with the fewest digits that is this float32: short in a record, and nothing is lost."""
     return float(str(np.float32(value)))
 
 
-def _check_steps(run: Run, dataset: Dataset, devices: int) -> None:
+def _check_fits(run: Run, dataset: Dataset, devices: int) -> None:
+    """Says in one line why the run does not fit the data or the devices, if so."""
+    make_mesh(devices)
     count = len(dataset.train_images)
     if run.batch_size > count:
         raise ValueError(f"batch_size is {run.batch_size}, but there are only {count} training images")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 
 from experiments import hosts, machine, records
 from experiments.data import Dataset
@@ -15,6 +16,7 @@ from experiments.records import RecordError, RunRecord, sharded
 from experiments.run import Run
 from experiments.statistics import GradientDynamics
 from experiments.training import layout
+from experiments.training.state import create_model, split_model
 
 State = TypeVar("State")
 
@@ -104,6 +106,35 @@ def read_arrays(out: str | Path, run: Run) -> dict[str, np.ndarray] | None:
     if epoch is None or (arrays is not None and int(arrays.get("epoch", 0)) >= epoch):
         return arrays
     return {"epoch": np.array(epoch), **sharded.read(folder, epoch)}
+
+
+def load_model(run: Run, *, out: str | Path) -> nnx.Module:
+    """Builds the model of a finished run that kept its checkpoint.
+
+    Args:
+      run: the run.
+      out: folder of the records.
+
+    Returns:
+      The trained model, to be called as `model(images, train=False)`; its record's `data` has the mean and
+      standard deviation by which to normalise images.
+
+    Raises:
+      RecordError: the run has no record, has not finished or kept no checkpoint, or a file is damaged.
+    """
+    record = records.read_record(out, run)
+    if record is None or record.status != "finished":
+        raise RecordError(f"run {run.name} has not finished in {out}")
+    arrays = read_arrays(out, run)
+    if arrays is None:
+        raise RecordError(f"run {run.name} has no checkpoint in {out}: train it with --keep-checkpoints")
+    data = record.data
+    # Shapes alone: initial values would be computed, layer by layer, to be thrown away.
+    model = nnx.eval_shape(lambda: create_model(run, data["image_shape"], data["num_classes"]))
+    graphdef, params, batch_stats = split_model(model)
+    params = from_arrays(params, arrays, run, "params/")
+    batch_stats = from_arrays(batch_stats, arrays, run, "batch_stats/")
+    return nnx.merge(graphdef, params, batch_stats)
 
 
 class Checkpoints:
