@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -35,7 +36,9 @@ def test_a_killed_study_goes_on_reports_from_its_records_and_is_published(data_d
     command = ("reproduce", *STUDY, "--data-dir", data_dir, "--out", tmp_path, "--workers", "2", "--dynamics")
     records = tmp_path / "gan_cifar100" / "smoke" / "records"
     process = start(*command)
-    wait_for_epochs(records, 3, process)
+    while '"status": "finished"' not in "".join(path.read_text() for path in records.glob("*.json")):
+        wait_for_epochs(records, 1, process)
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
     stopped = {path.name: path.read_bytes() for path in records.glob("*.json")}
