@@ -12,7 +12,7 @@ import pytest
 from experiments import __main__ as main
 
 from ..data.prepared_folders import write_prepared
-from ..processes import metrics, run, start, wait_for_epochs
+from ..processes import finish, metrics, run, start, wait_for_epochs
 
 STUDY = "gan_cifar100", "--preset", "smoke"
 
@@ -40,7 +40,7 @@ def test_a_killed_study_goes_on_reports_from_its_records_and_is_published(data_d
         wait_for_epochs(records, 1, process)
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    finish(process, timeout=30)
     stopped = {path.name: path.read_bytes() for path in records.glob("*.json")}
     ended = {name for name, text in stopped.items() if json.loads(text)["status"] == "finished"}
 
