@@ -1,6 +1,7 @@
 """The command line in processes of its own, and what they leave behind."""
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
@@ -41,7 +42,8 @@ def finish(process: subprocess.Popen, timeout: float) -> tuple[int, str, str]:
         try:
             out, err = process.communicate(timeout=timeout)
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             raise
     return process.returncode, out, err
 
