@@ -219,6 +219,8 @@ def report(
     for p, folder in folders.items():
         check_out(folder)
         records = read_records(folder / "records") if exists(folder / "records") else []
+        if not records and not exists(folder / "measurements"):
+            raise UsageError(f"there are no records in {folder / 'records'}")
         chosen.check_records(p, records)
         write_report(chosen, p, records, folder)
         print(f"Report: {folder / 'report.md'}")

@@ -1,6 +1,7 @@
 """Files that are read and written whole: what was written, or one clear error."""
 
 import contextlib
+import errno
 import os
 import zipfile
 from collections.abc import Callable, Sequence
@@ -47,6 +48,18 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     return path
+
+
+def read_regular(path: Path) -> bytes:
+    """All of a file; anything else, such as a pipe or a device, might never end.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      OSError: it cannot be read, or is no file.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path.read_bytes()
 
 
 def _sync_folder(folder: Path) -> None:

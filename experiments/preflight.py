@@ -169,10 +169,16 @@ def _check_fit(run: Run, dataset: "Dataset") -> None:
 
 
 def check_out(out: Path) -> None:
-    """The folder can be written to; it is made if missing."""
+    """The folder can be written to, and its records, report and figures too; it is made if missing."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UsageError(f"--out: cannot write to {out}: {error.strerror}") from error
+        for folder in (out, out / "records", out / "measurements"):
+            if folder.exists():
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+        for path in out.iterdir():
+            if path.suffix in (".md", ".svg", ".png", ".json", ".jsonl") and path.is_dir():
+                raise UsageError(f"--out: {path} is a folder, where a file has to be written")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"--out: cannot write to {out}: {reason}") from error

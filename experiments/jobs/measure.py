@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments import machine, records
 from experiments.jobs import pool
+from experiments.jobs.silence import Watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,8 @@ def measure(
     """
     missing = find_missing(measurements, out)
     progress = _Progress(len(measurements), len(measurements) - len(missing), on_event)
-    pool.run_all(missing, partial(_measure_one, out=out, context=context), progress, workers=workers)
+    with progress.watch:
+        pool.run_all(missing, partial(_measure_one, out=out, context=context), progress, workers=workers)
     return progress.failures
 
 
@@ -89,21 +91,26 @@ class _Progress:
         self.done = done
         self.on_event = on_event
         self.failures: dict[str, str] = {}
+        self.watch = Watch(lambda name, line: on_event(f"[{self.done}/{self.total}] silent {name}: {line}"))
 
     def started(self, job: Measurement, worker: int) -> None:
         """Prints nothing: measurements are many and short."""
+        self.watch.started(job.name, worker)
 
     def told(self, job: Measurement, news: Any, worker: int) -> None:
         """Measurements report no progress."""
 
     def ended(self, job: Measurement, result: float, worker: int) -> None:
+        self.watch.ended(job.name)
         self.done += 1
         self.on_event(f"[{self.done}/{self.total}] measured {job.name} ({result:.0f} s)")
 
     def retried(self, job: Measurement, message: str, worker: int) -> None:
+        self.watch.ended(job.name)
         self.on_event(f"[{self.done}/{self.total}] failed {job.name}: {message}")
 
     def failed(self, job: Measurement, message: str, worker: int, is_file_error: bool) -> None:
+        self.watch.ended(job.name)
         self.failures[job.name] = message
         self.on_event(f"[{self.done}/{self.total}] failed {job.name}: {message}")
 

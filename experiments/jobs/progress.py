@@ -1,6 +1,7 @@
 """Shows a sweep while it runs: a live display on a terminal, one plain line per event elsewhere."""
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -11,6 +12,7 @@ from rich.table import Column
 from rich.text import Text
 
 from experiments import hosts
+from experiments.jobs.silence import Watch
 from experiments.jobs.sweep import Event
 from experiments.records import RunRecord
 from experiments.run import Run
@@ -33,14 +35,20 @@ class Progress:
         self.start = time.monotonic()
         self.last_line: dict[str, float] = {}
         self.live: _Display | None = None
+        self.watch = Watch(self._tell_silence)
+        self._lock = threading.Lock()  # of what is printed: by this thread and by the watch's
 
     def __enter__(self) -> "Progress":
         if self.console.is_terminal and hosts.is_first():
             self.live = _Display(self.console, self._headings)
             self.live.start()
+        if hosts.is_first():
+            self.watch.__enter__()
         return self
 
     def __exit__(self, *exception) -> None:
+        if hosts.is_first():
+            self.watch.__exit__(*exception)
         if self.live is not None:
             self.live.stop()
 
@@ -52,6 +60,25 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         """Takes one event of the sweep."""
+        name = event.run.name
+        if event.kind == "started":
+            self.watch.started(name, event.worker or 0)
+        elif event.kind == "epoch":
+            self.watch.heard(name)
+        else:
+            self.watch.ended(name)
+        with self._lock:
+            self._take(event)
+
+    def _tell_silence(self, name: str, line: str) -> None:
+        """Says that a run has not been heard of for long; called in the watch's thread."""
+        with self._lock:
+            if self.live is None:
+                print(f"[{self._status()}] silent {self._short_name(self.runs[name])}: {line}", flush=True)
+            else:
+                self.console.print(Text(f"silent: {describe(self.runs[name])}: {line}", "yellow"))
+
+    def _take(self, event: Event) -> None:
         name = event.run.name
         if event.record is not None:
             done = len(event.record.epochs)
@@ -144,11 +171,14 @@ class Progress:
             status += f", best {_short_accuracy(best)}"
         return status
 
-    def _describe_event(self, event: Event) -> str:
-        run, record = event.run, event.record
+    def _short_name(self, run: Run) -> str:
         # The model is omitted if all runs have the same one.
         model = f"{run.model} " if len({known.model for known in self.runs.values()}) > 1 else ""
-        name = f"{model}{run.method} {run.optimizer} {run.learning_rate:g} s{run.seed}"
+        return f"{model}{run.method} {run.optimizer} {run.learning_rate:g} s{run.seed}"
+
+    def _describe_event(self, event: Event) -> str:
+        run, record = event.run, event.record
+        name = self._short_name(run)
         if event.message:
             return f"{event.kind} {name}: {event.message}"
         if record is None or not record.epochs:

@@ -1,10 +1,13 @@
 """All of a study, in order: its runs, its measurements, its report."""
 
 import dataclasses
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import hosts
+from experiments.files import FileError, first_line
+from experiments.jobs.lock import FolderLock
 from experiments.jobs.measure import Context, find_missing, measure
 from experiments.jobs.progress import Progress
 from experiments.jobs.sweep import sweep
@@ -12,6 +15,12 @@ from experiments.options import Options
 from experiments.records import RunRecord
 from experiments.report.dynamics import write_page
 from experiments.studies.study import Study
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+class ReportError(FileError):
+    """A report cannot be rendered or written. The message is one line and says how to try again."""
 
 
 def reproduce(
@@ -27,10 +36,24 @@ def reproduce(
 
     Returns:
       The records of all runs, and why measurements failed, by name.
+
+    Raises:
+      FileError: another command works in the folder.
+      RecordError: what was published or measured before is damaged; nothing is trained.
+      ReportError: the report cannot be rendered; all records are kept.
     """
+    with FolderLock(folder):
+        return _reproduce(study, preset, folder, options)
+
+
+def _reproduce(
+    study: Study, preset: str, folder: Path, options: Options
+) -> tuple[list[RunRecord], dict[str, str]]:
     out, measured = folder / "records", folder / "measurements"
     measurements = study.measurements(preset)
-    needs_networks = study.keep_checkpoints and bool(hosts.on_first(find_missing, measurements, measured))
+    # Asked before anything is trained: it also finds what is damaged.
+    is_something_missing = hosts.on_first(lambda: bool(find_missing(measurements, measured)))
+    needs_networks = study.keep_checkpoints and is_something_missing
     records: list[RunRecord] = []
     made: set[str] = set()
     runs = study.runs(preset, [])
@@ -63,7 +86,28 @@ def reproduce(
 
 
 def write_report(study: Study, preset: str, records: Sequence[RunRecord], folder: Path) -> None:
-    """Writes a study's report and, where gradients were recorded, the page that shows them."""
-    study.report(preset, records, folder)
-    if page := write_page(folder, folder / "records", records):
+    """Writes a study's report and, where gradients were recorded, the page that shows them.
+
+    Raises:
+      ReportError: it cannot be rendered or written, whatever the reason; records are as they were.
+    """
+    try:
+        study.report(preset, records, folder)
+        page = write_page(folder, folder / "records", records)
+    except Exception as error:
+        raise ReportError(
+            f"the report in {folder} was not written: {_describe(error)}; "
+            "all records are kept, and the same command renders it again"
+        ) from error
+    if page:
         print(f"Gradient dynamics: {page}")
+
+
+def _describe(error: Exception) -> str:
+    """One line; of what nobody foresaw also where it happened."""
+    if isinstance(error, FileError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    where = f"{Path(ours[-1].filename).relative_to(PACKAGE.parent)}, line {ours[-1].lineno}"
+    return f"{type(error).__name__}: {first_line(error)} ({where})"

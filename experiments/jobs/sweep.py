@@ -9,7 +9,14 @@ from experiments import hosts
 from experiments.files import FileError
 from experiments.jobs import pool
 from experiments.reading import Reading
-from experiments.records import RunRecord, has_ended, read_published, read_record, write_record
+from experiments.records import (
+    RunRecord,
+    has_ended,
+    read_dynamics,
+    read_published,
+    read_record,
+    write_record,
+)
 from experiments.run import Run
 
 if TYPE_CHECKING:
@@ -109,14 +116,23 @@ class _Progress:
         """Whether the run is still to be made."""
         try:
             record = hosts.on_first(read_record, self.out, run) or self.published.get(run.name)
+            is_ended = record is not None and hosts.on_first(self._is_ended, record)
         except FileError as error:
             self.failed(run, str(error), None, is_file_error=True)
             return False
-        if record is None or not hosts.on_first(has_ended, self.out, record, self.keep_checkpoints):
+        if record is None or not is_ended:
             return True
         self.records[run.name] = record
         self.notify(Event("skipped", run, record))
         return False
+
+    def _is_ended(self, record: RunRecord) -> bool:
+        """Whether nothing is left to train; damaged statistics are told now, not when all others have trained."""
+        if not has_ended(self.out, record, self.keep_checkpoints):
+            return False
+        if record.run.dynamics:
+            read_dynamics(self.out, record)
+        return True
 
     def started(self, job: Run, worker: int) -> None:
         self.notify(Event("started", job, worker=worker))

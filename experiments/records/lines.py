@@ -5,16 +5,12 @@ the gradients of those that have them; beside a folder `measurements` lies `meas
 there is to know of its run, the environment included, and has its keys sorted.
 """
 
-import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
-from experiments.files import write_whole
-from experiments.records import schema
+from experiments.files import read_regular, write_whole
+from experiments.records import schema, typed
 from experiments.records.schema import MeasurementRecord, RunRecord
 from experiments.statistics import GradientDynamics
 
@@ -52,7 +48,7 @@ def read_measurements(folder: str | Path) -> dict[str, MeasurementRecord]:
     Raises:
       RecordError: a line is damaged or of another format; names file and line.
     """
-    return _read(measurements_file(folder), _decode_measurement)
+    return _read(measurements_file(folder), schema.measurement_from_fields)
 
 
 def read_dynamics(folder: str | Path, name: str | None = None) -> dict[str, GradientDynamics]:
@@ -61,7 +57,7 @@ def read_dynamics(folder: str | Path, name: str | None = None) -> dict[str, Grad
     Raises:
       RecordError: a line is damaged or of another format; names file and line.
     """
-    return _read(dynamics_file(folder), _decode_dynamics, name)
+    return _read(dynamics_file(folder), schema.dynamics_from_fields, name)
 
 
 def write_runs(folder: str | Path, runs: Mapping[str, RunRecord]) -> Path:
@@ -78,7 +74,7 @@ def write_measurements(folder: str | Path, measurements: Mapping[str, Measuremen
 
 def write_dynamics(folder: str | Path, dynamics: Mapping[str, GradientDynamics]) -> Path:
     """Writes the file of the statistics, whole, in place of an older one."""
-    fields = {name: _encode_dynamics(name, statistics) for name, statistics in dynamics.items()}
+    fields = {name: schema.dynamics_to_fields(name, statistics) for name, statistics in dynamics.items()}
     return _write(dynamics_file(folder), fields)
 
 
@@ -88,54 +84,32 @@ def _write(path: Path, lines: Mapping[str, Mapping[str, Any]]) -> Path:
 
 
 def _read(
-    path: Path, decode: Callable[[str, dict[str, Any]], Content], only: str | None = None
+    path: Path, decode: Callable[[dict[str, Any]], Content], only: str | None = None
 ) -> dict[str, Content]:
+    """What the lines of a file hold, by name; with `only` that of one name."""
     found: dict[str, Content] = {}
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return found
+    with schema.naming(path, REMEDY):
+        try:
+            lines = read_regular(path).splitlines()
+        except FileNotFoundError:
+            return found
+        if not lines:
+            raise ValueError("it is empty")
     for number, line in enumerate(lines, 1):
         if only is not None and only.encode() not in line:
             continue
         with schema.naming(f"line {number} of {path}", REMEDY):
-            content = json.loads(line)
-            name = content["name"]
+            content = typed.decode(Mapping[str, Any], typed.parse(line))
+            name = typed.decode(str, content["name"], "name")
             if name in found:
                 raise ValueError(f"{name!r} stands in an earlier line too")
-            found[name] = decode(name, content)
+            found[name] = decode(content)
     return found
 
 
-def _decode_run(name: str, content: dict[str, Any]) -> RunRecord:
-    record = schema.run_from_fields({key: value for key, value in content.items() if key != "name"})
+def _decode_run(content: dict[str, Any]) -> RunRecord:
+    name = content.pop("name")
+    record = schema.run_from_fields(content)
     if record.run.name != name:
         raise ValueError(f"it is called {name!r}, but its run is {record.run.name!r}")
     return record
-
-
-def _decode_measurement(name: str, content: dict[str, Any]) -> MeasurementRecord:
-    del name
-    return schema.measurement_from_fields(content)
-
-
-def _encode_dynamics(name: str, dynamics: GradientDynamics) -> dict[str, Any]:
-    arrays = {field.name: getattr(dynamics, field.name) for field in dataclasses.fields(dynamics)}
-    return {"schema": schema.SCHEMA, "name": name, **{key: _to_list(value) for key, value in arrays.items()}}
-
-
-def _to_list(array: np.ndarray | tuple[str, ...]) -> list:
-    """Nested lists; a float32 as the shortest number that gives its bits back."""
-    if isinstance(array, tuple):
-        return list(array)
-    if array.dtype == np.float32:
-        array = np.array([float(str(value)) for value in array.ravel()]).reshape(array.shape)
-    return array.tolist()
-
-
-def _decode_dynamics(name: str, content: dict[str, Any]) -> GradientDynamics:
-    del name
-    fields = {key: value for key, value in schema.without_schema(content).items() if key != "name"}
-    layers, sizes = tuple(fields.pop("layers")), np.array(fields.pop("sizes"), np.int64)
-    arrays = {key: np.array(value, np.float64).astype(np.float32) for key, value in fields.items()}
-    return GradientDynamics(layers=layers, sizes=sizes, **arrays)

@@ -1,7 +1,8 @@
 """Publishing: ended runs and measurements of a working folder become lines of the files that git holds."""
 
+import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.files import write_whole
@@ -33,7 +34,7 @@ def publish(source: Path, target: Path, check: Callable[[list[RunRecord]], None]
       What there is now.
 
     Raises:
-      RecordError: the working folder holds neither, or a file or a line is damaged.
+      RecordError: the working folder holds nothing that has ended, or a file or a line is damaged.
       FileError: a file cannot be written; older ones are left as they were.
     """
     records, measurements = source / "records", source / "measurements"
@@ -43,11 +44,12 @@ def publish(source: Path, target: Path, check: Callable[[list[RunRecord]], None]
         )
     found = working.read_working_records(records)
     ended = {record.run.name: record for record in found if record.status in ENDED}
+    fresh = working.read_working_measurements(measurements)
+    if not ended and not fresh:
+        raise RecordError(f"there is nothing to publish in {source} yet: {_describe_waiting(found)}")
     runs = lines.read_runs(target / "records") | ended
     check(list(runs.values()))
-    measured = lines.read_measurements(target / "measurements") | working.read_working_measurements(
-        measurements
-    )
+    measured = lines.read_measurements(target / "measurements") | fresh
     dynamics = lines.read_dynamics(target / "records")
     for name, record in ended.items():
         statistics = working.read_dynamics(records, record) if record.run.dynamics else None
@@ -60,6 +62,12 @@ def publish(source: Path, target: Path, check: Callable[[list[RunRecord]], None]
     if runs:
         lines.write_runs(target / "records", runs)
     return Published(len(runs), len(measured), len(found) - len(ended))
+
+
+def _describe_waiting(found: Sequence[RunRecord]) -> str:
+    statuses = collections.Counter(record.status for record in found)
+    told = ", ".join(f"{count} {status}" for status, count in statuses.items())
+    return f"none of its {len(found)} runs has ended ({told})" if found else "it holds no records"
 
 
 def take_published(source: Path, folder: Path) -> None:

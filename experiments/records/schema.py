@@ -5,14 +5,29 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
+
+import numpy as np
 
 from experiments.files import FileError
+from experiments.records import typed
+from experiments.records.typed import Limits
 from experiments.run import Run
+from experiments.statistics import EPOCH_STATISTICS, GradientDynamics
 
 SCHEMA = 1
 STATUSES = ("running", "finished", "diverged", "failed")
 ENDED = ("finished", "diverged")  # nothing is left to train
+
+
+LARGEST_FLOAT32 = 3.4028235e38
+Count = Annotated[int, Limits(0)]
+Share = Annotated[float, Limits(0, 1 + 1e-6)]  # a mean in float32 may round to more than 1
+Seconds = Annotated[float, Limits(0)]
+# As losses are computed in float32; one of a run that diverged may be NaN or infinite.
+Loss = Annotated[float, Limits(-LARGEST_FLOAT32, LARGEST_FLOAT32, finite=False)]
+# Distances are no shares; NaN where nothing could be scored.
+Score = Annotated[float, Limits(0, LARGEST_FLOAT32, finite=False)]
 
 
 class RecordError(FileError):
@@ -37,13 +52,26 @@ class EpochMetrics:
       seconds: wall time of training and evaluation, without compilation and without writing files.
     """
 
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    test_loss: float | None
-    test_accuracy: float | None
-    nonfinite_steps: int
-    seconds: float
+    epoch: Annotated[int, Limits(1)]
+    train_loss: Loss
+    train_accuracy: Share
+    test_loss: Loss | None
+    test_accuracy: Share | None
+    nonfinite_steps: Count
+    seconds: Seconds
+
+
+class DataDescription(TypedDict):
+    """What a record says of the data; more may stand beside it. See `RunRecord.data`."""
+
+    train_images: Count
+    test_images: Count
+    image_shape: tuple[Count, Count, Count]
+    num_classes: Count
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    damaged: NotRequired[Count]
+    labels_checksum: NotRequired[Count]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,17 +99,30 @@ class RunRecord:
     run: Run
     status: str = "running"
     message: str = ""
-    parameters: int = 0
+    parameters: Count = 0
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     resumed: tuple[Mapping[str, Any], ...] = ()
-    compile_seconds: float = 0.0
+    compile_seconds: Seconds = 0.0
     epochs: tuple[EpochMetrics, ...] = ()
-    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.status not in STATUSES:
             raise ValueError(f"unknown status {self.status!r}; choose from {', '.join(STATUSES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicsFields:
+    """What a line holds of `GradientDynamics`, and the name of the run."""
+
+    name: str
+    layers: tuple[str, ...]
+    sizes: tuple[Count, ...]
+    std: tuple[tuple[Score, ...], ...]
+    smallest_std: tuple[tuple[Score, ...], ...]
+    mean: tuple[tuple[Score, ...], ...]
+    global_std: tuple[Score, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +141,7 @@ class MeasurementRecord:
     arguments: Mapping[str, Any]
     values: Mapping[str, Any]
     environment: Mapping[str, Any]
-    seconds: float
+    seconds: Seconds
 
 
 def run_to_fields(record: RunRecord) -> dict[str, Any]:
@@ -110,21 +151,98 @@ def run_to_fields(record: RunRecord) -> dict[str, Any]:
     return {"schema": SCHEMA, **fields, "run": dataclasses.asdict(record.run), "epochs": epochs}
 
 
-def run_from_fields(content: dict[str, Any]) -> RunRecord:
-    """The record of what a file holds."""
-    content = without_schema(content)
-    content["run"] = Run(**content["run"])
-    content["epochs"] = tuple(_decode_epoch(**epoch) for epoch in content["epochs"])
-    content["resumed"] = tuple(content["resumed"])
-    # Records of before there were scores have none.
-    content["scores"] = {name: float(score) for name, score in content.get("scores", {}).items()}
-    record = RunRecord(**content)
-    if [epoch.epoch for epoch in record.epochs] != list(range(1, len(record.epochs) + 1)):
-        raise ValueError("its epochs are not 1, 2, 3, ...")
+def run_from_fields(content: Any) -> RunRecord:
+    """The record of what a file holds, every value checked.
+
+    Raises:
+      ValueError: something is missing, of another type or impossible; one line says what and where.
+    """
+    record: RunRecord = typed.decode(RunRecord, without_schema(content))
+    if record.data:  # a run that failed at once has none
+        _check_data(record.data)
+    _check_epochs(record)
+    for name, score in record.scores.items():
+        if not name.startswith("hausdorff") and not math.isnan(score):
+            typed.decode(Share, score, f"scores.{name}")
+    return record
+
+
+def _check_data(data: Mapping[str, Any]) -> None:
+    found: DataDescription = typed.decode(DataDescription, data, "data")
+    channels = found["image_shape"][2]
+    for name in ("mean", "std"):
+        if len(found[name]) != channels:
+            raise ValueError(f"data.{name} must have one number for each of the {channels} channels")
+
+
+def _check_epochs(record: RunRecord) -> None:
+    """The epochs are the first of the run; only a run that broke off ends with a loss that is not finite."""
+    numbers = [epoch.epoch for epoch in record.epochs]
+    if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > record.run.epochs:
+        raise ValueError(f"its epochs are not 1, 2, 3, ... up to {record.run.epochs} at most")
     for epoch in record.epochs:
         if None in (epoch.test_loss, epoch.test_accuracy) and record.run.evaluates(epoch.epoch):
             raise ValueError(f"its epoch {epoch.epoch} has no test_loss or no test_accuracy")
-    return record
+    broke_off = record.status in ("diverged", "failed")
+    for epoch in record.epochs[: -1 if broke_off else None]:
+        for name in ("train_loss", "test_loss"):
+            loss = getattr(epoch, name)
+            if loss is not None and not math.isfinite(loss):
+                raise ValueError(f"{name} of epoch {epoch.epoch} is {loss}, but the run did not end there")
+
+
+def dynamics_to_fields(name: str, dynamics: GradientDynamics) -> dict[str, Any]:
+    """What a file holds of the statistics of a run's gradients."""
+    arrays = {field.name: getattr(dynamics, field.name) for field in dataclasses.fields(dynamics)}
+    return {"schema": SCHEMA, "name": name, **{key: _to_list(value) for key, value in arrays.items()}}
+
+
+def dynamics_from_fields(content: Any) -> GradientDynamics:
+    """The statistics of what a file holds.
+
+    Raises:
+      ValueError: something is missing, of another type or impossible; one line says what and where.
+    """
+    fields: DynamicsFields = typed.decode(DynamicsFields, without_schema(content))
+    # By way of float64, the shortest number of a float32 gives its bits back.
+    statistics = {n: np.array(getattr(fields, n), np.float64).astype(np.float32) for n in EPOCH_STATISTICS}
+    layers, sizes = np.array(fields.layers, np.str_), np.array(fields.sizes, np.int64)
+    return dynamics_from_arrays({"layers": layers, "sizes": sizes, **statistics})
+
+
+def dynamics_from_arrays(arrays: Mapping[str, np.ndarray]) -> GradientDynamics:
+    """The statistics of arrays by name, 'layers' of strings.
+
+    Raises:
+      ValueError: an array is missing, of another shape or dtype, or has impossible values.
+    """
+    kinds = {"layers": "U", "sizes": "i", **dict.fromkeys(EPOCH_STATISTICS, "f")}
+    for name, kind in kinds.items():
+        if arrays[name].dtype.kind != kind:
+            raise ValueError(f"its {name} are of dtype {arrays[name].dtype}")
+    if surplus := arrays.keys() - kinds.keys():
+        raise ValueError(f"it has {min(surplus)!r}, which this version does not know")
+    if arrays["layers"].ndim != 1:
+        raise ValueError(f"its layers have the shape {arrays['layers'].shape}")
+    layers = tuple(arrays["layers"].tolist())
+    dynamics = GradientDynamics(layers=layers, **{name: arrays[name] for name in kinds if name != "layers"})
+    if len(set(layers)) < len(layers) or not all(layers):
+        raise ValueError("its layers must have different names")
+    if (dynamics.sizes < 1).any():
+        raise ValueError("its sizes must be at least 1")
+    for name in EPOCH_STATISTICS:
+        if (arrays[name] < 0).any():  # NaN is not below 0
+            raise ValueError(f"its {name} must be at least 0")
+    return dynamics
+
+
+def _to_list(array: np.ndarray | tuple[str, ...]) -> list:
+    """Nested lists; a float32 as the shortest number that gives its bits back."""
+    if isinstance(array, tuple):
+        return list(array)
+    if array.dtype == np.float32:
+        array = np.array([float(str(value)) for value in array.ravel()]).reshape(array.shape)
+    return array.tolist()
 
 
 def measurement_to_fields(record: MeasurementRecord) -> dict[str, Any]:
@@ -132,14 +250,18 @@ def measurement_to_fields(record: MeasurementRecord) -> dict[str, Any]:
     return {"schema": SCHEMA, **dataclasses.asdict(record)}
 
 
-def measurement_from_fields(content: dict[str, Any]) -> MeasurementRecord:
-    """The measurement of what a file holds."""
-    return MeasurementRecord(**without_schema(content))
+def measurement_from_fields(content: Any) -> MeasurementRecord:
+    """The measurement of what a file holds.
+
+    Raises:
+      ValueError: something is missing, of another type or impossible; one line says what and where.
+    """
+    return typed.decode(MeasurementRecord, without_schema(content))
 
 
-def without_schema(content: dict[str, Any]) -> dict[str, Any]:
+def without_schema(content: Any) -> dict[str, Any]:
     """What a file of this version holds, without the version."""
-    content = dict(content)
+    content = typed.decode(Mapping[str, Any], content)
     schema = content.pop("schema")
     if schema != SCHEMA:
         raise ValueError(f"its schema is {schema!r}, this version reads {SCHEMA}")
@@ -160,7 +282,9 @@ def naming(what: object, remedy: str) -> Iterator[None]:
         raise
     except KeyError as error:
         raise RecordError(f"cannot read {what}: it has no {error}; {remedy}") from error
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise RecordError(f"cannot read {what}: {error.strerror or error}; {remedy}") from error
+    except ValueError as error:
         raise RecordError(f"cannot read {what}: {error}; {remedy}") from error
 
 
@@ -172,14 +296,3 @@ def _encode(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_encode(item) for item in value]
     return value
-
-
-def _decode_epoch(*, epoch: int, nonfinite_steps: int, **floats: float | str | None) -> EpochMetrics:
-    metrics: dict[str, Any] = {
-        name: value if value is None and name in _NOT_ALWAYS else float(value)  # pyright: ignore[reportArgumentType]
-        for name, value in floats.items()
-    }
-    return EpochMetrics(epoch=int(epoch), nonfinite_steps=int(nonfinite_steps), **metrics)
-
-
-_NOT_ALWAYS = ("test_loss", "test_accuracy")

@@ -12,22 +12,22 @@ the same run, the folder's own, unless it has not ended.
 
 import dataclasses
 import glob
-import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
-from experiments.files import NpzError, read_npz, write_whole
-from experiments.records import lines, schema
+from experiments.files import NpzError, read_npz, read_regular, write_whole
+from experiments.records import lines, schema, typed
 from experiments.records.schema import ENDED, MeasurementRecord, RecordError, RunRecord
 from experiments.records.sharded import latest_epoch
 from experiments.run import Run
 from experiments.statistics import GradientDynamics
 
 REMEDY = "remove it to start the run again"
+Content = TypeVar("Content")
 
 
 def write_record(out: str | Path, record: RunRecord) -> Path:
@@ -70,7 +70,7 @@ def read_record(out: str | Path, run: Run) -> RunRecord | None:
     except FileNotFoundError:
         return None
     if record.run != run:
-        raise RecordError(f"{path} is the record of another run; {REMEDY}")
+        raise RecordError(f"cannot read {path}: it is the record of another run; {REMEDY}")
     return record
 
 
@@ -88,6 +88,8 @@ def find_record(run: str | Path, out: str | Path | None = None) -> tuple[Path, R
       RecordError: there is none, or it is damaged or of another format.
     """
     path = Path(run) if out is None else Path(out) / f"{run}.json"
+    if path.suffix != ".json":  # it may be a checkpoint, which nobody should be told to remove
+        raise RecordError(f"{path} is no record: their names end in .json")
     try:
         return path.parent, _read(path)
     except FileNotFoundError:
@@ -115,7 +117,7 @@ def read_working_records(out: str | Path) -> list[RunRecord]:
     Raises:
       RecordError: a record is damaged or of another format.
     """
-    return [_read(path) for path in sorted(Path(out).glob("*.json"))]
+    return _read_folder(out, _read)
 
 
 def exists(out: str | Path) -> bool:
@@ -162,8 +164,7 @@ def read_dynamics(out: str | Path, record: RunRecord) -> GradientDynamics | None
             return None
     else:
         with schema.naming(path, REMEDY):
-            layers = tuple(arrays.pop("layers").tolist())
-            dynamics = GradientDynamics(layers=layers, **arrays)
+            dynamics = schema.dynamics_from_arrays(arrays)
     # A kill may have left one epoch more than the record has, but never one less.
     return dynamics.first(len(record.epochs)) if len(dynamics.std) >= len(record.epochs) else None
 
@@ -200,7 +201,7 @@ def read_working_measurements(out: str | Path) -> dict[str, MeasurementRecord]:
     Raises:
       RecordError: a file is damaged or of another format.
     """
-    return {path.stem: _read_measurement(path) for path in sorted(Path(out).glob("*.json"))}
+    return {record.name: record for record in _read_folder(out, _read_measurement)}
 
 
 def write_checkpoint(out: str | Path, run: Run, arrays: Mapping[str, np.ndarray]) -> None:
@@ -274,15 +275,29 @@ def _dynamics_path(out: str | Path, run: Run) -> Path:
 
 def _read(path: Path) -> RunRecord:
     with schema.naming(path, REMEDY):
-        return schema.run_from_fields(json.loads(path.read_bytes()))
+        record = schema.run_from_fields(typed.parse(read_regular(path)))
+        if record.run.name != path.stem:
+            raise ValueError(f"it is the record of another run, {record.run.name}")
+        return record
 
 
 def _read_measurement(path: Path) -> MeasurementRecord:
     with schema.naming(path, "remove it to measure again"):
-        record = schema.measurement_from_fields(json.loads(path.read_bytes()))
+        record = schema.measurement_from_fields(typed.parse(read_regular(path)))
         if record.name != path.stem:
             raise ValueError(f"it is the measurement {record.name!r}")
         return record
+
+
+def _read_folder(out: str | Path, read: Callable[[Path], Content]) -> list[Content]:
+    """What the .json files of a folder hold, by name of the file."""
+    found = []
+    for path in sorted(Path(out).glob("*.json")):
+        try:
+            found.append(read(path))
+        except FileNotFoundError:
+            raise RecordError(f"cannot read {path}: it was removed, or is a link to nothing") from None
+    return found
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:

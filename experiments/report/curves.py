@@ -10,6 +10,7 @@ import numpy as np
 from experiments.records import EpochMetrics
 from experiments.report import intervals, names, style
 from experiments.report.cells import Cell
+from experiments.report.markdown import picture
 
 Curve = Literal["test_accuracy", "test_loss"]
 
@@ -30,8 +31,9 @@ def add_learning_curves(
 ) -> str:
     """Draws learning curves as NAME.svg; returns the Markdown that shows them."""
     draw_learning_curves(folder / f"{name}.svg", title, panels, above)
+    words = f"{title}: {above.replace('_', ' ')} and training loss over epochs"
     return (
-        f"![{title}: {above.replace('_', ' ')} and training loss over epochs]({name}.svg)\n\n"
+        f"{picture(words, f'{name}.svg')}\n\n"
         "Line: mean over seeds; band: lowest to highest seed; cross: a run diverged. Differences to the baseline "
         "are paired by seed; their band is the 95 % interval."
     )
@@ -65,7 +67,7 @@ def draw_learning_curves(
         axes = figure.subplots(3 if compared else 2, len(panels), sharex="col", squeeze=False)
         for column, (name, cells) in enumerate(panels.items()):
             upper, lower = axes[0, column], axes[-1, column]
-            upper.set_title(name)
+            upper.set_title(style.plain(name))
             lower.set_yscale("log")
             lower.set_xlabel("epoch")
             lower.xaxis.get_major_locator().set_params(integer=True)
@@ -101,7 +103,7 @@ def draw_learning_curves(
         if compared:
             axes[1, 0].set_ylabel(f"{above.replace('_', ' ')},\ndifference to the baseline")
         axes[-1, 0].set_ylabel("training loss")
-        figure.suptitle(title)
+        figure.suptitle(style.plain(title))
         style.save(figure, path)
 
 

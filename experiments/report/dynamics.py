@@ -9,11 +9,12 @@ import numpy as np
 
 import optax_gradnorm
 from experiments import records
-from experiments.records import RunRecord
+from experiments.records import RecordError, RunRecord
 from experiments.report import names, pages, style
 from experiments.report.cells import without_seed
+from experiments.report.markdown import escape, picture
 from experiments.report.pages import describe_protocol
-from experiments.run import Run
+from experiments.run import Run, file_name
 from experiments.statistics import GradientDynamics
 
 ZNORM_EPS = inspect.signature(optax_gradnorm.znorm).parameters["eps"].default
@@ -39,9 +40,36 @@ def read_all(folder: Path, ended: Iterable[RunRecord]) -> list[GradientDynamics]
     Args:
       folder: of the records.
       ended: records of runs.
+
+    Raises:
+      RecordError: statistics are damaged, or two runs of one network have other layers.
     """
-    found = [records.read_dynamics(folder, record) for record in ended]
-    return [dynamics for dynamics in found if dynamics is not None and len(dynamics.std)]
+    return [dynamics for _, dynamics in _read_each(folder, ended)]
+
+
+def _read_each(folder: Path, ended: Iterable[RunRecord]) -> list[tuple[RunRecord, GradientDynamics]]:
+    """The records that have statistics, and these."""
+    found = []
+    first: dict[str, tuple[str, GradientDynamics]] = {}  # by network: a run that has one, and its statistics
+    for record in ended:
+        dynamics = records.read_dynamics(folder, record)
+        if dynamics is None or not len(dynamics.std):
+            continue
+        name, other = first.setdefault(record.run.model, (record.run.name, dynamics))
+        if other.layers != dynamics.layers:
+            raise RecordError(
+                f"the statistics in {folder} of {name} and of {record.run.name}, both of {record.run.model}, "
+                f"have other layers: {_difference(other.layers, dynamics.layers)}; restore the one that was changed"
+            )
+        found.append((record, dynamics))
+    return found
+
+
+def _difference(before: Sequence[str], after: Sequence[str]) -> str:
+    """Where two sequences part, in words."""
+    if len(before) != len(after):
+        return f"{len(before)} and {len(after)}"
+    return next(f"{one!r} and {two!r}" for one, two in zip(before, after, strict=True) if one != two)
 
 
 def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunRecord]) -> Path | None:
@@ -56,13 +84,11 @@ def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunReco
       The page, or `None` if there is nothing to draw.
     """
     sheets: dict[Run, dict[Run, list[GradientDynamics]]] = {}
-    for record in run_records:
-        if record.run.dynamics and record.status in ("finished", "diverged"):
-            setting = without_seed(record.run)
-            seeds = read_all(records_folder, [record])
-            if seeds:
-                shared = dataclasses.replace(setting, method="baseline", learning_rate=1.0)
-                sheets.setdefault(shared, {}).setdefault(setting, []).extend(seeds)
+    ended = [r for r in run_records if r.run.dynamics and r.status in ("finished", "diverged")]
+    for record, dynamics in _read_each(records_folder, ended):
+        setting = without_seed(record.run)
+        shared = dataclasses.replace(setting, method="baseline", learning_rate=1.0)
+        sheets.setdefault(shared, {}).setdefault(setting, []).append(dynamics)
     if not sheets:
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,12 +105,13 @@ def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunReco
             )
         }
         protocols = dict.fromkeys(map(describe_protocol, settings))
-        sections.append(f"- {title}: {'; '.join(protocols)}.")
-        figure = f"dynamics_{shared.model}_{shared.optimizer}".replace(":", "_")
+        sections.append(f"- {escape(title)}: {'; '.join(protocols)}.")
+        figure = f"dynamics_{file_name(shared.model)}_{shared.optimizer}"
         taken[figure] = taken.get(figure, 0) + 1
         figure += f"_{taken[figure]}" if taken[figure] > 1 else ""
         draw(folder / f"{figure}.svg", title, columns)
-        sections.append(f"![{title}: standard deviation of the gradients per layer and epoch]({figure}.svg)")
+        words = f"{title}: standard deviation of the gradients per layer and epoch"
+        sections.append(picture(words, f"{figure}.svg"))
     page = folder / "dynamics.md"
     pages.write_page(page, sections)
     return page
@@ -110,7 +137,7 @@ def draw(path: Path, title: str, columns: Mapping[str, Sequence[GradientDynamics
     tall = 1.2 + 0.08 * min(len(layers), 60)
     with mpl.rc_context({**style.STYLE, "axes.grid": False}):
         figure = Figure(figsize=(max(5, 1 + 3 * len(columns)), 2.6 + 2 * tall), dpi=120, layout="constrained")
-        figure.suptitle(title)
+        figure.suptitle(style.plain(title))
         grid = figure.subplots(
             3, len(columns), sharey="row", squeeze=False, gridspec_kw={"height_ratios": (tall, tall, 1.6)}
         )
@@ -128,7 +155,7 @@ def draw(path: Path, title: str, columns: Mapping[str, Sequence[GradientDynamics
         shown = np.arange(len(layers))[:: max(1, round(len(layers) / 20))]
         for axes in grid[:2, 0]:
             axes.set_ylabel("layer")
-            axes.set_yticks(shown, [short_name(layers[row]) for row in shown], fontsize=7)
+            axes.set_yticks(shown, [style.plain(short_name(layers[row])) for row in shown], fontsize=7)
             axes.set_ylim(len(layers) - 0.5, -0.5)
         grid[2, 0].set_ylabel("std, all layers")
         if any(line.get_ydata().count() for line in grid[2, 0].lines):

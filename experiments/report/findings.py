@@ -5,11 +5,13 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from experiments.files import FileError, write_whole
+from experiments.files import read_regular, write_whole
+from experiments.records.schema import naming
+from experiments.records.typed import Limits, decode, parse
 from experiments.report.intervals import FEWEST_SEEDS, Interval
-from experiments.report.tables import markdown_table
+from experiments.report.markdown import Markup, escape, link, markdown_table, paragraph, remove_tags
 
 LEVEL = 0.05
 SHOWN, CONTRADICTED, UNTOLD, TOO_SMALL = "shown", "contradicted", "cannot be told", "too small to count"
@@ -55,7 +57,7 @@ class Finding:
     effect: float | None = None
     paper: float | None = None
     unit: str = ""
-    detectable: float | None = None
+    detectable: Annotated[float, Limits(0)] | None = None
     group: str = ""
     label: str = ""
     question: str = ""
@@ -65,6 +67,8 @@ class Finding:
     def __post_init__(self):
         if self.verdict not in VERDICTS:
             raise ValueError(f"unknown verdict {self.verdict!r}; choose from {', '.join(VERDICTS)}")
+        if self.interval is not None and self.interval[0] > self.interval[1]:
+            raise ValueError(f"the interval {self.interval} ends before it begins")
 
     @property
     def word(self) -> str:
@@ -118,18 +122,30 @@ def describe(findings: Sequence[Finding]) -> str:
     first, *others = _by_question(findings).items()
     parts = [f"{first[0]}: {_describe(first[1], MOST_NAMED)}"]
     parts += [f"{_lower(question)}: {_describe(some, 0)}" for question, some in others]
-    return "; ".join(parts) + "."
+    return paragraph("; ".join(parts) + ".")
 
 
 def describe_fully(findings: Sequence[Finding]) -> str:
     """A line for every question, which names all claims with a verdict."""
-    lines = [f"- {question}: {_describe(some)}." for question, some in _by_question(findings).items()]
+    lines = [
+        f"- {paragraph(question)}: {_describe(some)}." for question, some in _by_question(findings).items()
+    ]
     return "\n".join(lines)
+
+
+def _escaped(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings with all their texts as text of Markdown."""
+    return [
+        dataclasses.replace(
+            f, **{n: escape(getattr(f, n)) for n in ("claim", "group", "label", "question", "unit")}
+        )
+        for f in findings
+    ]
 
 
 def _by_question(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
     questions: dict[str, list[Finding]] = {}
-    for finding in findings:
+    for finding in _escaped(findings):
         questions.setdefault(finding.question or "The claims", []).append(finding)
     return questions
 
@@ -173,7 +189,7 @@ def _name(finding: Finding, shared: set[str]) -> str:
 def describe_detectable(findings: Iterable[Finding]) -> str:
     """The smallest differences that 80 % of such studies would see, as a range for each question."""
     ranges: dict[tuple[str, str], list[float]] = {}
-    for finding in findings:
+    for finding in _escaped(findings):
         if finding.detectable is not None:
             ranges.setdefault((finding.question, finding.unit), []).append(finding.detectable)
     words = [
@@ -199,11 +215,11 @@ def claims_table(findings: Iterable[Finding], prefix: str = "", *, short: bool =
     """
     rows = [["claim", "source", "measured [95 % interval]", "verdict"]]
     for finding in findings:
-        word = f"[{finding.full_word}]({prefix}{finding.link})" if prefix else f"**{finding.full_word}**"
+        word = link(finding.full_word, prefix + finding.link) if prefix else f"**{finding.full_word}**"
         tell = not short or (finding.effect is not None and finding.verdict in (SHOWN, TOO_SMALL))
         note = f"; {finding.note}" if finding.note and tell else ""
         measured = finding.measured.partition("; ")[0] if short else finding.measured
-        rows.append([finding.claim, finding.source or "-", measured, word + note])
+        rows.append([finding.claim, finding.source or "-", measured, Markup(word + escape(note))])
     return markdown_table(rows, left=4)
 
 
@@ -213,7 +229,7 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
     Raises:
       FileError: the file cannot be written; an older one is left as it was.
     """
-    rows = [json.dumps(_rounded(dataclasses.asdict(finding)), sort_keys=True) for finding in findings]
+    rows = [json.dumps(_to_fields(finding), sort_keys=True) for finding in findings]
     text = "[\n" + ",\n".join(rows) + "\n]\n"
     write_whole(folder / FILE, lambda file: file.write(text.encode()))
 
@@ -222,20 +238,19 @@ def read_findings(path: Path) -> list[Finding]:
     """Reads the findings of one study, or of all studies below a folder.
 
     Raises:
-      FileError: a file is damaged or of another version.
+      RecordError: a file is missing, damaged or of another version; names the finding.
     """
     files = sorted(path.glob(f"**/{FILE}")) if path.is_dir() else [path]
     return [finding for file in files for finding in _read(file)]
 
 
 def _read(path: Path) -> list[Finding]:
-    try:
-        rows = json.loads(path.read_bytes())
-        return [Finding(**{**row, "interval": row["interval"] and tuple(row["interval"])}) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise FileError(
-            f"cannot read {path}: {error}; `python -m experiments report` writes it again"
-        ) from error
+    with naming(path, "`python -m experiments report` writes it again"):
+        try:
+            text = read_regular(path)
+        except FileNotFoundError as error:
+            raise ValueError("there is no such file") from error
+        return list(decode(tuple[Finding, ...], parse(text), "findings"))
 
 
 def insert(page: str, table: str) -> str:
@@ -246,7 +261,15 @@ def insert(page: str, table: str) -> str:
     """
     if (page.count(BEGIN), page.count(END)) != (1, 1) or page.index(BEGIN) > page.index(END):
         raise ValueError(f"the page must have {BEGIN} once and {END} once after it")
-    return f"{page[: page.index(BEGIN)]}{BEGIN}\n\n{table}\n\n{page[page.index(END) :]}"
+    return f"{page[: page.index(BEGIN)]}{BEGIN}\n\n{remove_tags(table)}\n\n{page[page.index(END) :]}"
+
+
+def _to_fields(finding: Finding) -> dict[str, Any]:
+    """What the file holds; numbers that are not finite, and an interval with such an end, are none."""
+    fields = _rounded(dataclasses.asdict(finding))
+    if None in (fields["interval"] or ()):
+        fields["interval"] = None
+    return fields
 
 
 def _rounded(value: Any) -> Any:

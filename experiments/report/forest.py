@@ -33,7 +33,7 @@ def draw(path: Path, findings: Sequence[Finding]) -> None:
             beside = {"transform": axes.get_yaxis_transform(), "va": "center", "clip_on": False}
             if isinstance(row, str):
                 background = {"facecolor": "white", "linewidth": 0, "pad": 1}
-                axes.text(-0.36, place, row, weight="bold", bbox=background, **beside)
+                axes.text(-0.36, place, style.plain(row), weight="bold", bbox=background, **beside)
                 continue
             assert row.interval is not None
             color = colors.get(row.label, style.GRAY)
@@ -42,8 +42,8 @@ def draw(path: Path, findings: Sequence[Finding]) -> None:
             axes.plot(row.effect, place, "o", color=color, markersize=5)
             if row.paper is not None:
                 axes.plot(row.paper, place, "D", color=style.BLACK, markerfacecolor="white", markersize=5)
-            axes.text(-0.02, place, row.label, ha="right", **beside)
-            axes.text(1.02, place, row.measured.removesuffix(" points"), **beside)
+            axes.text(-0.02, place, style.plain(row.label), ha="right", **beside)
+            axes.text(1.02, place, style.plain(row.measured.removesuffix(" points")), **beside)
             weight = "normal" if row.word == "cannot be told" else "bold"
             axes.text(1.385, place, row.full_word, weight=weight, **beside)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -74,10 +74,10 @@ def draw(path: Path, findings: Sequence[Finding]) -> None:
 
 
 def _rows(findings: Sequence[Finding]) -> list[str | Finding]:
-    """Headings, and the findings below them; those without an interval have no place."""
+    """Headings, and the findings below them; those without a number or an interval have no place."""
     rows: list[str | Finding] = []
     for finding in findings:
-        if finding.interval is None:
+        if finding.interval is None or finding.effect is None:
             continue
         if finding.group not in rows:
             rows.append(finding.group)

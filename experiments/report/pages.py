@@ -9,6 +9,7 @@ from experiments.report import findings as findings_module
 from experiments.report import names
 from experiments.report.cells import Cell, processor
 from experiments.report.findings import Finding
+from experiments.report.markdown import escape, remove_tags
 from experiments.run import CROSS_ENTROPY, Run
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
@@ -16,7 +17,7 @@ REPORT = "report.md"
 
 
 def describe_protocol(run: Run) -> str:
-    """All of a run's settings but model, method, learning rate and seed, in words."""
+    """All of a run's settings but model, method, learning rate and seed, in words of Markdown."""
     images = "all" if run.train_examples is None else f"{run.train_examples:,}"
     tests = "all" if run.test_examples is None else f"{run.test_examples:,}"
     if run.validation_examples:
@@ -35,7 +36,7 @@ def describe_protocol(run: Run) -> str:
         "step": f"learning rate x {run.step_factor:g} every " + _every(run.step_epochs),
     }[run.schedule]
     parts = [
-        f"{names.dataset(run.data_name)}, {images} training images, {evaluated}",
+        f"{escape(names.dataset(run.data_name))}, {images} training images, {evaluated}",
         {
             "none": "no augmentation",
             "flip": "random flips",
@@ -90,7 +91,7 @@ def describe_completeness(cells: Iterable[Cell]) -> str:
     if not missing:
         return f"All {ended} runs have ended."
     settings = [
-        f"{names.model(c.run.model)}, {names.OPTIMIZERS[c.run.optimizer]} {c.run.learning_rate:g}, "
+        f"{escape(names.model(c.run.model))}, {names.OPTIMIZERS[c.run.optimizer]} {c.run.learning_rate:g}, "
         f"{names.METHODS[c.run.method]} ({c.missing})"
         for c in cells
         if c.missing
@@ -122,10 +123,10 @@ def describe_origin(cells: Iterable[Cell]) -> str:
         "commit": lambda e: f"{str(e.get('commit'))[:12]}{' with local changes' if e.get('dirty') else ''}",
     }
     devices = {f"{r.environment.get('device_count', 1)} x {processor(r)}" for r in records}
-    parts = [f"device: {'; '.join(sorted(devices))}"]
+    parts = [f"device: {escape('; '.join(sorted(devices)))}"]
     for key, describe in keys.items():
         values = sorted({describe(record.environment) for record in records})
-        parts.append(f"{key}: {'; '.join(values)}")
+        parts.append(f"{key}: {escape('; '.join(values))}")
     hours = sum(r.compile_seconds + sum(e.seconds for e in r.epochs) for r in records) / 3600
     return (
         f"{len(records)} runs, {hours:.2f} hours of training and compilation added up; "
@@ -167,7 +168,7 @@ def write_report(
     is_whole = not any(cell.missing for cell in cells)
     fully = findings_module.describe_fully(findings)
     parts = [
-        f"# {title}",
+        f"# {escape(title)}",
         answer or findings_module.describe(findings),
         findings_module.describe_detectable(findings),
         "" if is_whole else completeness,
@@ -185,7 +186,7 @@ def write_report(
 
 
 def _how_to_read(folder: Path) -> str:
-    if folder.resolve().parents[2] == EXPERIMENTS:
+    if folder.resolve().parent.parent == EXPERIMENTS / "results":
         return "[How to read this report](../../../README.md#how-to-read-a-report)."
     return "How to read this report: experiments/README.md."
 
@@ -196,5 +197,5 @@ def write_page(path: Path, parts: Iterable[str]) -> None:
     Raises:
       FileError: the page cannot be written; an older one is left as it was.
     """
-    text = "\n\n".join(part for part in parts if part) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    text = remove_tags("\n\n".join(part for part in parts if part)) + "\n"
+    write_whole(path, lambda file: file.write(text.encode(errors="replace")))

@@ -53,6 +53,11 @@ def tint(rgb: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> np.n
     return tinted
 
 
+def plain(text: str) -> str:
+    """A text from a record as one line of a figure, where dollars would begin a formula."""
+    return "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
+
+
 def label_narrow_log_axis(axis: Any) -> None:
     """Marks an axis of less than two powers of ten, where these alone are too few marks, by plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator

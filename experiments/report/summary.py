@@ -17,6 +17,7 @@ from experiments.report.findings import (
     insert,
     read_findings,
 )
+from experiments.report.markdown import escape
 from experiments.report.pages import write_page
 
 ACCURACY_QUESTION = "Test accuracy against the baseline"
@@ -71,7 +72,7 @@ def count_accuracy(findings: Sequence[Finding]) -> str:
     words = []
     for word in dict.fromkeys([UNTOLD, TOO_SMALL, *sorted({finding.word for finding in found})]):
         methods = collections.Counter(finding.label for finding in found if finding.word == word)
-        told = ", ".join(f"{method} {count}" for method, count in methods.most_common())
+        told = ", ".join(f"{escape(method)} {count}" for method, count in methods.most_common())
         if methods:
             words.append(
                 f"*{word}* in {methods.total()}" + ("" if word in (UNTOLD, TOO_SMALL) else f" ({told})")
@@ -115,5 +116,5 @@ def _page(findings: Mapping[str, Sequence[Finding]], titles: Mapping[str, str]) 
     for study, some in findings.items():
         title = titles[study]
         parts += [f"### {title[0].upper()}{title[1:]}", describe(some), describe_detectable(some)]
-        parts.append(f"Study `{study}`, report `experiments/results/{some[0].link}`.")
+        parts.append(f"Study `{study}`, report `experiments/results/{escape(some[0].link)}`.")
     return [*parts, "## How to read them", HOW_TO_READ]

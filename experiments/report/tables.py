@@ -5,9 +5,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tabulate import tabulate
-
 from experiments.report.cells import Cell, Row, mean_and_std
+from experiments.report.markdown import escape, markdown_table
 
 if TYPE_CHECKING:
     from experiments.report.contrasts import Contrast
@@ -228,26 +227,4 @@ def row_table(
     left = {*headings, *text}
     lines = [list(kept), *([cells[i] for cells in kept.values()] for i in range(len(rows)))]
     table = markdown_table(lines, aligned_left=[heading in left for heading in kept])
-    return f"{table}\n\nThe same in every row: {', '.join(told)}." if told and tell else table
-
-
-def markdown_table(
-    rows: Sequence[Sequence[str]], left: int = 1, aligned_left: Sequence[bool] | None = None
-) -> str:
-    """Lays out a Markdown table, readable as plain text too.
-
-    Args:
-      rows: the headings and then the rows.
-      left: how many columns are aligned to the left; the others are aligned to the right.
-      aligned_left: the same, column by column.
-    """
-    sides = aligned_left or [i < left for i in range(len(rows[0]))]
-    cells = [[cell.replace("|", "/").replace("\n", " ") for cell in row] for row in rows]
-    return tabulate(
-        cells[1:],
-        headers=cells[0],
-        tablefmt="pipe",
-        colalign=["left" if side else "right" for side in sides] if len(cells) > 1 else None,
-        disable_numparse=True,
-        missingval="",
-    )
+    return f"{table}\n\nThe same in every row: {escape(', '.join(told))}." if told and tell else table

@@ -1,5 +1,6 @@
 """The main job: every method with every optimizer, with seeds, on one data set and one model."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -54,12 +55,33 @@ def make_study(
 def study_of_records() -> Study:
     """The study of the runs that records hold, however they were asked for: publishes and reports them."""
     optimizers, methods = list(names.OPTIMIZERS), list(names.METHODS)
-    return _study(
+    study = _study(
         lambda records: sorted(
             (record.run for record in records),
             key=lambda run: (optimizers.index(run.optimizer), methods.index(run.method), run.seed),
         )
     )
+    return dataclasses.replace(study, named=lambda preset, records: _of_first_command(records))
+
+
+def _of_first_command(records: Sequence[RunRecord]) -> list[Run]:
+    """The runs that one command can have asked for together with the first record's."""
+
+    def shared(run: Run) -> Run:
+        return dataclasses.replace(
+            run, method="baseline", optimizer="sgdm", learning_rate=1.0, seed=0, dynamics=False
+        )
+
+    rates: dict[str, float] = {}
+    for record in records:
+        if shared(record.run) == shared(records[0].run):
+            rates.setdefault(record.run.optimizer, record.run.learning_rate)
+    return [
+        record.run
+        for record in records
+        if shared(record.run) == shared(records[0].run)
+        and record.run.learning_rate == rates[record.run.optimizer]
+    ]
 
 
 def _study(runs: Callable[[Sequence[RunRecord]], Sequence[Run]]) -> Study:

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.jobs.measure import Measurement
 from experiments.records import RecordError, RunRecord
 from experiments.report import names
-from experiments.report.tables import markdown_table
+from experiments.report.markdown import markdown_table
 from experiments.run import Run
 
 PRESETS = ("smoke", "cpu", "full")

@@ -10,7 +10,8 @@ from typing import Any
 from experiments.records import RunRecord
 from experiments.report import names
 from experiments.report.cells import Cell, make_cells
-from experiments.report.tables import format_score, markdown_table
+from experiments.report.markdown import markdown_table
+from experiments.report.tables import format_score
 from experiments.run import Run
 
 TUNING_SEED = 100  # never a reported one

@@ -123,8 +123,10 @@ def load_model(run: Run, *, out: str | Path) -> nnx.Module:
       RecordError: the run has no record, has not finished or kept no checkpoint, or a file is damaged.
     """
     record = records.read_record(out, run)
-    if record is None or record.status != "finished":
-        raise RecordError(f"run {run.name} has not finished in {out}")
+    if record is None:
+        raise RecordError(f"there is no record of the run {run.name} in {out}")
+    if record.status != "finished":
+        raise RecordError(f"run {run.name} in {out} has not finished: its status is {record.status!r}")
     arrays = read_arrays(out, run)
     if arrays is None:
         raise RecordError(f"run {run.name} has no checkpoint in {out}: train it with --keep-checkpoints")

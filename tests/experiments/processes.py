@@ -1,9 +1,11 @@
 """The command line in processes of its own, and what they leave behind."""
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,13 +25,26 @@ def start(
     environment = {"JAX_COMPILATION_CACHE_DIR": COMPILED, **os.environ, **(environment or {})}
     environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     command = [sys.executable, "-m", "experiments", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **{**pipes, **options})
+    # A session of its own, so that it can be ended with all that it starts.
+    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **{**defaults, **options})
 
 
-def run(*arguments, devices: int = 1, environment: Mapping[str, str] | None = None) -> tuple[int, str, str]:
-    process = start(*arguments, devices=devices, environment=environment)
-    out, err = process.communicate(timeout=240)
+def run(
+    *arguments, devices: int = 1, environment: Mapping[str, str] | None = None, timeout: float = 240
+) -> tuple[int, str, str]:
+    return finish(start(*arguments, devices=devices, environment=environment), timeout)
+
+
+def finish(process: subprocess.Popen, timeout: float) -> tuple[int, str, str]:
+    """Waits for the end of what `start` gave; one that takes too long is ended with all that it started."""
+    with process:  # closes its pipes
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
     return process.returncode, out, err
 
 

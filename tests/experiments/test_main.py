@@ -17,7 +17,7 @@ from experiments.preflight import UsageError, check_data
 from experiments.run import Run
 from experiments.studies import load_studies
 
-from .processes import ROOT, metrics, run, start, wait_for_epochs
+from .processes import ROOT, finish, metrics, run, start, wait_for_epochs
 
 EPOCHS = 10
 KNOWS_ONEDNN = importlib.metadata.version("jaxlib").startswith("0.12.")
@@ -169,10 +169,10 @@ def heeded_interrupt():
 @pytest.mark.usefixtures("heeded_interrupt")
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
 def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bits(undisturbed, tmp_path, ending):
-    process = start("compare", *SMALL, "--out", tmp_path, start_new_session=True)
+    process = start("compare", *SMALL, "--out", tmp_path)
     wait_for_epochs(tmp_path / "records", 3, process)
     process.send_signal(ending)
-    _, err = process.communicate(timeout=30)
+    _, _, err = finish(process, timeout=30)
     if ending == signal.SIGINT:
         assert process.returncode == 130, err
         assert "same command" in err
@@ -216,7 +216,7 @@ def test_a_worker_that_dies_is_reported_and_its_run_made_again(undisturbed, tmp_
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(int(workers[0]), signal.SIGKILL)
-    out, err = process.communicate(timeout=200)
+    _, out, err = finish(process, timeout=200)
     assert process.returncode == 0, err
     assert "killed by SIGKILL" in out
     assert metrics(tmp_path / "records") == metrics(undisturbed[0] / "records")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from experiments.records import EpochMetrics, MeasurementRecord, RecordError, Ru
 from experiments.run import Run
 from experiments.statistics import GradientDynamics
 
+from .made import epoch_values, shares
 from .processes import run as command
 
 ROOT = Path(__file__).parents[2]
@@ -53,14 +55,10 @@ def _floats(record):
     return repr(record.epochs), repr(dict(sorted(record.scores.items()))), repr(record.compile_seconds)
 
 
-anything = st.floats(allow_nan=True, allow_infinity=True)
-epoch_values = st.tuples(anything, anything, anything, anything, st.integers(0, 10**6), st.floats(0, 1e6))
-
-
 @hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=50)
 @hypothesis.given(
-    epochs=st.lists(epoch_values, min_size=1, max_size=4),
-    scores=st.dictionaries(st.text(max_size=5), anything, max_size=3),
+    epochs=st.lists(epoch_values, min_size=1, max_size=2),
+    scores=st.dictionaries(st.text(max_size=5), shares | st.just(math.nan), max_size=3),
     message=st.text(max_size=30),
 )
 def test_every_number_comes_back_bit_for_bit(tmp_path, epochs, scores, message):
@@ -78,10 +76,10 @@ def test_every_number_comes_back_bit_for_bit(tmp_path, epochs, scores, message):
 def test_statistics_of_gradients_come_back_bit_for_bit(tmp_path):
     rng = np.random.default_rng(0)
     words = rng.integers(0, 2**32, (3, 2, 40), np.uint64).astype(np.uint32).view(np.float32)
+    words = np.where(np.isnan(words), np.float32(np.nan), abs(words))
     words[0, 0, :4] = np.nan, np.inf, -0.0, 1e-45
-    words = np.where(np.isnan(words), np.float32(np.nan), words)
     layers = tuple(f"layer{i}/kernel" for i in range(40))
-    dynamics = GradientDynamics(layers, np.arange(40), *words, words[0, :, 0])
+    dynamics = GradientDynamics(layers, np.arange(1, 41), *words, words[0, :, 0])
     record = dataclasses.replace(_record(), run=dataclasses.replace(RUN, dynamics=True))
     records.write_record(tmp_path / "records", record)
     records.write_dynamics(tmp_path / "records", record.run, dynamics)
@@ -126,6 +124,81 @@ def test_what_has_not_ended_waits_until_it_has(tmp_path):
     assert statuses == ["finished", "diverged", "finished"]
 
 
+@pytest.mark.parametrize("statuses", [[], ["running"], ["failed", "running", "running"]])
+def test_nothing_is_published_where_nothing_has_ended(tmp_path, statuses):
+    source, target = tmp_path / "work", tmp_path / "out"
+    (source / "records").mkdir(parents=True)
+    for seed, status in enumerate(statuses):
+        _fill(source, [seed], status=status)
+    told = r"none of its {} runs has ended \(.*{} running" if statuses else "it holds no records"
+    with pytest.raises(RecordError, match=told.format(len(statuses), statuses.count("running"))) as error:
+        _publish(source, target)
+    assert str(source) in str(error.value)
+    assert not target.exists()
+    (source / "records.jsonl").touch()  # as after a copy onto a full disk
+    with pytest.raises(RecordError, match=f"{source / 'records.jsonl'}: it is empty"):
+        records.read_records(source / "records")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda content: content.pop("std"), "has no 'std'"),
+        (
+            lambda content: content.update(std=[["high"] * 2]),
+            r"std\[0\]\[0\] must be a finite number, got 'high'",
+        ),
+        (lambda content: content.update(std=[[0.5]]), "shapes"),
+        (lambda content: content.update(mean=[[0.5, -0.5]]), r"mean\[0\]\[1\] must be from 0"),
+        (lambda content: content.update(layers=["a", "a"]), "different names"),
+        (lambda content: content.update(layers=["a"]), "statistics of 1 layers"),
+        (lambda content: content.update(sizes=[1, 0]), "sizes must be at least 1"),
+        (lambda content: content.update(extra=0), "has 'extra'"),
+    ],
+)
+def test_damaged_statistics_are_named_with_their_line(tmp_path, change, complaint):
+    one = np.ones((1, 2), np.float32)
+    dynamics = GradientDynamics(("a", "b"), np.array([3, 4]), one, one, one, one[0, :1])
+    for seed in (0, 1):
+        record = dataclasses.replace(_record(seed), run=dataclasses.replace(RUN, seed=seed, dynamics=True))
+        record = dataclasses.replace(record, epochs=record.epochs[:1])
+        records.write_record(tmp_path / "work" / "records", record)
+        records.write_dynamics(tmp_path / "work" / "records", record.run, dynamics)
+    _publish(tmp_path / "work", tmp_path / "out")
+    path = tmp_path / "out" / "records.dynamics.jsonl"
+    first, second = path.read_text().splitlines()
+    content = json.loads(second)
+    change(content)
+    path.write_text(f"{first}\n{json.dumps(content)}\n")
+    (damaged,) = (
+        r for r in records.read_records(tmp_path / "out" / "records") if r.run.name == content["name"]
+    )
+    with pytest.raises(RecordError, match=complaint) as error:
+        records.read_dynamics(tmp_path / "out" / "records", damaged)
+    assert f"line 2 of {path}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"seconds": -1}, "seconds must be at least 0"),
+        ({"seconds": "nan"}, "seconds must be a finite number"),
+        ({"values": [1]}, "values must be an object"),
+        ({"environment": []}, "environment must be an object"),
+        ({"name": 3}, "name must be a text"),
+    ],
+)
+def test_damaged_measurements_are_named_with_their_line(tmp_path, change, complaint):
+    measurement = MeasurementRecord("norms", {}, {"norm": [0.1, "nan"]}, {"jax": "0.10.2"}, 1.0)
+    records.write_measurement(tmp_path / "work" / "measurements", measurement)
+    _publish(tmp_path / "work", tmp_path / "out")
+    path = tmp_path / "out" / "measurements.jsonl"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
+    with pytest.raises(RecordError, match=complaint) as error:
+        records.read_measurements(tmp_path / "out" / "measurements")
+    assert f"line 1 of {path}" in str(error.value)
+
+
 def test_published_runs_count_as_made(tmp_path):
     """And not the one that was never made: a copy of what was published and one run to train."""
     _publish(_fill(tmp_path / "work", [0, 1]), tmp_path / "out")
@@ -168,7 +241,19 @@ def test_a_run_trained_again_takes_the_place_of_its_line_when_it_has_ended(tmp_p
     [
         (lambda line: line[: len(line) // 2], "Unterminated|Expecting"),
         (lambda line: b"<<<<<<< HEAD", "Expecting value"),
-        (lambda line: b"3", "not subscriptable"),
+        (lambda line: b"3", "it must be an object with names, got 3"),
+        (lambda line: b"", "it is empty"),
+        (lambda line: b"[" * 100_000, "nested more than"),
+        (
+            lambda line: line.replace(b'"seconds": 0.25', b'"seconds": -1'),
+            r"epochs\[0\].seconds must be at least 0",
+        ),
+        (
+            lambda line: line.replace(b'"environment": {', b'"environment": [{').replace(
+                b'}, "epochs', b'}], "epochs'
+            ),
+            "environment must be an object",
+        ),
         (lambda line: line.replace(b'"schema": 1', b'"schema": 9'), "schema is 9"),
         (lambda line: line.replace(b'"seed": 1', b'"seed": 5'), "but its run is"),
         (lambda line: line.replace(b'"name"', b'"title"'), "has no 'name'"),

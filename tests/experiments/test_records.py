@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import re
 import resource
@@ -25,8 +26,11 @@ from experiments.files import FileError, NpzError, read_npz
 from experiments.records import EpochMetrics, RecordError, RunRecord
 from experiments.run import Run
 
+from .made import epoch_values
+
 ROOT = Path(__file__).parents[2]
 RUN = Run("digits", "resnet8", "znorm", "adam", 0.001, 10, 64, 0)
+LONG = dataclasses.replace(RUN, epochs=500)
 
 
 def _record(epochs: int = 3, **changes) -> RunRecord:
@@ -34,33 +38,49 @@ def _record(epochs: int = 3, **changes) -> RunRecord:
     return dataclasses.replace(RunRecord(RUN, parameters=123, epochs=metrics), **changes)
 
 
+def nested(depth: int) -> list:
+    return [nested(depth - 1)] if depth else []
+
+
 def _path(out: Path) -> Path:
     return out / f"{RUN.name}.json"
 
 
-anything = st.floats(allow_nan=True, allow_infinity=True)
-epoch_values = st.tuples(anything, anything, anything, anything, st.integers(0, 10**6), st.floats(0, 1e6))
+DATA = {
+    "train_images": 90,
+    "test_images": 10,
+    "image_shape": [8, 8, 1],
+    "num_classes": 10,
+    "mean": [0.5],
+    "std": [0.25],
+    "damaged": 1,
+    "from_a_later_version": [1, "a"],
+}
 
 
 @hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(
     epochs=st.lists(epoch_values, max_size=5),
+    lost=st.none() | st.sampled_from([math.nan, math.inf, -math.inf]),
     message=st.text(max_size=30),
     status=st.sampled_from(records.STATUSES),
     compile_seconds=st.floats(0, 1e6),
 )
-def test_round_trip_is_exact_and_strict_json(tmp_path, epochs, message, status, compile_seconds):
-    metrics = tuple(EpochMetrics(i, *values) for i, values in enumerate(epochs, 1))
+def test_round_trip_is_exact_and_strict_json(tmp_path, epochs, lost, message, status, compile_seconds):
+    metrics = [EpochMetrics(i, *values) for i, values in enumerate(epochs, 1)]
+    if metrics and lost is not None and status in ("diverged", "failed"):
+        metrics[-1] = dataclasses.replace(metrics[-1], train_loss=lost, test_loss=lost)
     record = RunRecord(
         RUN,
         status,
         message,
         parameters=7,
-        data={"image_shape": [8, 8, 1], "mean": [0.5]},
+        data=DATA,
         environment={"jax": "0.10.2", "commit": None, "dirty": None},
         resumed=({"after_epoch": 2, "jax": "0.11"},),
         compile_seconds=compile_seconds,
-        epochs=metrics,
+        epochs=tuple(metrics),
+        scores={"f1": 0.5, "roc_auc": math.nan, "hausdorff": 12.5},
     )
     path = records.write_record(tmp_path, record)
 
@@ -111,24 +131,99 @@ def test_a_record_cut_short_anywhere_is_refused_by_name(tmp_path):
         (lambda content: content["run"].update(seed=1), "of another run"),
         (lambda content: content["epochs"].pop(0), "epochs are not 1, 2, 3"),
         (lambda content: content["epochs"][0].pop("test_loss"), "test_loss"),
-        (lambda content: content["epochs"][0].update(test_loss=None), "cannot read"),
-        (lambda content: content["epochs"][0].update(test_loss="low"), "low"),
-        (lambda content: content.update(epochs=3), "cannot read"),
-        (lambda content: content.update(run=[]), "cannot read"),
+        (
+            lambda content: content["epochs"][0].update(test_loss="low"),
+            r"epochs\[0\].test_loss must be .*'low'",
+        ),
+        (
+            lambda content: content["epochs"][1].update(train_loss="1e400"),
+            r"epochs\[1\].train_loss .*'1e400'",
+        ),
+        (lambda content: content["epochs"][1].update(train_loss=1e39), r"train_loss must be from -3.4"),
+        (lambda content: content["epochs"][1].update(train_loss="nan"), "train_loss of epoch 2 is nan"),
+        (lambda content: content["epochs"][2].update(test_loss="inf"), "test_loss of epoch 3 is inf"),
+        (lambda content: content["epochs"][2].update(test_accuracy=7.0), "test_accuracy must be from 0 to 1"),
+        (lambda content: content["epochs"][2].update(test_accuracy="nan"), "test_accuracy must be a finite"),
+        (
+            lambda content: content["epochs"][2].update(train_accuracy=1e308),
+            "train_accuracy must be from 0 to",
+        ),
+        (lambda content: content["epochs"][2].update(train_accuracy=True), "train_accuracy must be a finite"),
+        (lambda content: content["epochs"][2].update(seconds=-1), "seconds must be at least 0"),
+        (lambda content: content["epochs"][2].update(nonfinite_steps=0.5), "nonfinite_steps must be a whole"),
+        (
+            lambda content: content["epochs"][2].update(nonfinite_steps=10**30),
+            "nonfinite_steps must be a whole",
+        ),
+        (lambda content: content["epochs"][2].update(epoch=7), "epochs are not 1, 2, 3"),
+        (lambda content: content["epochs"][2].update(extra=1), r"epochs\[2\] has 'extra'"),
+        (lambda content: content.update(epochs=content["epochs"] * 4), "epochs are not 1, 2, 3, .* up to 10"),
+        (lambda content: content.update(epochs=3), "epochs must be a list, got 3"),
+        (lambda content: content.update(run=[]), "run must be an object"),
+        (lambda content: content["run"].update(epochs="10"), "run.epochs must be a whole number"),
+        (lambda content: content.update(message=3), "message must be a text"),
+        (lambda content: content.update(compile_seconds=-0.1), "compile_seconds must be at least 0"),
+        (lambda content: content.update(parameters=-1), "parameters must be at least 0"),
+        (lambda content: content.update(environment=["jax"]), "environment must be an object"),
+        (lambda content: content.update(resumed=[3]), r"resumed\[0\] must be an object"),
+        (lambda content: content.update(scores={"f1": 7.0}), "scores.f1 must be from 0 to 1"),
+        (lambda content: content.update(scores={"hausdorff": -1.0}), "scores.hausdorff must be from 0"),
+        (lambda content: content.update(scores=[0.5]), "scores must be an object"),
+        (lambda content: content["data"].pop("mean"), "data has no 'mean'"),
+        (lambda content: content["data"].update(mean=[0.5, 0.5]), "data.mean must have one number for each"),
+        (lambda content: content["data"].update(image_shape="8 x 8"), "data.image_shape must be a list"),
+        (lambda content: content["data"].update(image_shape=[8, 8]), "data.image_shape must be a list of 3"),
+        (lambda content: content["data"].update(train_images="90"), "data.train_images must be a whole"),
+        (lambda content: content["data"].update(more=[[[]]] * 2), None),
+        (lambda content: content["data"].update(more=nested(200)), "nested more than"),
     ],
 )
 def test_wrong_content_is_refused(tmp_path, change, complaint):
-    path = records.write_record(tmp_path, _record())
+    path = records.write_record(tmp_path, _record(data=DATA))
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+    if complaint is None:
+        assert records.read_record(tmp_path, RUN).data == content["data"]
+        return
     with pytest.raises(RecordError, match=f"{complaint}.*remove it") as error:
         records.read_record(tmp_path, RUN)
     assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400", "-1e400", "1" * 400, "1" * 5000])
+@pytest.mark.parametrize("name", ["train_loss", "seconds", "epoch"])
+def test_numbers_that_json_or_floats_do_not_have_are_refused(tmp_path, number, name):
+    path = records.write_record(tmp_path, _record())
+    path.write_text(re.sub(rf'"{name}": [^,}}]*', f'"{name}": {number}', path.read_text()))
+    with pytest.raises(RecordError, match=str(path)):
+        records.read_record(tmp_path, RUN)
+
+
+def test_a_pipe_a_folder_a_link_to_nothing_and_a_renamed_record_are_named(tmp_path):
+    os.mkfifo(_path(tmp_path))  # nobody ever writes to it
+    with pytest.raises(RecordError, match=f"{RUN.name}.json: it is no file"):
+        records.read_record(tmp_path, RUN)
+    _path(tmp_path).unlink()
+    _path(tmp_path).mkdir()
+    with pytest.raises(RecordError, match=f"{RUN.name}.json: it is no file"):
+        records.read_records(tmp_path)
+    _path(tmp_path).rmdir()
+    _path(tmp_path).symlink_to("nothing")
+    with pytest.raises(RecordError, match=f"{RUN.name}.json: it was removed, or is a link to nothing"):
+        records.read_records(tmp_path)
+    _path(tmp_path).unlink()
+    records.write_record(tmp_path, _record()).rename(tmp_path / "copy.json")
+    with pytest.raises(RecordError, match=f"copy.json: it is the record of another run, {RUN.name}"):
+        records.find_record(tmp_path / "copy.json")
+    with pytest.raises(RecordError, match=r"x.npz is no record"):
+        records.find_record(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"3", b"null", b"\xff\xfe", b'{"schema": 1}', b"[" * 100_000]
+    "content", [b"", b" \n", b"[]", b"3", b"null", b"\xff\xfe", b'{"schema": 1}', b"[" * 100_000]
 )
 def test_foreign_files_are_refused(tmp_path, content):
     _path(tmp_path).write_bytes(content)
@@ -172,19 +267,19 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 WRITER = """
 import dataclasses, sys
 sys.path[:0] = sys.argv[2:]
-from test_records import RUN, _record
+from tests.experiments.test_records import LONG, _record
 from experiments import records
 import numpy as np
 while True:
     for epochs in (1, 500):
-        records.write_record(sys.argv[1], _record(epochs))
-        records.write_checkpoint(sys.argv[1], RUN, {"weights": np.full(epochs * 100, epochs)})
+        records.write_record(sys.argv[1], _record(epochs, run=LONG))
+        records.write_checkpoint(sys.argv[1], LONG, {"weights": np.full(epochs * 100, epochs)})
         print(epochs, flush=True)
 """
 
 
 def test_readers_and_kills_never_see_half_a_file(tmp_path):
-    command = [sys.executable, "-c", WRITER, str(tmp_path), str(ROOT), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", WRITER, str(tmp_path), str(ROOT)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         try:
             assert [writer.stdout.readline() for _ in range(2)] == ["1\n", "500\n"]
@@ -192,14 +287,14 @@ def test_readers_and_kills_never_see_half_a_file(tmp_path):
             deadline = time.monotonic() + 20
             while len(seen) < 2 and time.monotonic() < deadline:
                 for _ in range(20):
-                    seen.add(len(records.read_record(tmp_path, RUN).epochs))
-                    weights = records.read_checkpoint(tmp_path, RUN)["weights"]
+                    seen.add(len(records.read_record(tmp_path, LONG).epochs))
+                    weights = records.read_checkpoint(tmp_path, LONG)["weights"]
                     assert (weights == len(weights) // 100).all()
             assert seen == {1, 500}
         finally:
             writer.kill()
-    assert len(records.read_record(tmp_path, RUN).epochs) in (1, 500)
-    assert len(records.read_checkpoint(tmp_path, RUN)["weights"]) in (100, 50_000)
+    assert len(records.read_record(tmp_path, LONG).epochs) in (1, 500)
+    assert len(records.read_checkpoint(tmp_path, LONG)["weights"]) in (100, 50_000)
     assert len(records.read_records(tmp_path)) == 1
 
 

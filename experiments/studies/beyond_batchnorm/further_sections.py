@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from experiments.report import names
-from experiments.report.tables import markdown_table
+from experiments.report.markdown import markdown_table
 from experiments.studies.beyond_batchnorm import further
 from experiments.studies.beyond_batchnorm.results import Results, Section, claim
 

@@ -7,8 +7,9 @@ from experiments.records import RunRecord
 from experiments.report import names
 from experiments.report.cells import make_cells, make_rows
 from experiments.report.findings import Finding
+from experiments.report.markdown import markdown_table
 from experiments.report.pages import describe_protocol
-from experiments.report.tables import markdown_table, results_table
+from experiments.report.tables import results_table
 from experiments.studies.beyond_batchnorm import figures, trainings
 from experiments.studies.beyond_batchnorm.plan import (
     LEARNING_RATES,

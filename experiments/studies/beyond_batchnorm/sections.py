@@ -8,7 +8,8 @@ import numpy as np
 
 from experiments.report import names
 from experiments.report.findings import Finding, judge
-from experiments.report.tables import format_number, markdown_table
+from experiments.report.markdown import markdown_table
+from experiments.report.tables import format_number
 from experiments.studies.beyond_batchnorm import claims, figures, trainings
 from experiments.studies.beyond_batchnorm.further import EXPONENTS, fit_exponents
 from experiments.studies.beyond_batchnorm.plan import (

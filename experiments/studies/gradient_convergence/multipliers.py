@@ -9,7 +9,7 @@ import numpy as np
 import optax_gradnorm
 from experiments.report import names
 from experiments.report.findings import Finding, judge
-from experiments.report.tables import markdown_table
+from experiments.report.markdown import markdown_table
 from experiments.statistics import GradientDynamics
 
 # Multipliers of GAN, from the global deviations of a run's epochs and that of the first one.

@@ -21,8 +21,9 @@ from experiments.jobs.measure import Measurement
 from experiments.records import MeasurementRecord, RunRecord, read_measurements
 from experiments.report import names
 from experiments.report.cells import make_cells, make_rows
+from experiments.report.markdown import markdown_table
 from experiments.report.pages import describe_protocol, write_report
-from experiments.report.tables import markdown_table, results_table
+from experiments.report.tables import results_table
 from experiments.run import Run
 from experiments.studies.gradient_overlap import figures as figures
 from experiments.studies.gradient_overlap.answers import describe, make_findings

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.report import dynamics, intervals, names
 from experiments.report.findings import SHOWN, UNTOLD, Finding, judge
 from experiments.report.intervals import Interval
-from experiments.report.tables import markdown_table
+from experiments.report.markdown import markdown_table
 from experiments.statistics import GradientDynamics
 from experiments.studies.gradient_dynamics.trends import find_trend
 

@@ -13,7 +13,7 @@ from experiments.studies import imagenet
 
 from ..data.jpegs import write_folder
 from ..data.test_jpeg import cut_off
-from ..processes import metrics, run, start, wait_for_epochs
+from ..processes import finish, metrics, run, start, wait_for_epochs
 
 # Behind one optimizer in one batch the best rate of each method, in the middle of its grid.
 BEST = {"baseline": 1.0, "znorm": 0.001, "gan": 1.0}
@@ -99,7 +99,7 @@ def test_a_comparison_on_jpegs_that_was_killed_ends_with_the_same_bits(data_dir,
     process = start(*command, tmp_path / "cut")
     wait_for_epochs(tmp_path / "cut" / "records", 1, process)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    finish(process, timeout=30)
     assert sum(map(len, metrics(tmp_path / "cut" / "records").values())) < 3
     code, _, err = run(*command, tmp_path / "cut")
     assert code == 0, err
@@ -140,7 +140,7 @@ def test_the_study_in_small_as_its_docstring_says(data_dir, tmp_path):
     process = start(*command, "--workers", "2")
     wait_for_epochs(folder / "records", 8, process)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    finish(process, timeout=30)
     before = {path.name: path.read_bytes() for path in (folder / "records").glob("*.json")}
     ended = {name for name, text in before.items() if json.loads(text)["status"] == "finished"}
     assert ended

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from experiments import __main__ as main
 
 from ..data.prepared_folders import write_prepared
-from ..processes import metrics, run, start, wait_for_epochs
+from ..processes import finish, metrics, run, start, wait_for_epochs
 
 STUDY = "gan_cifar100", "--preset", "smoke"
 
@@ -35,9 +36,11 @@ def test_a_killed_study_goes_on_reports_from_its_records_and_is_published(data_d
     command = ("reproduce", *STUDY, "--data-dir", data_dir, "--out", tmp_path, "--workers", "2", "--dynamics")
     records = tmp_path / "gan_cifar100" / "smoke" / "records"
     process = start(*command)
-    wait_for_epochs(records, 3, process)
+    while '"status": "finished"' not in "".join(path.read_text() for path in records.glob("*.json")):
+        wait_for_epochs(records, 1, process)
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    finish(process, timeout=30)
     stopped = {path.name: path.read_bytes() for path in records.glob("*.json")}
     ended = {name for name, text in stopped.items() if json.loads(text)["status"] == "finished"}
 
