@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # The newest Python that is supported; one that pyenv holds, if there is no other.
 PYTHON_NEWEST ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13) python3.13)
 
-.PHONY: help demo test test-lowest test-newest lint bench notebooks docs package clean
+.PHONY: help demo test test-slow test-lowest test-newest lint bench notebooks docs package clean
 
 help:  ## Show these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1@\2/p' $(MAKEFILE_LIST) | while IFS=@ read -r target text; do \
@@ -15,19 +15,26 @@ help:  ## Show these targets
 demo: .venv/experiments.stamp  ## Compare the gradient normalizers on real digits, in one to three minutes
 	$(BIN)/python -m experiments compare
 
-# Compilation takes most of the tests' time, so XLA optimizes little; on the newest versions the library's tests
-# compile as users do.
+# Compilation takes most of the tests' time, so XLA optimizes little; on the newest versions what its optimizations
+# could change is tested once more as users compile.
 COMPILE_QUICKLY := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 \
-  --xla_llvm_disable_expensive_passes=true
+  --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1
+WORKERS ?= auto
+PYTEST := -m pytest -q -n $(WORKERS)
 
-test: .venv/test.stamp  ## Run the tests
-	XLA_FLAGS="$(COMPILE_QUICKLY)" $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+test: .venv/test.stamp  ## Run the tests, without the slow ones
+	XLA_FLAGS="$(COMPILE_QUICKLY)" $(BIN)/python $(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slow"
+	@echo "Excluded: the tests marked slow (notebooks, whole studies, memory), which make test-slow runs."
+
+test-slow: .venv/test.stamp  ## Run the slow tests: notebooks, whole studies, memory
+	XLA_FLAGS="$(COMPILE_QUICKLY)" $(BIN)/python $(PYTEST) -m slow
 
 test-lowest: .venv-lowest/stamp  ## Run the library's tests on the lowest versions that are declared
-	XLA_FLAGS="$(COMPILE_QUICKLY)" .venv-lowest/bin/python -m pytest -q -n auto optax_gradnorm tests/optax_gradnorm
+	XLA_FLAGS="$(COMPILE_QUICKLY)" .venv-lowest/bin/python $(PYTEST) optax_gradnorm tests/optax_gradnorm
 
 test-newest: .venv-newest/stamp  ## Run the library's tests on the newest Python and JAX
-	.venv-newest/bin/python -m pytest -q -n auto optax_gradnorm tests/optax_gradnorm
+	XLA_FLAGS="$(COMPILE_QUICKLY)" .venv-newest/bin/python $(PYTEST) optax_gradnorm tests/optax_gradnorm
+	.venv-newest/bin/python $(PYTEST) tests/optax_gradnorm/test_numerics.py tests/optax_gradnorm/test_contract.py
 
 lint: .venv/test.stamp  ## Check format, style and types
 	$(BIN)/ruff format --check .

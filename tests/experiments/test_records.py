@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from experiments import machine, records
-from experiments.files import FileError, NpzError, read_npz
+from experiments.files import FileError
 from experiments.records import EpochMetrics, RecordError, RunRecord
 from experiments.run import Run
 
@@ -106,16 +106,6 @@ def test_records_of_a_folder_come_by_name(tmp_path):
         records.write_checkpoint(tmp_path, run, {"epoch": np.array(1)})
     found = records.read_records(tmp_path)
     assert [record.run.seed for record in found] == [0, 1, 2]
-
-
-def test_a_record_cut_short_anywhere_is_refused_by_name(tmp_path):
-    records.write_record(tmp_path, _record())
-    whole = _path(tmp_path).read_bytes()
-    for length in range(len(whole) - 2):
-        _path(tmp_path).write_bytes(whole[:length])
-        with pytest.raises(RecordError, match=f"{RUN.name}.*remove it to start the run again") as error:
-            records.read_record(tmp_path, RUN)
-        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -315,41 +305,6 @@ def test_checkpoints(tmp_path):
     records.remove_checkpoint(tmp_path, RUN)
     records.remove_checkpoint(tmp_path, RUN)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_damaged_checkpoints_are_refused(tmp_path):
-    arrays = {"weights": np.arange(300.0), "epoch": np.array(3)}
-    records.write_checkpoint(tmp_path, RUN, arrays)
-    path = tmp_path / f"{RUN.name}.npz"
-    whole = path.read_bytes()
-    damages = [b"", b"text", *(whole[:length] for length in range(1, len(whole), 53))]
-    for content in damages:
-        path.write_bytes(content)
-        with pytest.raises(RecordError, match=rf"{RUN.name}\.npz.*remove it to start the run again") as error:
-            records.read_checkpoint(tmp_path, RUN)
-        assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_flipped_bit_anywhere_in_an_archive_changes_no_array(tmp_path, save):
-    arrays = {"weights": np.arange(30.0), "epoch": np.array(3)}
-    path = tmp_path / "arrays.npz"
-    save(path, **arrays)
-    whole = path.read_bytes()
-    refused = 0
-    for position in range(len(whole)):
-        for bit in (0, 1, 3, 4, 7):
-            damaged = bytearray(whole)
-            damaged[position] ^= 1 << bit
-            path.write_bytes(damaged)
-            try:
-                read = read_npz(path, list(arrays))
-            except NpzError:
-                refused += 1
-                continue
-            for name, array in arrays.items():  # the flip fell on what says nothing, such as a date
-                assert (read[name].dtype, read[name].tobytes()) == (array.dtype, array.tobytes())
-    assert refused > len(whole)
 
 
 def test_environment_says_what_is_installed_and_not_where(tmp_path, monkeypatch):

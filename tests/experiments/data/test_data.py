@@ -155,28 +155,6 @@ def test_a_file_that_is_no_archive_of_arrays_is_refused(tmp_path, good_arrays):
         load(f"arrays:{path}")
 
 
-def test_every_truncation_and_flipped_byte_of_an_archive_is_noticed(tmp_path, good_arrays):
-    path = tmp_path / "mine.npz"
-    np.savez(path, **good_arrays)
-    whole = path.read_bytes()
-    expected = load(f"arrays:{path}")
-    for length in range(0, len(whole), 97):
-        path.write_bytes(whole[:length])
-        with pytest.raises(DataError):
-            load(f"arrays:{path}")
-    for position in range(0, len(whole), 97):
-        damaged = bytearray(whole)
-        damaged[position] ^= 0x10
-        path.write_bytes(damaged)
-        try:
-            dataset = load(f"arrays:{path}")
-        except DataError:
-            continue
-        # A flip in what the archive does not use may pass, if the arrays are right.
-        for field in ("train_images", "train_labels", "test_images", "test_labels"):
-            np.testing.assert_array_equal(getattr(dataset, field), getattr(expected, field))
-
-
 def test_no_subset_is_the_whole_set():
     digits = load("digits")
     selected = select(digits, run())

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -219,24 +218,24 @@ import sys
 sys.path[:0] = sys.argv[2:]
 import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-from small import SMALL_MODELS, small_dataset, small_run
+from tests.experiments.training.test_resuming import KILLED_RUN, SMALL_MODELS, small_dataset
 from experiments import models, training
 models.MODELS.update(SMALL_MODELS)
 training.train(
-    small_run(epochs=40, batch_size=16),
+    KILLED_RUN,
     small_dataset(train=1600),
     out=sys.argv[1],
     on_epoch=lambda record: print(len(record.epochs), flush=True),
     keep_checkpoint=True,
 )
 """
-KILLED_RUN = small_run(epochs=40, batch_size=16)
+KILLED_RUN = small_run(epochs=40, batch_size=16, dynamics=True)
 
 
-def _train_until_killed(out: Path, after_epochs: int, delay: float) -> list[int]:
+def _train_until_killed(out: Path, after_epochs: int, delay: float, flags: str) -> list[int]:
     """Trains in a process of its own, kills it `delay` seconds after some epochs; says which it made."""
-    command = [sys.executable, "-W", "error", "-c", CHILD, str(out), str(ROOT), str(Path(__file__).parent)]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    command = [sys.executable, "-W", "error", "-c", CHILD, str(out), str(ROOT)]
+    environment = os.environ | {"XLA_FLAGS": flags}  # Else not the same bits as here.
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         made = [int(child.stdout.readline()) for _ in range(after_epochs)]
         time.sleep(delay)
@@ -244,7 +243,8 @@ def _train_until_killed(out: Path, after_epochs: int, delay: float) -> list[int]
         return made + [int(line) for line in child.stdout if line.endswith("\n")]
 
 
-def test_killed_processes_end_with_the_same_bits(tmp_path):
+def test_killed_processes_end_with_the_same_bits(tmp_path, flags_of_this_process):
+    """In metrics, parameters and the statistics of gradients."""
     whole = training.train(
         KILLED_RUN, small_dataset(train=1600), out=tmp_path / "whole", keep_checkpoint=True
     )
@@ -252,7 +252,8 @@ def test_killed_processes_end_with_the_same_bits(tmp_path):
     generator = random.Random(0)
     last = 0
     for after_epochs in (3, 2):
-        made = _train_until_killed(out, after_epochs, delay=generator.uniform(0, 0.05))
+        delay = generator.uniform(0, 0.05)
+        made = _train_until_killed(out, after_epochs, delay, flags_of_this_process)
         # Goes on after the last epoch reported; one more may have been finished before the kill.
         assert made == list(range(made[0], made[0] + len(made)))
         assert made[0] in (last + 1, last + 2)
@@ -260,6 +261,8 @@ def test_killed_processes_end_with_the_same_bits(tmp_path):
         record = records.read_record(out, KILLED_RUN)
         assert record.status == "running"
         assert last <= len(record.epochs) <= last + 1
+        dynamics = records.read_dynamics(out, record)
+        assert len(dynamics.std) == len(record.epochs)
     assert last < KILLED_RUN.epochs
     resumed = training.train(KILLED_RUN, small_dataset(train=1600), out=out, keep_checkpoint=True)
     assert resumed.status == "finished"
@@ -270,4 +273,7 @@ def test_killed_processes_end_with_the_same_bits(tmp_path):
     )
     for name in undisturbed:
         np.testing.assert_array_equal(ended[name], undisturbed[name])
-    assert {path.name for path in out.iterdir()} == {f"{KILLED_RUN.name}.json", f"{KILLED_RUN.name}.npz"}
+    statistics = f"{KILLED_RUN.name}.dynamics.npz"
+    assert (out / statistics).read_bytes() == (tmp_path / "whole" / statistics).read_bytes()
+    names = {f"{KILLED_RUN.name}.json", f"{KILLED_RUN.name}.npz", statistics}
+    assert {path.name for path in out.iterdir()} == names
