@@ -30,7 +30,9 @@ def reproduce(
     """
     out, measured = folder / "records", folder / "measurements"
     measurements = study.measurements(preset)
-    needs_networks = study.keep_checkpoints and bool(hosts.on_first(find_missing, measurements, measured))
+    needs_networks = study.keep_checkpoints and hosts.on_first(
+        lambda: bool(find_missing(measurements, measured))
+    )
     records: list[RunRecord] = []
     made: set[str] = set()
     runs = study.runs(preset, [])

@@ -23,8 +23,8 @@ def start(
     environment = {"JAX_COMPILATION_CACHE_DIR": COMPILED, **os.environ, **(environment or {})}
     environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     command = [sys.executable, "-m", "experiments", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **{**pipes, **options})
+    defaults = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **{**defaults, **options})
 
 
 def run(*arguments, devices: int = 1, environment: Mapping[str, str] | None = None) -> tuple[int, str, str]:
