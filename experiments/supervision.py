@@ -117,6 +117,7 @@ def log_native_messages(folder: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     logging.basicConfig(stream=os.fdopen(2, "w", closefd=False))
+    logging.captureWarnings(True)
     logging.raiseExceptions = False  # The log may lie on a full disk.
     threading.excepthook = lambda ended: _log(ended.exc_value)
     sys.unraisablehook = lambda unraisable: _log(unraisable.exc_value)

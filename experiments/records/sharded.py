@@ -4,10 +4,12 @@ It is written while training goes on, and is there whole or not at all; the one 
 """
 
 import contextlib
+import functools
 import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +127,7 @@ def read(folder: Path, epoch: int, like: Mapping[str, "jax.Array"] | None = None
         ) from error
 
 
+@functools.cache
 def _import_orbax() -> Any:
     """Orbax, whose pages about what it also raises stay off the terminal; several hosts have a log for them."""
     import orbax.checkpoint
@@ -132,6 +135,14 @@ def _import_orbax() -> Any:
     if not _has_others():
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        # TensorStore goes on to tell the loop of a write that has failed already.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
     return orbax.checkpoint
 
 

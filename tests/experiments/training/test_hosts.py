@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -65,12 +66,15 @@ def find_coordinator():
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def start_all(out, data, shard_params, kill=(0, 0), number=signal.SIGKILL):
+def start_all(out, data, shard_params, kill=(0, 0), number=signal.SIGKILL, file_bytes=(None, None)):
+    """Starts one process per entry of `kill`; one with `file_bytes` can write no longer file, as on a full disk."""
     coordinator = find_coordinator()
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
+    if any(file_bytes):
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # Others would read what it wrote a part of.
     script = ("-m", "tests.experiments.training.on_hosts")
     out.mkdir(exist_ok=True)
-    return [
+    processes = [
         subprocess.Popen(
             [sys.executable, *script, out, coordinator]
             + [str(x) for x in (len(kill), i, data, shard_params, kill[i], int(number))],
@@ -82,6 +86,15 @@ def start_all(out, data, shard_params, kill=(0, 0), number=signal.SIGKILL):
         )
         for i in range(len(kill))
     ]
+    for process, size in zip(processes, file_bytes, strict=False):
+        if size is not None:
+            limit_files(process, size)
+    return processes
+
+
+def limit_files(process, size):
+    """Before the process has children, which then have the same limit."""
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
 
 
 def wait_for(processes, seconds=240):
