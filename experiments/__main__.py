@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console, RenderableType
 
-from experiments import hosts
+from experiments import hosts, supervision
 from experiments.arguments import OptionalFloat, OptionalInt, OptionalPath, OptionalStr
 from experiments.options import Options
 from experiments.preflight import (
@@ -389,8 +389,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if hosts.asked_for(sys.argv[1:]):
+    if supervision.asked_for(sys.argv[1:]):
         from experiments.__main__ import main as importable
 
-        hosts.supervise(importable)
+        supervision.supervise(importable)
     main()

@@ -22,7 +22,7 @@ import numpy as np
 from experiments.files import NpzError, read_npz, read_regular, write_whole
 from experiments.records import lines, schema, typed
 from experiments.records.schema import ENDED, MeasurementRecord, RecordError, RunRecord
-from experiments.records.sharded import latest_epoch
+from experiments.records.sharded import latest_epoch, remove_unfinished
 from experiments.run import Run
 from experiments.statistics import GradientDynamics
 
@@ -259,6 +259,7 @@ def remove_leftovers(out: str | Path, run: Run) -> None:
     """Removes what a process that was killed while it wrote left half-written."""
     for path in Path(out).glob(f".{glob.escape(run.name)}.*"):
         path.unlink(missing_ok=True)
+    remove_unfinished(sharded_checkpoint(out, run))
 
 
 def _record_path(out: str | Path, run: Run) -> Path:

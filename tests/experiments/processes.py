@@ -26,8 +26,8 @@ def start(
     environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     command = [sys.executable, "-m", "experiments", *map(str, arguments)]
     # A session of its own, so that it can be ended with all that it starts.
-    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **{**defaults, **options})
+    defaults = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **{**defaults, "start_new_session": True, **options})
 
 
 def run(
