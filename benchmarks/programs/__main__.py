@@ -22,17 +22,14 @@ from benchmarks.programs.compiling import (
 )
 from benchmarks.programs.reading import collectives, copies, instructions, kernels, parameters, traffic
 from benchmarks.programs.targets import TARGETS
+from benchmarks.transforms import TREES
+from experiments import machine
 
 RESULTS = Path(__file__).parents[1] / "results"
-PACKAGES = ("jax", "jaxlib", "optax", "libtpu", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12")
+COMPILERS = ("libtpu", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12")
 # Trees and layouts for one device and for several.
 CASES = {
-    "one": [
-        ("large", "replicated"),
-        ("large", "stacked"),
-        ("resnet56", "replicated"),
-        ("small", "replicated"),
-    ],
+    "one": [("large", "replicated"), ("large", "stacked"), ("resnet56", "replicated")],
     "few": [("large", "replicated"), ("large", "fsdp"), ("large", "stacked"), ("resnet56", "fsdp")],
     "many": [("large", "fsdp"), ("large", "stacked")],
 }
@@ -44,8 +41,6 @@ def cases(devices: int) -> list[tuple[str, str]]:
 
 def measure(target: str, tree: str, layout: str, chain: str) -> dict[str, Any]:
     """Compiles one chain, and counts."""
-    from benchmarks.transforms import TREES
-
     grads = gradients(TREES[tree](), make_mesh(TARGETS[target]), layout)
     compiled = compile_update(chain, grads, layout)
     program = instructions(compiled.program.as_text())
@@ -92,16 +87,12 @@ def table(title: str, results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def versions() -> dict[str, str]:
-    return {package: importlib.metadata.version(package) for package in PACKAGES}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="default: all")
-    parser.add_argument("--trees", nargs="+", choices=["large", "resnet56", "small"], help="default: all")
+    parser.add_argument("--trees", nargs="+", choices=["large", "resnet56"], help="default: all")
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, help="default: those that make sense")
     parser.add_argument("--chains", nargs="+", choices=CHAINS, default=list(CHAINS), help="default: all")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
@@ -115,7 +106,12 @@ def main() -> None:
                 rows = [measure(name, tree, layout, chain) for chain in arguments.chains]
                 print(table(target.title, rows), flush=True)
                 results += rows
-        record = {"target": target._asdict(), "versions": versions(), "results": results}
+        record = {
+            "target": target._asdict(),
+            "environment": machine.describe_environment(),
+            "compilers": {package: importlib.metadata.version(package) for package in COMPILERS},
+            "results": results,
+        }
         (arguments.out / f"programs-{name}.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
