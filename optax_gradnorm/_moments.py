@@ -102,7 +102,7 @@ def _moments(
 ) -> list[Moments]:
     """Moments of gradients of one type."""
     # XLA must not know the zeros of a frozen layer: it would rearrange what follows into 0 * inf.
-    gradients = lax.optimization_barrier(gradients)
+    gradients = tuple(lax.optimization_barrier(g) for g in gradients)
     kind = jax.typeof(gradients[0])
     dtype = statistics_dtype(kind.dtype)
 
