@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # The newest Python that is supported; one that pyenv holds, if there is no other.
 PYTHON_NEWEST ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13) python3.13)
 
-.PHONY: help demo test test-slow test-lowest test-newest lint bench notebooks docs package clean
+.PHONY: help demo test test-slow test-lowest test-newest test-programs lint bench programs notebooks docs package clean
 
 help:  ## Show these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1@\2/p' $(MAKEFILE_LIST) | while IFS=@ read -r target text; do \
@@ -36,6 +36,9 @@ test-newest: .venv-newest/stamp  ## Run the library's tests on the newest Python
 	XLA_FLAGS="$(COMPILE_QUICKLY)" .venv-newest/bin/python $(PYTEST) optax_gradnorm tests/optax_gradnorm
 	.venv-newest/bin/python $(PYTEST) tests/optax_gradnorm/test_numerics.py tests/optax_gradnorm/test_contract.py
 
+test-programs: .venv-programs/stamp  ## Compile for TPUs and GPUs that are not there, and test the programs
+	.venv-programs/bin/python -m pytest -q -n auto --dist loadfile tests/programs
+
 lint: .venv/test.stamp  ## Check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -43,6 +46,9 @@ lint: .venv/test.stamp  ## Check format, style and types
 
 bench: .venv/experiments.stamp  ## Time the transformations beside their peers
 	$(BIN)/python -m benchmarks.transforms
+
+programs: .venv-programs/stamp  ## Count what updates cost on TPUs and GPUs that are not there
+	.venv-programs/bin/python -m benchmarks.programs
 
 notebooks: .venv/notebooks.stamp  ## Execute the notebooks and save them with outputs
 	$(BIN)/python notebooks/execute.py
@@ -56,7 +62,7 @@ package: .venv/package.stamp  ## Build wheel and sdist, and check them
 	$(BIN)/twine check --strict dist/*
 
 clean:  ## Remove the environment and everything generated
-	rm -rf .venv .venv-lowest .venv-newest build dist docs/_build docs/jupyter_execute docs/notebooks docs/figures *.egg-info .pytest_cache .ruff_cache .hypothesis runs
+	rm -rf .venv .venv-lowest .venv-newest .venv-programs build dist docs/_build docs/jupyter_execute docs/notebooks docs/figures *.egg-info .pytest_cache .ruff_cache .hypothesis runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/venv.stamp:
@@ -75,6 +81,12 @@ clean:  ## Remove the environment and everything generated
 	$(PYTHON_NEWEST) -m venv --clear .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints-newest.txt --editable '.[test-library]'
+	@touch $@
+
+.venv-programs/stamp: pyproject.toml constraints-newest.txt
+	$(PYTHON_NEWEST) -m venv --clear .venv-programs
+	.venv-programs/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints-newest.txt --editable '.[programs]'
 	@touch $@
 
 # One stamp per extra: a second call has nothing to install and starts at once.
