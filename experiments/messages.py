@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.files import FileError, first_line
 
-LONGEST = 2**28  # bytes: far above the records of a study, far below what memory holds
+LONGEST = 2**26  # bytes: far above the records of a study, far below what memory holds
 _KIND = "__kind__"
 # What is raised on one host is raised on all as the first of these that it is, else as a RuntimeError.
 _ERRORS = {kind.__name__: kind for kind in (FileError, OSError, ValueError)}

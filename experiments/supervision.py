@@ -63,26 +63,30 @@ def supervise(main: Callable[[], None]) -> None:
 
 
 def _why_it_ended(code: int, told: Mapping[str, str]) -> str:
-    """What is still to be said of the child's end; by itself it aborts when JAX has lost another host."""
-    if "lost" in told or code == -signal.SIGABRT:
-        return told.get("waits") or _who_left(_read_end(told.get("log")) + told.get("lost", ""))
+    """What is still to be said of the child's end: when another host is lost, JAX aborts it or exits with code 1."""
+    by_jax = code in (-signal.SIGABRT, 1) and "ended" not in told
+    if "lost" in told or by_jax:
+        return _who_left(_read_end(told.get("log")) + told.get("lost", ""), told.get("waits", ""))
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; {GO_ON}"
     return told.get("reason", "")
 
 
-def _who_left(messages: str) -> str:
-    """One line of what JAX's own code said."""
+def _who_left(messages: str, waits: str) -> str:
+    """One line of what JAX's own code said, or of what this host was waiting for."""
     if stranger := _STRANGER.search(messages):
-        host = f"host {stranger[1]}"
-        return f"training ended, because another process joined as {host}, which was there already; {GO_ON}"
-    who = "another host"
+        who = f"another process joined as host {stranger[1]}, which was there already"
+        return f"the hosts ended, because {who}; {GO_ON}"
+    if waits:
+        return waits
     if silent := _SILENT.search(messages):
         who = f"host {silent[1]}"
     elif _FIRST_GONE.search(messages):
         who = "host 0"
     elif peer := _PEER.search(messages):
         who = f"the host at {peer[1]}"
+    else:
+        who = "another host"
     return LOST.format(who=who)
 
 
@@ -99,7 +103,8 @@ def tell(**news: str) -> None:
 
     Args:
       **news: 'log', the file of JAX's messages; 'reason', why this process ends; 'lost', what was raised when another
-        host had gone; 'waits', what it means if JAX ends this process now, or '' where that means a lost host.
+        host had gone; 'waits', what it means if JAX ends this process now, or '' where that means a lost host;
+        'ended', that it is not JAX that ends it.
     """
     if _Child.sender is not None:
         _Child.sender.send(news)
@@ -143,6 +148,7 @@ def _run(main: Callable[[], None], sender: Connection) -> None:
         code, said = 1, False
         _log(error)
         tell(**_describe(error))
+    tell(ended="by itself")
     if said and _Child.log is not None:
         with contextlib.suppress(OSError):
             _Child.log.unlink()
