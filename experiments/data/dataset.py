@@ -1,6 +1,8 @@
 """What every source of data gives."""
 
 import dataclasses
+import functools
+import zlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -51,6 +53,20 @@ class Dataset:
     def is_streamed(self) -> bool:
         """Whether the images are read while training, not held in memory."""
         return not isinstance(self.train_images, np.ndarray)
+
+    @functools.cached_property
+    def images_checksum(self) -> int:
+        """CRC-32 of the training images and then the test images, computed once.
+
+        Of images in memory every byte counts; of a streamed set the images that `StreamedImages.checksum` samples.
+        """
+        checksum = 0
+        for images in (self.train_images, self.test_images):
+            if isinstance(images, np.ndarray):
+                checksum = zlib.crc32(np.ascontiguousarray(images), checksum)
+            else:
+                checksum = images.checksum(checksum)
+        return checksum
 
     @property
     def has_masks(self) -> bool:

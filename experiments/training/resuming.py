@@ -1,6 +1,7 @@
 """What a run left on disk, taken up again: its checkpoint, its statistics, and the data it was made on."""
 
 import dataclasses
+import sys
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,11 +33,17 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
         "labels_checksum": zlib.crc32(
             dataset.test_labels.tobytes(), zlib.crc32(dataset.train_labels.tobytes())
         ),
+        "images_checksum": dataset.images_checksum,
     }
 
 
 def check_same_data(record: RunRecord, dataset: Dataset, out: str | Path) -> None:
-    """Epochs on other data under the same name are neither continued nor thrown away."""
+    """Epochs on other data under the same name are neither continued nor thrown away.
+
+    Raises:
+      RecordError: the record has epochs on other data. One of before images had a checksum is taken as it is,
+        and a line on standard error says so.
+    """
     before, now = record.data, describe_data(dataset)
     changes = [
         f"{name} was {before[name]}, is {now[name]}"
@@ -49,11 +56,17 @@ def check_same_data(record: RunRecord, dataset: Dataset, out: str | Path) -> Non
             f"run {name} in {out} was made on other data ({'; '.join(changes)}): "
             f"choose another --out, or remove {name}.json to start the run again"
         )
+    if record.epochs and "images_checksum" not in before and hosts.is_first():
+        print(
+            f"the record of {record.run.name} has no checksum of its images: whether they are still the same "
+            f"was not checked",
+            file=sys.stderr,
+        )
 
 
 def check_same_on_hosts(run: Run, dataset: Dataset) -> None:
     """Hosts may have copies of the data of their own, and each was given a command of its own."""
-    data = describe_data(dataset)
+    data = hosts.in_turn(describe_data, dataset)  # It reads images of streamed sets.
     hosts.check_same("the run", run.name)
     # Without means, whose last digit may depend on the machine.
     hosts.check_same("the data", {name: data[name] for name in data if name not in ("mean", "std")})
