@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -60,12 +61,13 @@ class Dataset:
 
         Of images in memory every byte counts; of a streamed set the images that `StreamedImages.checksum` samples.
         """
+        splits: Any = (self.train_images, self.test_images)
         checksum = 0
-        for images in (self.train_images, self.test_images):
-            if isinstance(images, np.ndarray):
-                checksum = zlib.crc32(np.ascontiguousarray(images), checksum)
-            else:
+        for images in splits:
+            if self.is_streamed:
                 checksum = images.checksum(checksum)
+            else:
+                checksum = zlib.crc32(np.ascontiguousarray(images).data, checksum)
         return checksum
 
     @property
