@@ -4,11 +4,12 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.files import FileError
+from experiments.files import FileError, first_line
 
 
 class DataError(FileError, ValueError):
@@ -95,6 +96,18 @@ def make_dataset(
         std,
         **groups,
     )
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """What a folder holds, by name.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {first_line(error)}") from error
 
 
 def mean_and_std(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

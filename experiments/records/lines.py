@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from experiments.files import write_whole
+from experiments.files import first_line, read_bytes, write_whole
 from experiments.records import schema
-from experiments.records.schema import MeasurementRecord, RunRecord
+from experiments.records.schema import MeasurementRecord, RecordError, RunRecord
 from experiments.statistics import GradientDynamics
 
 REMEDY = "put back the committed file, or remove the line and publish again"
@@ -92,9 +92,11 @@ def _read(
 ) -> dict[str, Content]:
     found: dict[str, Content] = {}
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_bytes(path).splitlines()
     except FileNotFoundError:
         return found
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {first_line(error)}; {REMEDY}") from error
     for number, line in enumerate(lines, 1):
         if only is not None and only.encode() not in line:
             continue

@@ -3,13 +3,13 @@
 It is written while training goes on, and is there whole or not at all; the one before is removed afterwards.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.files import FileError, first_line
+from experiments.files import FileError, NpzError, check_memory, first_line
 
 if TYPE_CHECKING:
     import jax
@@ -60,16 +60,24 @@ class Writer:
             raise FileError(f"cannot write {self.folder}: {first_line(error)}") from error
 
 
-def read(folder: Path, epoch: int, like: Mapping[str, "jax.Array"] | None = None) -> dict[str, Any]:
+def read(
+    folder: Path,
+    epoch: int,
+    like: Mapping[str, "jax.Array"] | None = None,
+    *,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Reads a checkpoint, on as many devices and hosts as there are now.
 
     Args:
       folder: of the checkpoints.
       epoch: which one, as `latest_epoch` gives it.
       like: arrays that lie as those of the checkpoint are to lie; by default they are whole NumPy arrays.
+      check: is given shapes and dtypes of all arrays there are, and raises a `FileError` for those that are not
+        wanted, before an array takes memory. With `like` it must let through arrays like these alone.
 
     Returns:
-      The arrays by name. Those that `like` has in another shape or dtype are excluded.
+      The arrays by name.
 
     Raises:
       FileError: it cannot be read.
@@ -80,20 +88,18 @@ def read(folder: Path, epoch: int, like: Mapping[str, "jax.Array"] | None = None
         handler = ocp.StandardCheckpointHandler()
         with ocp.CheckpointManager(folder.absolute(), item_handlers=handler) as manager:
             stored = manager.item_metadata(epoch).tree
-            wanted = {name: np.empty(kept.shape, kept.dtype) for name, kept in stored.items()}
-            if like is not None:
-                if like.keys() != stored.keys() or any(not _fits(like[k], stored[k]) for k in like):
-                    return {name: array for name, array in wanted.items() if name in like}
+            if check is not None:
+                check(stored)
+            if like is None:
+                check_memory(stored.values())
+                wanted = {name: np.empty(kept.shape, kept.dtype) for name, kept in stored.items()}
+            else:
                 wanted = {name: _describe(array) for name, array in like.items()}
             return manager.restore(epoch, args=ocp.args.StandardRestore(wanted))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, NpzError) as error:
         raise FileError(
             f"cannot read {folder}: {first_line(error)}; remove it to start the run again"
         ) from error
-
-
-def _fits(array: "jax.Array", kept: Any) -> bool:
-    return array.shape == tuple(kept.shape) and array.dtype == kept.dtype
 
 
 def _describe(array: "jax.Array") -> "jax.ShapeDtypeStruct":

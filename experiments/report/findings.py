@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.files import FileError, write_whole
+from experiments.files import FileError, read_bytes, write_whole
 from experiments.report.intervals import FEWEST_SEEDS, Interval
 from experiments.report.tables import markdown_table
 
@@ -230,7 +230,7 @@ def read_findings(path: Path) -> list[Finding]:
 
 def _read(path: Path) -> list[Finding]:
     try:
-        rows = json.loads(path.read_bytes())
+        rows = json.loads(read_bytes(path))
         return [Finding(**{**row, "interval": row["interval"] and tuple(row["interval"])}) for row in rows]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise FileError(

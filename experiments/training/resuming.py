@@ -1,6 +1,7 @@
 """What a run left on disk, taken up again: its checkpoint, its statistics, and the data it was made on."""
 
 import dataclasses
+import functools
 import sys
 import zlib
 from collections.abc import Mapping
@@ -91,18 +92,19 @@ def from_checkpoint(
     if record is None:
         return None
     run, folder = record.run, records.sharded_checkpoint(out, record.run)
-    arrays = hosts.in_turn(records.read_checkpoint, out, run)
+    like = by_name(state)
+    arrays = hosts.in_turn(records.read_checkpoint, out, run, {"epoch": np.array(0), **like})
     epoch = hosts.on_first(sharded.latest_epoch, folder)
-    if epoch is not None and (arrays is None or epoch > int(arrays.get("epoch", 0))):
-        arrays = sharded.read(folder, epoch, by_name(state))
-        arrays["epoch"] = np.array(epoch)
+    if epoch is not None and (arrays is None or epoch > int(arrays["epoch"])):
+        check = functools.partial(records.check_fits, run, like)
+        arrays = {"epoch": np.array(epoch), **sharded.read(folder, epoch, like, check=check)}
     if arrays is None:
         return None
-    epochs = int(_take("epoch", np.array(0), arrays, run))
+    epochs = int(arrays["epoch"])
     if epochs > len(record.epochs):  # the record was removed, or is not the one of this checkpoint
         return None
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    state = layout.put(from_arrays(state, arrays, run), shardings)
+    state = layout.put(from_arrays(state, arrays), shardings)
     record = dataclasses.replace(record, status="running", message="", epochs=record.epochs[:epochs])
     dynamics = hosts.on_first(records.read_dynamics, out, record) if run.dynamics else None
     if record.run.dynamics and dynamics is None:  # the file was removed
@@ -110,13 +112,23 @@ def from_checkpoint(
     return record, state, dynamics
 
 
-def read_arrays(out: str | Path, run: Run) -> dict[str, np.ndarray] | None:
-    """A run's last checkpoint, whole on this host, however it was written; `None` if there is none."""
-    arrays, folder = records.read_checkpoint(out, run), records.sharded_checkpoint(out, run)
+def read_arrays(
+    out: str | Path, run: Run, like: Mapping[str, Any] | None = None
+) -> dict[str, np.ndarray] | None:
+    """A run's last checkpoint, whole on this host, however it was written; `None` if there is none.
+
+    Args:
+      out: folder of the records.
+      run: the run.
+      like: by name, what has the shapes and dtypes of the arrays wanted; by default all are read.
+    """
+    wanted = None if like is None else {"epoch": np.array(0), **like}
+    check = None if like is None else functools.partial(records.check_fits, run, like)
+    arrays, folder = records.read_checkpoint(out, run, wanted), records.sharded_checkpoint(out, run)
     epoch = sharded.latest_epoch(folder)
     if epoch is None or (arrays is not None and int(arrays.get("epoch", 0)) >= epoch):
         return arrays
-    return {"epoch": np.array(epoch), **sharded.read(folder, epoch)}
+    return {"epoch": np.array(epoch), **sharded.read(folder, epoch, check=check)}
 
 
 class Checkpoints:
@@ -163,23 +175,9 @@ def by_name(state: Any) -> dict[str, Any]:
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
 
 
-def from_arrays(tree: Any, arrays: Mapping[str, np.ndarray], run: Run, prefix: str = "") -> Any:
-    """The tree with its arrays taken from a checkpoint."""
-
-    def take(path, leaf):
-        return _take(prefix + _name(path), leaf, arrays, run)
-
-    return jax.tree_util.tree_map_with_path(take, tree)
-
-
-def _take(name: str, like: Any, arrays: Mapping[str, np.ndarray], run: Run) -> np.ndarray:
-    """An array of a checkpoint, which must have the shape and dtype of another."""
-    if name not in arrays or arrays[name].shape != like.shape or arrays[name].dtype != like.dtype:
-        raise RecordError(
-            f"the checkpoint of {run.name} is of another model or optimizer: see {name!r}; "
-            f"remove {run.name}.npz, or the folder {run.name}.checkpoint, to start the run again"
-        )
-    return arrays[name]
+def from_arrays(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The tree with its arrays taken from a checkpoint, which has one for each."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], tree)
 
 
 def _name(path) -> str:

@@ -46,16 +46,16 @@ def load_model(run: Run, *, out: str | Path) -> nnx.Module:
     record = records.read_record(out, run)
     if record is None or record.status != "finished":
         raise RecordError(f"run {run.name} has not finished in {out}")
-    arrays = resuming.read_arrays(out, run)
-    if arrays is None:
-        raise RecordError(f"run {run.name} has no checkpoint in {out}: train it with --keep-checkpoints")
     data = record.data
     # Shapes alone: initial values would be computed, layer by layer, to be thrown away.
     model = nnx.eval_shape(lambda: create_model(run, data["image_shape"], data["num_classes"]))
     graphdef, params, batch_stats = split_model(model)
-    params = resuming.from_arrays(params, arrays, run, "params/")
-    batch_stats = resuming.from_arrays(batch_stats, arrays, run, "batch_stats/")
-    return nnx.merge(graphdef, params, batch_stats)
+    state = {"params": params, "batch_stats": batch_stats}
+    arrays = resuming.read_arrays(out, run, resuming.by_name(state))
+    if arrays is None:
+        raise RecordError(f"run {run.name} has no checkpoint in {out}: train it with --keep-checkpoints")
+    state = resuming.from_arrays(state, arrays)
+    return nnx.merge(graphdef, state["params"], state["batch_stats"])
 
 
 def init_state(

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import models, records, training
 from experiments.files import FileError
@@ -103,6 +105,30 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(models.MODELS, "tiny", Linear)
     with pytest.raises(RecordError, match=f"checkpoint of {run.name} is of another model"):
         training.train(run, dataset, out=tmp_path)
+
+
+class WithMore(Linear):
+    """As `Linear`, with one layer more."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.more = nnx.Param(jnp.ones(4))
+
+    def __call__(self, images, *, train):
+        return super().__call__(images, train=train) * self.more[...].mean()
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_checkpoint_of_a_network_with_more_layers_is_refused(tmp_path, monkeypatch, divided):
+    dataset, run = small_dataset(), small_run()
+    options = {"out": tmp_path, "devices": 2, "shard_params": divided}
+    monkeypatch.setitem(models.MODELS, "tiny", WithMore)
+    with pytest.raises(Interrupted):
+        training.train(run, dataset, on_epoch=_stop_after(2), **options)
+    assert (tmp_path / f"{run.name}.checkpoint").is_dir() == divided
+    monkeypatch.setitem(models.MODELS, "tiny", Linear)
+    with pytest.raises(RecordError, match=f"checkpoint of {run.name} is of another model .* see '.*more'"):
+        training.train(run, dataset, **options)
 
 
 def _without(name: str, arrays: dict) -> dict:
