@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from experiments.files import read_regular, write_whole
+from experiments.files import read_bytes, write_whole
 from experiments.records import schema, typed
 from experiments.records.schema import MeasurementRecord, RunRecord
 from experiments.statistics import GradientDynamics
@@ -90,7 +90,7 @@ def _read(
     found: dict[str, Content] = {}
     with schema.naming(path, REMEDY):
         try:
-            lines = read_regular(path).splitlines()
+            lines = read_bytes(path).splitlines()
         except FileNotFoundError:
             return found
         if not lines:

@@ -72,6 +72,7 @@ class DataDescription(TypedDict):
     std: tuple[float, ...]
     damaged: NotRequired[Count]
     labels_checksum: NotRequired[Count]
+    images_checksum: NotRequired[Count]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,9 @@ class RunRecord:
       parameters: number of trained parameters.
       data: 'train_images' and 'test_images' (how many), 'image_shape' [height, width, channels],
         'num_classes', and 'mean' and 'std' per channel where 255 counts as 1; 'damaged', how many images
-        of both splits were excluded, if any.
+        of both splits were excluded, if any; 'labels_checksum' and 'images_checksum', CRC-32 of the labels and of
+        the images of both splits, training before test: the bytes in memory, of streamed sets a sample of the
+        images (`StreamedImages.checksum`). Older records have no 'images_checksum'.
       environment: as `machine.describe_environment` gives it where the run started.
       resumed: one entry per restart: 'after_epoch', and what had changed in the environment.
       compile_seconds: time to compile the training epoch and the evaluation, in the last start.

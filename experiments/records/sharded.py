@@ -10,13 +10,13 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.files import FileError, first_line
+from experiments.files import FileError, check_memory, first_line
 
 if TYPE_CHECKING:
     import jax
@@ -96,16 +96,24 @@ class Writer:
             raise FileError(f"cannot write {self.folder}: {_reason(error)}") from error
 
 
-def read(folder: Path, epoch: int, like: Mapping[str, "jax.Array"] | None = None) -> dict[str, Any]:
+def read(
+    folder: Path,
+    epoch: int,
+    like: Mapping[str, "jax.Array"] | None = None,
+    *,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Reads a checkpoint, on as many devices and hosts as there are now.
 
     Args:
       folder: of the checkpoints.
       epoch: which one, as `latest_epoch` gives it.
       like: arrays that lie as those of the checkpoint are to lie; by default they are whole NumPy arrays.
+      check: is given shapes and dtypes of all arrays there are, and raises a `FileError` for those that are not
+        wanted, before an array takes memory. With `like` it must let through arrays like these alone.
 
     Returns:
-      The arrays by name. Those that `like` has in another shape or dtype are excluded.
+      The arrays by name.
 
     Raises:
       FileError: it cannot be read.
@@ -115,12 +123,16 @@ def read(folder: Path, epoch: int, like: Mapping[str, "jax.Array"] | None = None
         handler = ocp.StandardCheckpointHandler()
         with ocp.CheckpointManager(folder.absolute(), item_handlers=handler) as manager:
             stored = manager.item_metadata(epoch).tree
-            wanted = {name: np.empty(kept.shape, kept.dtype) for name, kept in stored.items()}
-            if like is not None:
-                if like.keys() != stored.keys() or any(not _fits(like[k], stored[k]) for k in like):
-                    return {name: array for name, array in wanted.items() if name in like}
+            if check is not None:
+                check(stored)
+            if like is None:
+                check_memory(stored.values())
+                wanted = {name: np.empty(kept.shape, kept.dtype) for name, kept in stored.items()}
+            else:
                 wanted = {name: _describe(array) for name, array in like.items()}
             return manager.restore(epoch, args=ocp.args.StandardRestore(wanted))
+    except FileError:
+        raise
     except Exception as error:  # Damage shows as one of a dozen kinds.
         raise FileError(
             f"cannot read {folder}: {_reason(error)}; remove it to start the run again"
@@ -157,10 +169,6 @@ def _reason(error: Exception) -> str:
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(code[1]))
     return getattr(error, "strerror", None) or first_line(error)[:300]
-
-
-def _fits(array: "jax.Array", kept: Any) -> bool:
-    return array.shape == tuple(kept.shape) and array.dtype == kept.dtype
 
 
 def _describe(array: "jax.Array") -> "jax.ShapeDtypeStruct":

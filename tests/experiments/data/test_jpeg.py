@@ -66,6 +66,18 @@ def test_every_image_has_its_label_and_is_cropped_in_the_middle(data_dir):
     np.testing.assert_allclose(dataset.std, whole.std((0, 1, 2)), rtol=1e-5)
 
 
+def test_the_checksum_tells_other_images_of_the_same_labels(data_dir, tmp_path):
+    source = write_folder(tmp_path / "insects", COUNTS)
+    data.prepare("folder", tmp_path / "same", source=source)
+    (source / "test/bee/image005.jpg").write_bytes(encode(photo(999)))
+    data.prepare("folder", tmp_path / "other", source=source)
+    found, same, other = (
+        data.load("jpeg:insects:32", d) for d in (data_dir, tmp_path / "same", tmp_path / "other")
+    )
+    np.testing.assert_array_equal(found.test_labels, other.test_labels)
+    assert found.images_checksum == same.images_checksum != other.images_checksum
+
+
 @pytest.mark.parametrize(
     ("piece_bytes", "hosts_by_workers"),
     [(2**22, {0: (1, 2, 4), 1: (1,), 2: (2,)}), (3 * 32 * 32 * 3, {0: (1, 4), 2: (1,)})],

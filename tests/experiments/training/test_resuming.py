@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import models, records, training
 from experiments.files import FileError
@@ -104,6 +106,30 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch):
         training.train(run, dataset, out=tmp_path)
 
 
+class WithMore(Linear):
+    """As `Linear`, with one layer more."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.more = nnx.Param(jnp.ones(4))
+
+    def __call__(self, images, *, train):
+        return super().__call__(images, train=train) * self.more[...].mean()
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_checkpoint_of_a_network_with_more_layers_is_refused(tmp_path, monkeypatch, divided):
+    dataset, run = small_dataset(), small_run()
+    options = {"out": tmp_path, "devices": 2, "shard_params": divided}
+    monkeypatch.setitem(models.MODELS, "tiny", WithMore)
+    with pytest.raises(Interrupted):
+        training.train(run, dataset, on_epoch=_stop_after(2), **options)
+    assert (tmp_path / f"{run.name}.checkpoint").is_dir() == divided
+    monkeypatch.setitem(models.MODELS, "tiny", Linear)
+    with pytest.raises(RecordError, match=f"checkpoint of {run.name} is of another model .* see '.*more'"):
+        training.train(run, dataset, **options)
+
+
 def _without(name: str, arrays: dict) -> dict:
     return {key: array for key, array in arrays.items() if key != name}
 
@@ -135,6 +161,15 @@ def test_a_checkpoint_without_one_array_is_refused(tmp_path, lacking):
         (
             lambda data: dataclasses.replace(data, test_labels=(data.test_labels + 1) % 3),
             "labels_checksum was",
+        ),
+        # The same pixels elsewhere: labels, counts, mean and deviation stay.
+        (
+            lambda data: dataclasses.replace(data, train_images=data.train_images[:, ::-1]),
+            "images_checksum was",
+        ),
+        (
+            lambda data: dataclasses.replace(data, test_images=np.roll(data.test_images, 1, axis=0)),
+            "images_checksum was",
         ),
     ],
 )
@@ -174,13 +209,21 @@ def test_the_last_digit_of_a_mean_may_depend_on_the_machine(tmp_path):
     assert training.train(run, elsewhere, out=tmp_path).resumed[0]["after_epoch"] == 1
 
 
-def test_a_record_without_a_checksum_goes_on(tmp_path):
+@pytest.mark.parametrize(("lacking", "said"), [("labels_checksum", ""), ("images_checksum", "images")])
+def test_a_record_without_a_checksum_goes_on(tmp_path, capsys, lacking, said):
     """As those that were written before there was one."""
-    dataset, run = small_dataset(), small_run(epochs=1)
-    record = training.train(run, dataset, out=tmp_path)
-    data = {name: value for name, value in record.data.items() if name != "labels_checksum"}
+    dataset, run = small_dataset(), small_run(epochs=2)
+    with pytest.raises(Interrupted):
+        training.train(run, dataset, out=tmp_path, on_epoch=_stop_after(1))
+    record = records.read_record(tmp_path, run)
+    data = {name: value for name, value in record.data.items() if name != lacking}
     records.write_record(tmp_path, dataclasses.replace(record, data=data))
-    assert training.train(run, dataset, out=tmp_path).epochs == record.epochs
+    capsys.readouterr()
+    again = training.train(run, dataset, out=tmp_path)
+    assert (again.status, again.epochs[:1]) == ("finished", record.epochs)
+    warning = f"the record of {run.name} has no checksum of its images: whether they are still the same "
+    warning += "was not checked\n"
+    assert capsys.readouterr().err == (warning if said else "")
 
 
 def test_a_finished_run_is_not_made_again(tmp_path):

@@ -139,6 +139,44 @@ def test_nothing_compiles_after_the_first_epoch(data_dir, tmp_path, caplog):
     assert compiled == [compiled[0]] * 3
 
 
+class Counted:
+    """A split that counts how often an image is read."""
+
+    def __init__(self, split):
+        self.split, self.reads = split, 0
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, i):
+        self.reads += 1
+        return self.split[i]
+
+
+def test_other_images_are_told_by_a_few_that_are_read_once(data_dir, tmp_path):
+    """The same labels, counts, mean and deviation: every image is upside down."""
+    images, labels = make_patches(250)
+    splits = {"train": (images[:, ::-1], labels), "test": make_patches(90)}
+    write_prepared(tmp_path / "other", splits, name="pcam32", version="1.0.0", num_classes=2)
+    dataset, other = load("stream:pcam32", data_dir), load("stream:pcam32", tmp_path / "other")
+    run = make_run(epochs=2)
+    counted = dataset.train_images._split = Counted(dataset.train_images._split)
+    assert dataset.images_checksum == load("stream:pcam32", data_dir).images_checksum
+    assert dataset.images_checksum == dataset.images_checksum
+    assert counted.reads == 128
+
+    def stop(record):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        training.train(run, dataset, out=tmp_path / "out", on_epoch=stop)
+    before = records.read_record(tmp_path / "out", run)
+    with pytest.raises(records.RecordError, match=r"made on other data \(images_checksum was \d+, is \d+\)"):
+        training.train(run, other, out=tmp_path / "out")
+    assert records.read_record(tmp_path / "out", run) == before
+    assert training.train(run, dataset, out=tmp_path / "out").status == "finished"
+
+
 @pytest.mark.parametrize("name", ["stream:digits", "stream:", "stream:lgg", "stream"])
 def test_what_cannot_be_streamed(name):
     with pytest.raises(ValueError, match=f"dataset '{name}' cannot be streamed; choose from cifar10,"):
