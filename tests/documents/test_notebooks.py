@@ -1,6 +1,5 @@
 """Every notebook runs from a copy, is saved with outputs, and is in step with its plain-text twin."""
 
-import os
 import pathlib
 import re
 
@@ -71,8 +70,6 @@ def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     """In small; `make notebooks` runs it at full size."""
     # As a reader's machine has it: the devices that are there, not this suite's eight.
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
-    flags = os.environ.get("XLA_FLAGS", "")  # Of its time, more goes to training than to compiling.
-    monkeypatch.setenv("XLA_FLAGS", flags.replace("optimization_level=0", "optimization_level=1"))
     saved = nbformat.read(path, 4)
     copy = nbformat.from_dict(saved)
     for cell in copy.cells:

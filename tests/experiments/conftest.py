@@ -10,16 +10,6 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments.__main__ import main
 
 
-@pytest.fixture(scope="module", autouse=True)
-def flags_of_this_process():
-    """The flags that XLA has here. What is started from here trains longer than it compiles: there XLA optimizes."""
-    jax.devices()  # It reads its flags once.
-    flags = os.environ.get("XLA_FLAGS", "")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XLA_FLAGS", flags.replace("optimization_level=0", "optimization_level=1"))
-        yield flags
-
-
 @pytest.fixture
 def call(monkeypatch, capsys):
     """The command line in this process, of arguments: exit code, output and errors."""

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from PIL import Image
 
@@ -23,6 +24,16 @@ SMALL = (
     "--methods", "baseline", "znorm", "--optimizers", "sgdm", "--seeds", "0", "1", "--epochs", str(EPOCHS),
     "--train-examples", "200", "--batch-size", "50", "--workers", "2",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimized():
+    """The processes of this module train longer than they compile, so that it pays to optimize more."""
+    jax.devices()  # This process has read the flags.
+    flags = os.environ.get("XLA_FLAGS", "").replace("optimization_level=0", "optimization_level=1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", flags)
+        yield
 
 
 @pytest.fixture(scope="module")

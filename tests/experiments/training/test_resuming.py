@@ -1,7 +1,6 @@
 """Runs that were interrupted: exceptions, lost files, full disks and kills of real processes."""
 
 import dataclasses
-import os
 import random
 import resource
 import subprocess
@@ -275,18 +274,17 @@ training.train(
 KILLED_RUN = small_run(epochs=40, batch_size=16, dynamics=True)
 
 
-def _train_until_killed(out: Path, after_epochs: int, delay: float, flags: str) -> list[int]:
+def _train_until_killed(out: Path, after_epochs: int, delay: float) -> list[int]:
     """Trains in a process of its own, kills it `delay` seconds after some epochs; says which it made."""
     command = [sys.executable, "-W", "error", "-c", CHILD, str(out), str(ROOT)]
-    environment = os.environ | {"XLA_FLAGS": flags}  # Else not the same bits as here.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         made = [int(child.stdout.readline()) for _ in range(after_epochs)]
         time.sleep(delay)
         child.kill()
         return made + [int(line) for line in child.stdout if line.endswith("\n")]
 
 
-def test_killed_processes_end_with_the_same_bits(tmp_path, flags_of_this_process):
+def test_killed_processes_end_with_the_same_bits(tmp_path):
     """In metrics, parameters and the statistics of gradients."""
     whole = training.train(
         KILLED_RUN, small_dataset(train=1600), out=tmp_path / "whole", keep_checkpoint=True
@@ -295,8 +293,7 @@ def test_killed_processes_end_with_the_same_bits(tmp_path, flags_of_this_process
     generator = random.Random(0)
     last = 0
     for after_epochs in (3, 2):
-        delay = generator.uniform(0, 0.05)
-        made = _train_until_killed(out, after_epochs, delay, flags_of_this_process)
+        made = _train_until_killed(out, after_epochs, delay=generator.uniform(0, 0.05))
         # Goes on after the last epoch reported; one more may have been finished before the kill.
         assert made == list(range(made[0], made[0] + len(made)))
         assert made[0] in (last + 1, last + 2)
