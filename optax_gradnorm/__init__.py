@@ -7,7 +7,7 @@ from optax_gradnorm._gan import GanState, default_autoscale, gan
 from optax_gradnorm._layers import exclude, layer_names, layers
 from optax_gradnorm._znorm import znorm
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "GanState",

@@ -17,7 +17,8 @@ class GradientDynamicsState(NamedTuple):
     """Statistics of the last gradients that `track_gradient_dynamics` saw; zeros before the first.
 
     Attributes:
-      step: number of updates so far, int32. (Not `count`, which optax.tree.get would find in Adam's state too.)
+      num_updates: how many there were so far, int32. (Not `count` or `step`, which `optax.tree.get` would find in
+        the states of Adam and `optax.conditionally_transform` too.)
       mean: mean of each layer: a pytree with the structure of the parameters, in which leaves that are not
         layers are `optax.MaskedNode`. A scalar per layer, or an array with the shape of the stacked axes;
         float32, complex64 for complex layers.
@@ -26,7 +27,7 @@ class GradientDynamicsState(NamedTuple):
         `gan`): a float32 scalar.
     """
 
-    step: jax.Array
+    num_updates: jax.Array
     mean: PyTree
     std: PyTree
     global_std: jax.Array
@@ -115,7 +116,7 @@ def track_gradient_dynamics(
 
         # Each array gets its own buffer, because a state may be donated.
         state = GradientDynamicsState(
-            step=jnp.zeros((), jnp.int32),
+            num_updates=jnp.zeros((), jnp.int32),
             mean=per_layer(lambda g: jnp.complex64 if jnp.iscomplexobj(g) else jnp.float32),
             std=per_layer(lambda g: jnp.float32),
             global_std=zero_global(leaves, layers, jnp.float32),
@@ -165,7 +166,7 @@ def track_gradient_dynamics(
         sigma = global_std(list(found.values()), state.global_std.dtype)
         check_varies_as(state.global_std, sigma, "the global standard deviation")
         return updates, GradientDynamicsState(
-            step=jnp.asarray(optax.safe_increment(state.step)),
+            num_updates=jnp.asarray(optax.safe_increment(state.num_updates)),
             mean=renew_all(state.mean, "mean"),
             std=renew_all(state.std, "std"),
             global_std=sigma,

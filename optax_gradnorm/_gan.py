@@ -27,12 +27,13 @@ class GanState(NamedTuple):
     Attributes:
       first_sigma: the first finite, non-zero global standard deviation; 0 until there was one.
       sigma: global standard deviation of the last gradients.
-      scale: multiplier of the last update; 1 before the first.
+      multiplier: that of the last update; 1 before the first. (Not `scale`, which `optax.tree.get` would find in
+        the state of `optax.contrib.reduce_on_plateau` too.)
     """
 
     first_sigma: jax.Array
     sigma: jax.Array
-    scale: jax.Array
+    multiplier: jax.Array
 
 
 def default_autoscale(sigma: jax.Array, first_sigma: jax.Array) -> jax.Array:
@@ -68,8 +69,8 @@ def default_autoscale(sigma: jax.Array, first_sigma: jax.Array) -> jax.Array:
     is_zero = sigma == 0  # where phi is 0, but the derivative of log(phi) is not finite
     log_phi = -jnp.log1p(1 / jnp.where(is_zero, 1, sigma))
     first_log_phi = -jnp.log1p(1 / first_sigma)
-    scale = jnp.where(is_zero, 0, jnp.exp(log_phi / (1 - first_log_phi)))
-    return jnp.minimum(scale, 1 - jnp.finfo(scale.dtype).epsneg)
+    multiplier = jnp.where(is_zero, 0, jnp.exp(log_phi / (1 - first_log_phi)))
+    return jnp.minimum(multiplier, 1 - jnp.finfo(multiplier.dtype).epsneg)
 
 
 def gan(
@@ -130,9 +131,9 @@ def gan(
       >>> state = optimizer.init(params)
       >>> grads = {"kernel": jnp.array([[1.0, 3.0], [3.0, 1.0]])}
       >>> updates, state = optimizer.update(grads, state)
-      >>> print(f"sigma {state[0].sigma:.3f}, scale {state[0].scale:.3f}")
-      sigma 1.000, scale 0.664
-      >>> bool((updates["kernel"] == -state[0].scale * jnp.array([[-1.0, 1.0], [1.0, -1.0]])).all())
+      >>> print(f"sigma {state[0].sigma:.3f}, multiplier {state[0].multiplier:.3f}")
+      sigma 1.000, multiplier 0.664
+      >>> bool((updates["kernel"] == -state[0].multiplier * jnp.array([[-1.0, 1.0], [1.0, -1.0]])).all())
       True
 
     References:
@@ -169,24 +170,27 @@ def gan(
         seen = state.first_sigma > 0
         first_sigma = jnp.where(seen | ~usable, state.first_sigma, sigma)
         # Before the first standard deviation every layer is 0 or NaN, so any value will do.
-        scale = autoscale(sigma, jnp.where(first_sigma > 0, first_sigma, 1))
-        scale = _check_scale(scale).astype(dtype)
+        multiplier = _check_multiplier(autoscale(sigma, jnp.where(first_sigma > 0, first_sigma, 1))).astype(
+            dtype
+        )
 
         leaves = [
-            g if m is None else subtract(g, m.mean, 4 * scale.astype(m.std.dtype))
+            g if m is None else subtract(g, m.mean, 4 * multiplier.astype(m.std.dtype))
             for g, m in zip(leaves, found, strict=True)
         ]
-        return jax.tree.unflatten(structure, leaves), GanState(first_sigma, sigma, scale)
+        return jax.tree.unflatten(structure, leaves), GanState(first_sigma, sigma, multiplier)
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _check_scale(scale: Any) -> jax.Array:
+def _check_multiplier(multiplier: Any) -> jax.Array:
     try:
-        scale = jnp.asarray(scale)
+        multiplier = jnp.asarray(multiplier)
     except (TypeError, ValueError):
-        raise TypeError(f"autoscale must return a real scalar, got {scale!r}") from None
-    is_real = jnp.issubdtype(scale.dtype, jnp.floating) or jnp.issubdtype(scale.dtype, jnp.integer)
-    if scale.shape or not is_real:
-        raise TypeError(f"autoscale must return a real scalar, got {scale.dtype}{list(scale.shape)}")
-    return scale
+        raise TypeError(f"autoscale must return a real scalar, got {multiplier!r}") from None
+    is_real = jnp.issubdtype(multiplier.dtype, jnp.floating) or jnp.issubdtype(multiplier.dtype, jnp.integer)
+    if multiplier.shape or not is_real:
+        raise TypeError(
+            f"autoscale must return a real scalar, got {multiplier.dtype}{list(multiplier.shape)}"
+        )
+    return multiplier

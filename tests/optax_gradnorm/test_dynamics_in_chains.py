@@ -55,13 +55,13 @@ def test_found_in_any_nesting(wrapper):
     grads = random_tree()
     optimizer = WRAPPERS[wrapper](track_gradient_dynamics())
     state = optimizer.init(grads)
-    assert gradient_dynamics(state).step == 0
+    assert gradient_dynamics(state).num_updates == 0
     update = jax.jit(optimizer.update)
     _, new_state = update(grads, state, grads)
     assert description(new_state) == description(state)
     assert_records(gradient_dynamics(new_state), grads)
     _, new_state = update(grads, new_state, grads)
-    assert gradient_dynamics(new_state).step == 2
+    assert gradient_dynamics(new_state).num_updates == 2
 
 
 @pytest.mark.usefixtures("standard_promotion")
@@ -70,10 +70,10 @@ def test_multi_steps_record_the_accumulated_gradient():
     optimizer = optax.MultiSteps(optax.chain(track_gradient_dynamics(), optax.sgd(0.1)), 2)
     state = optimizer.init(first)
     _, state = jax.jit(optimizer.update)(first, state, first)
-    assert gradient_dynamics(state).step == 0
+    assert gradient_dynamics(state).num_updates == 0
     _, state = jax.jit(optimizer.update)(second, state, first)
     average = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
-    assert gradient_dynamics(state).step == 1
+    assert gradient_dynamics(state).num_updates == 1
     assert_records(gradient_dynamics(state), average)
 
 
@@ -83,7 +83,7 @@ def test_skipped_steps_are_not_recorded():
     optimizer = optax.apply_if_finite(optax.chain(track_gradient_dynamics(), optax.sgd(0.1)), 3)
     _, state = optimizer.update(grads, optimizer.init(grads))
     _, state = optimizer.update(bad, state)
-    assert gradient_dynamics(state).step == 1
+    assert gradient_dynamics(state).num_updates == 1
     assert_records(gradient_dynamics(state), grads)
 
 
@@ -170,7 +170,7 @@ def test_two_in_one_chain_see_before_and_behind_a_normalizer():
     before, behind = gradient_dynamics(state, 0), gradient_dynamics(state, 1)
     gan_state = state[1]
     np.testing.assert_allclose(before.global_std, gan_state.sigma, rtol=1e-6)
-    np.testing.assert_allclose(behind.global_std, gan_state.sigma * gan_state.scale, rtol=1e-5)
+    np.testing.assert_allclose(behind.global_std, gan_state.sigma * gan_state.multiplier, rtol=1e-5)
     for mean in jax.tree.leaves(behind.mean):
         assert abs(mean) <= 1e-6 * behind.global_std
 
@@ -236,7 +236,7 @@ def test_nnx_optimizer(wrapper):
         dynamics = gradient_dynamics(optimizer.opt_state)
         assert description(dynamics) == description(before)
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(dynamics))
-        assert dynamics.step == count
+        assert dynamics.num_updates == count
         assert layer_names(dynamics.std) == NNX_LAYERS
         np.testing.assert_allclose(
             dynamics.std["dense"]["kernel"], reference.std(grads["dense"]["kernel"]), rtol=2e-6
@@ -303,7 +303,7 @@ def test_orbax_saves_and_restores(tmp_path):
     chex.assert_trees_all_equal(restored, state)
     assert isinstance(gradient_dynamics(restored), GradientDynamicsState)
     _, resumed = optimizer.update(params, restored, params)
-    assert gradient_dynamics(resumed).step == 2
+    assert gradient_dynamics(resumed).num_updates == 2
 
 
 def test_tree_map_params_leaves_the_statistics_alone():
