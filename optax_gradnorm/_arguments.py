@@ -148,6 +148,13 @@ def check_feature_axis(value: Any) -> tuple[int, ...]:
         raise TypeError(f"feature_axis must hold integers, got {value!r}") from None
 
 
+def check_state(state: Any, kind: type, transformation: str) -> None:
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"state must be the {kind.__name__} that {transformation}'s init gives, got {type(state).__name__}"
+        )
+
+
 def path_parts(path: tuple) -> tuple[str, ...]:
     """The steps of a path as strings, the same in every container."""
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_gradnorm._arguments import AxisName, FeatureAxis, Mask, StackedAxes
-from optax_gradnorm._layers import Layer, layer_resolver, map_layers, resolve_at_init
+from optax_gradnorm._layers import Layer, at_least, layer_resolver, map_layers, resolve_at_init
 from optax_gradnorm._moments import measure, subtract
 
 
@@ -74,10 +74,13 @@ def centralize(
 
     def subtract_mean(gradient: jax.Array, layer: Layer) -> jax.Array:
         measured = measure(gradient, layer)
-        # A unit of a single weight would never train.
+        # A unit of a single weight would never train; a symbolic size may come to be 1.
         if measured.size == 1:
             return gradient
-        return subtract(gradient, measured.mean, jnp.asarray(4, measured.std.dtype))
+        centred = subtract(gradient, measured.mean, jnp.asarray(4, measured.std.dtype))
+        if at_least(measured.size, 2):
+            return centred
+        return jnp.where(jnp.asarray(measured.size) == 1, gradient, centred)
 
     def update_fn(updates, state, params=None):
         del params

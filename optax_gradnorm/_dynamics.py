@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._arguments import AxisName, Mask, PyTree, StackedAxes, check_integer, path_parts
+from optax_gradnorm._arguments import (
+    AxisName,
+    Mask,
+    PyTree,
+    StackedAxes,
+    check_integer,
+    check_state,
+    path_parts,
+)
 from optax_gradnorm._layers import is_flax_box, layer_resolver, leaf_parts, resolve_at_init, unbox
 from optax_gradnorm._moments import check_varies_as, global_std, measure, zero_global, zero_statistic
 
@@ -72,7 +80,8 @@ def track_gradient_dynamics(
     Raises:
       ValueError: as `znorm`; at `update` also when there is a layer that `init` did not see, a leaf is no
         longer one, or a statistic differs between devices and the state does not.
-      TypeError: an argument holds something else than booleans, integers or axis names.
+      TypeError: an argument holds something else than booleans, integers or axis names; at `update`, the
+        state is not that of this transformation.
 
     Warns:
       UserWarning: at `init`, when the default rule finds no layer.
@@ -128,6 +137,7 @@ def track_gradient_dynamics(
 
     def update_fn(updates, state, params=None):
         del params
+        check_state(state, GradientDynamicsState, "track_gradient_dynamics")
         # By path: gradients may come in another container than the parameters, and in another order.
         paths, leaves, layers = leaf_parts(updates), jax.tree.leaves(updates), resolve(updates)
         order = leaf_parts(state.std)
@@ -139,13 +149,15 @@ def track_gradient_dynamics(
             if layer is not None and (path in known or jnp.ndim(g))
         }
         if new := found.keys() - known:
+            shape = leaves[paths.index(min(new))].shape
             raise ValueError(
-                f"updates have the layer {'/'.join(min(new))!r}, parameters given to init had not"
+                f"updates have the layer {'/'.join(min(new))!r}, of shape {shape}, parameters given to init had not: "
+                "if mask has changed, init anew or keep the mask of tracking; gradients per example need jax.vmap"
             )
         if lost := known & {*paths} - found.keys():
             raise ValueError(
-                f"{'/'.join(min(lost))!r} is a layer in the parameters given to init, and not in updates: "
-                "use mask to say what it is"
+                f"{'/'.join(min(lost))!r} is a layer in the parameters given to init, and not in updates: use mask "
+                "to say what it is; if mask has changed, init anew or keep the mask of tracking"
             )
 
         def renew(path, old, field):

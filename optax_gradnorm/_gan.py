@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._arguments import AxisName, Mask, StackedAxes
+from optax_gradnorm._arguments import AxisName, Mask, StackedAxes, check_state
 from optax_gradnorm._layers import layer_resolver, resolve_at_init
 from optax_gradnorm._moments import (
     check_varies_as,
@@ -67,10 +67,16 @@ def default_autoscale(sigma: jax.Array, first_sigma: jax.Array) -> jax.Array:
       Normalization <https://arxiv.org/abs/2509.03677>`_, 2025; its own formula may differ.
     """
     is_zero = sigma == 0  # where phi is 0, but the derivative of log(phi) is not finite
-    log_phi = -jnp.log1p(1 / jnp.where(is_zero, 1, sigma))
-    first_log_phi = -jnp.log1p(1 / first_sigma)
-    multiplier = jnp.where(is_zero, 0, jnp.exp(log_phi / (1 - first_log_phi)))
+    log_phi = _log_phi(jnp.where(is_zero, 1, sigma))
+    multiplier = jnp.where(is_zero, 0, jnp.exp(log_phi / (1 - _log_phi(first_sigma))))
     return jnp.minimum(multiplier, 1 - jnp.finfo(multiplier.dtype).epsneg)
+
+
+def _log_phi(sigma: jax.Array) -> jax.Array:
+    """log(sigma / (1 + sigma)), to the last digits and with finite derivatives at every scale."""
+    is_small = sigma < 1
+    small, large = jnp.where(is_small, sigma, 1), jnp.where(is_small, 1, sigma)
+    return jnp.where(is_small, jnp.log(small) - jnp.log1p(small), -jnp.log1p(1 / large))
 
 
 def gan(
@@ -117,7 +123,7 @@ def gan(
       ValueError: as `znorm`; at `update` also when :math:`\sigma_t` differs between devices, which JAX knows
         inside `shard_map`, and the state does not.
       TypeError: `autoscale` is not callable or does not return a real scalar, or another argument holds
-        something else than booleans, integers or axis names.
+        something else than booleans, integers or axis names; at `update`, the state is not `gan`'s.
 
     Warns:
       UserWarning: at `init`, when the default rule finds no layer.
@@ -157,6 +163,7 @@ def gan(
 
     def update_fn(updates, state, params=None):
         del params
+        check_state(state, GanState, "gan")
         leaves, structure = jax.tree.flatten(updates)
         found = [
             None if layer is None else measure(g, layer)

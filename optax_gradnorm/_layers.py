@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 from jax import lax
@@ -119,8 +120,9 @@ def resolve_at_init(resolve: Resolver, params: PyTree, mask: Mask) -> list[Layer
         several = list(dict.fromkeys(leaf.shape for leaf in floating))
         shapes = ", ".join([*map(str, several[:4]), *(["..."] if len(several) > 4 else [])])
         warnings.warn(
-            f"no leaf is a layer, so all gradients pass through: none of {len(floating)} leaves (of shape {shapes}) "
-            "has more than one axis longer than 1 besides its stacked_axes; use mask to say which are layers",
+            f"no leaf is a layer, so gradients of these shapes pass through: none of {len(floating)} leaves (of "
+            f"shape {shapes}) has more than one axis longer than 1 besides its stacked_axes; use mask to say which "
+            "are layers",
             stacklevel=3,
         )
     return layers
@@ -324,19 +326,29 @@ def _is_layer_by_default(path: tuple, shape: tuple[int, ...], shards: Callable[[
       shards: gives the mesh axes over which it is a shard.
 
     Raises:
-      ValueError: a shard may be a row of a weight or a part of a bias: the rule speaks of the whole.
+      ValueError: a shard may be a row of a weight or a part of a bias, and a symbolic size may be 1: the rule
+        speaks of the whole, and of numbers.
     """
     if len(shape) < 2 or path_parts(path)[-1:] == ("bias",):
         return False
-    long_axes = sum(size > 1 for size in shape)
+    long_axes = sum(at_least(size, 2) for size in shape)
     if long_axes > 1:
         return True
+    if sum(size != 1 for size in shape) > 1:
+        raise ValueError(
+            f"mask must say whether {_name(path)!r} is a layer: a symbolic size in its shape {shape} may be 1"
+        )
     if (names := shards()) and long_axes + len(names) > 1:
         raise ValueError(
             f"mask must say whether {_name(path)!r} is a layer: the shape {shape} of its shard over "
             f"{', '.join(names)} does not tell"
         )
     return False
+
+
+def at_least(size: Any, bound: int) -> bool:
+    """Whether a size is at least this; of a symbolic one, whatever it stands for."""
+    return jax.core.max_dim(size, bound) == size
 
 
 def _check_disjoint(

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optax_gradnorm._arguments import PyTree
-from optax_gradnorm._layers import Layer, layer_size, varying_axes, without_replicated
+from optax_gradnorm._layers import Layer, at_least, layer_size, varying_axes, without_replicated
 
 # XLA on CPU has fast kernels for plain sums of at least this many elements.
 MANY = 2**15
@@ -69,7 +68,7 @@ def _moments(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, 
         return _careful_moments(gradient.astype(dtype), axes, axis_names)
 
     is_sharded = bool(axis_names) or any(jax.typeof(gradient).sharding.spec)
-    if gradient.dtype != jnp.float32 or _size(gradient, axes) < MANY or is_sharded:
+    if gradient.dtype != jnp.float32 or is_sharded or not at_least(_size(gradient, axes), MANY):
         return careful(gradient)
     # On accelerators a branch would wait for the host.
     return lax.platform_dependent(
@@ -80,7 +79,8 @@ def _moments(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, 
 def _plain_moments(axes: tuple[int, ...], careful, x: jax.Array) -> Moments:
     """Textbook moments, which XLA on CPU reads three times as fast, unless they lose digits."""
     mean, square = jnp.mean(x, axes, keepdims=True), jnp.mean(jnp.square(x), axes, keepdims=True)
-    variance = square - jnp.square(mean)
+    # The bounds keep NaN out of what is thrown away: inf - inf, and roots of negative numbers.
+    variance = jnp.maximum(jnp.minimum(square, 1e30) - jnp.square(mean), 0)
     is_sound = (square < 1e25) & (variance > 1e-25) & (jnp.square(mean) <= variance)
     return lax.cond(jnp.all(is_sound), lambda _: Moments(mean, _sqrt(variance)), careful, x)
 
@@ -180,13 +180,13 @@ def global_std(found: Sequence[Measured], dtype) -> jax.Array:
     norms = []
     for names in dict.fromkeys(m.stacked_axis_names for m in found):
         group = [m for m in found if m.stacked_axis_names == names]
-        stacks = [m for m in group if m.std.size > 1]
+        stacks = [m for m in group if m.std.size != 1]
         arrays = [m.std.astype(dtype) for m in stacks]
-        weights = [np.asarray(m.size / total, dtype) for m in stacks]
+        weights = [jnp.asarray(m.size / total, dtype) for m in stacks]
         # All single layers in one array: fewer operations to compile.
         if singles := [m for m in group if m.std.size == 1]:
             arrays.append(jnp.concatenate([m.std.astype(dtype).reshape(1) for m in singles]))
-            weights.append(np.asarray([m.size / total for m in singles], dtype))
+            weights.append(jnp.asarray([m.size / total for m in singles], dtype))
         local = norm(arrays, weights)
         norms.append(_norm_over_devices(local, names) if names else local)
     if not norms:

@@ -136,6 +136,33 @@ def test_gradients_of_other_parameters():
         transformation.update({"a": jnp.ones((2, 2)), "b": jnp.ones((3, 3))}, state)
 
 
+@pytest.mark.parametrize("masks", [("a", "ab"), ("ab", "a")], ids=["unfrozen", "frozen"])
+def test_a_mask_that_changes_in_mid_training(masks):
+    """Freezing and unfreezing: the line names the mask and says both ways out, which work."""
+    params = {"a": jnp.arange(4.0).reshape(2, 2), "b": jnp.ones((2, 2))}
+    before, after = (track_gradient_dynamics(mask={name: name in mask for name in params}) for mask in masks)
+    state = before.init(params)
+    with pytest.raises(
+        ValueError, match=r"'b'.* if mask has changed, init anew or keep the mask of tracking"
+    ) as error:
+        after.update(params, state)
+    assert "\n" not in str(error.value)
+    for transformation, kept in ((after, after.init(params)), (before, state)):
+        _, new_state = transformation.update(params, kept)
+        assert new_state.num_updates == 1
+
+
+PER_EXAMPLE = {"kernel": jax.random.normal(jax.random.key(0), (5, 3, 4)), "b": jnp.ones((5, 4))}
+
+
+def test_per_example_gradients_without_vmap_are_refused():
+    """Their first axis looks like one of each layer; a bias becomes a layer."""
+    transformation = track_gradient_dynamics()
+    state = transformation.init(jax.tree.map(lambda g: g[0], PER_EXAMPLE))
+    with pytest.raises(ValueError, match=r"'b', of shape \(5, 4\),.*jax.vmap"):
+        transformation.update(PER_EXAMPLE, state)
+
+
 def test_gradients_in_another_container_and_order():
     """An OrderedDict keeps the order of its keys, a dictionary sorts them."""
     params = collections.OrderedDict(z=jnp.ones((2, 2)), a=jnp.ones((3, 3)))
