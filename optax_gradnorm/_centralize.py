@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_gradnorm._arguments import AxisName, FeatureAxis, Mask, StackedAxes
-from optax_gradnorm._layers import Layer, at_least, layer_resolver, map_layers, resolve_at_init
+from optax_gradnorm._layers import Layer, at_least, layer_resolver, per_layer
 from optax_gradnorm._moments import measure, subtract
 
 
@@ -68,22 +68,14 @@ def centralize(
     """
     resolve = layer_resolver(mask, stacked_axes, axis_name, stacked_axis_name, feature_axis)
 
-    def init_fn(params):
-        resolve_at_init(resolve, params, mask)
-        return optax.EmptyState()
-
     def subtract_mean(gradient: jax.Array, layer: Layer) -> jax.Array:
-        measured = measure(gradient, layer)
+        moments = measure(gradient, layer)
         # A unit of a single weight would never train; a symbolic size may come to be 1.
-        if measured.size == 1:
+        if moments.size == 1:
             return gradient
-        centred = subtract(gradient, measured.mean, jnp.asarray(4, measured.std.dtype))
-        if at_least(measured.size, 2):
+        centred = subtract(gradient, moments.mean)
+        if at_least(moments.size, 2):
             return centred
-        return jnp.where(jnp.asarray(measured.size) == 1, gradient, centred)
+        return jnp.where(jnp.asarray(moments.size) == 1, gradient, centred)
 
-    def update_fn(updates, state, params=None):
-        del params
-        return map_layers(subtract_mean, updates, resolve), state
-
-    return optax.GradientTransformation(init_fn, update_fn)
+    return per_layer(subtract_mean, resolve, mask)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._arguments import (
-    AxisName,
-    Mask,
-    PyTree,
-    StackedAxes,
-    check_integer,
-    check_state,
-    path_parts,
-)
-from optax_gradnorm._layers import is_flax_box, layer_resolver, leaf_parts, resolve_at_init, unbox
-from optax_gradnorm._moments import check_varies_as, global_std, measure, zero_global, zero_statistic
+from optax_gradnorm._arguments import AxisName, Mask, StackedAxes, check_integer, check_state
+from optax_gradnorm._layers import layer_resolver, resolve_at_init
+from optax_gradnorm._mesh import check_varies_as, zero_global, zero_statistic
+from optax_gradnorm._moments import global_std, measure
+from optax_gradnorm._names import PyTree, leaf_parts, path_parts, without_boxes
 
 
 class GradientDynamicsState(NamedTuple):
@@ -106,34 +101,28 @@ def track_gradient_dynamics(
       <https://arxiv.org/abs/2509.03677>`_, 2025.
     """
     resolve = layer_resolver(mask, stacked_axes, axis_name, stacked_axis_name)
-    # Structure of the state for optax.tree_map_params, which does not pass it; None if `init` saw several.
-    seen: list[Any] = []
 
     def init_fn(params):
-        if isinstance(params, _PLACEHOLDER):
-            # Statistics are not parameters, so each must be a leaf of its own in the result.
-            return seen[0] if len(seen) == 1 else GradientDynamicsState(*map(jnp.zeros, [()] * 4))
         layers = resolve_at_init(resolve, params, mask)
-        leaves, structure = jax.tree.flatten(params)
+        found = list(zip(jax.tree.leaves(params), layers, strict=True))
+        structure = jax.tree.structure(without_boxes(params))
 
-        def per_layer(dtype_of):
-            values = [
-                optax.MaskedNode() if layer is None else zero_statistic(g, layer, dtype_of(g))
-                for g, layer in zip(leaves, layers, strict=True)
-            ]
-            return _without_boxes(jax.tree.unflatten(structure, values))
+        def zeros(dtype_of):
+            return structure.unflatten(
+                optax.MaskedNode()
+                if layer is None
+                else zero_statistic(g, layer.stacked_axes, layer.axis_names, dtype_of(g))
+                for g, layer in found
+            )
 
+        named = [(g, layer.axis_names + layer.stacked_axis_names) for g, layer in found if layer is not None]
         # Each array gets its own buffer, because a state may be donated.
-        state = GradientDynamicsState(
+        return GradientDynamicsState(
             num_updates=jnp.zeros((), jnp.int32),
-            mean=per_layer(lambda g: jnp.complex64 if jnp.iscomplexobj(g) else jnp.float32),
-            std=per_layer(lambda g: jnp.float32),
-            global_std=zero_global(leaves, layers, jnp.float32),
+            mean=zeros(lambda g: jnp.complex64 if jnp.iscomplexobj(g) else jnp.float32),
+            std=zeros(lambda g: jnp.float32),
+            global_std=zero_global(named, jnp.float32),
         )
-        placeholder = jax.tree.map(lambda _: 0, state)
-        if placeholder not in seen:
-            seen.append(placeholder)
-        return state
 
     def update_fn(updates, state, params=None):
         del params
@@ -184,22 +173,28 @@ def track_gradient_dynamics(
             global_std=sigma,
         )
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(_answering_tree_map_params(init_fn), update_fn)
 
 
-def _placeholder_type() -> type:
-    """The class of what optax.tree_map_params hands to `init` in place of parameters."""
-    kinds: list[type] = []
+def _answering_tree_map_params(init: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+    """An `init` that also tells `optax.tree_map_params` that no leaf of its state is a parameter.
 
-    def init(placeholder: Any) -> tuple[()]:
-        kinds.append(type(placeholder))
-        return ()
+    Optax calls it with a placeholder for all parameters, and takes for parameters what comes back of that. The answer
+    needs the structure of the state, which is remembered; if there were several, each field is one leaf.
+    """
+    structures = set()
 
-    optax.tree_map_params(init, lambda leaf: leaf, ())
-    return kinds[0]
+    def init_fn(params):
+        if type(params).__module__.startswith("optax.tree_utils"):
+            if len(structures) == 1:
+                (structure,) = structures
+                return structure.unflatten([0] * structure.num_leaves)
+            return GradientDynamicsState(*map(jnp.zeros, [()] * 4))
+        state = init(params)
+        structures.add(jax.tree.structure(state))
+        return state
 
-
-_PLACEHOLDER = _placeholder_type()
+    return init_fn
 
 
 def gradient_dynamics(opt_state: Any, which: int | str | None = None) -> GradientDynamicsState:
@@ -258,9 +253,4 @@ def gradient_dynamics(opt_state: Any, which: int | str | None = None) -> Gradien
             f"which must single out one track_gradient_dynamics state by its index or a name on its path, "
             f"got {which!r}; opt_state holds {len(found)} ({paths})"
         )
-    return _without_boxes(chosen[0][1])
-
-
-def _without_boxes(tree: PyTree) -> PyTree:
-    """Takes statistics out of the boxes that Flax puts around arrays, whose metadata speak of parameters."""
-    return jax.tree.map(unbox, tree, is_leaf=is_flax_box)
+    return without_boxes(chosen[0][1])

@@ -11,14 +11,8 @@ import optax
 
 from optax_gradnorm._arguments import AxisName, Mask, StackedAxes, check_state
 from optax_gradnorm._layers import layer_resolver, resolve_at_init
-from optax_gradnorm._moments import (
-    check_varies_as,
-    global_std,
-    measure,
-    statistics_dtype,
-    subtract,
-    zero_global,
-)
+from optax_gradnorm._mesh import check_varies_as, zero_global
+from optax_gradnorm._moments import global_std, measure, statistics_dtype, subtract
 
 
 class GanState(NamedTuple):
@@ -152,12 +146,10 @@ def gan(
 
     def init_fn(params):
         layers = resolve_at_init(resolve, params, mask)
-        leaves = jax.tree.leaves(params)
-        is_double = any(
-            layer is not None and statistics_dtype(leaf.dtype) == jnp.float64
-            for leaf, layer in zip(leaves, layers, strict=True)
-        )
-        zero = zero_global(leaves, layers, jnp.float64 if is_double else jnp.float32)
+        found = [(leaf, layer) for leaf, layer in zip(jax.tree.leaves(params), layers, strict=True) if layer]
+        is_double = any(statistics_dtype(leaf.dtype) == jnp.float64 for leaf, _ in found)
+        named = [(leaf, layer.axis_names + layer.stacked_axis_names) for leaf, layer in found]
+        zero = zero_global(named, jnp.float64 if is_double else jnp.float32)
         # Three separate buffers, because a state may be donated.
         return GanState(zero, zero + 0, zero + 1)
 
@@ -182,8 +174,7 @@ def gan(
         )
 
         leaves = [
-            g if m is None else subtract(g, m.mean, 4 * multiplier.astype(m.std.dtype))
-            for g, m in zip(leaves, found, strict=True)
+            g if m is None else subtract(g, m.mean, multiplier) for g, m in zip(leaves, found, strict=True)
         ]
         return jax.tree.unflatten(structure, leaves), GanState(first_sigma, sigma, multiplier)
 

@@ -2,34 +2,28 @@
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from optax_gradnorm._arguments import PyTree
-from optax_gradnorm._layers import Layer, at_least, layer_size, varying_axes, without_replicated
+from optax_gradnorm._layers import Layer, at_least
+from optax_gradnorm._mesh import axis_size, not_replicated
+from optax_gradnorm._names import PyTree
 
 # XLA on CPU has fast kernels for plain sums of at least this many elements.
 MANY = 2**15
 
+Pair = tuple[jax.Array, jax.Array]
+
 
 class Moments(NamedTuple):
-    """Mean and population standard deviation, the averaged axes kept as 1."""
-
-    mean: jax.Array  # float32 or complex64 (float64 or complex128)
-    std: jax.Array  # real
-
-
-class Measured(NamedTuple):
     """Statistics of one leaf: of one layer, or of each in a stack."""
 
-    mean: jax.Array
-    std: jax.Array
+    mean: jax.Array  # float32 or complex64 (float64 or complex128), the averaged axes kept as 1
+    std: jax.Array  # population standard deviation, real
     size: int  # elements over which each runs, on all devices
     stacked_axis_names: tuple[str, ...]  # mesh axes along which other layers lie
 
@@ -40,59 +34,58 @@ def statistics_dtype(dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if is_double else jnp.float32)
 
 
-def measure(gradient: jax.Array, layer: Layer) -> Measured:
+def measure(gradient: jax.Array, layer: Layer) -> Moments:
     """Mean and standard deviation of a layer, over all its shards.
 
     They are those of the formula at every scale: no square overflows or vanishes, equal elements give
     exactly their value and 0, and a mean far above the deviation costs no precision.
     """
-    layer = without_replicated(layer, gradient)
-    mean, std = _moments(gradient, layer.axes, layer.axis_names)
-    return Measured(mean, std, layer_size(gradient, layer), layer.stacked_axis_names)
+    axis_names = not_replicated(gradient, layer.axis_names)
+    mean, std = _mean_and_std(gradient, layer.axes, axis_names)
+    size = _size(gradient, layer.axes) * axis_size(axis_names)
+    return Moments(mean, std, size, not_replicated(gradient, layer.stacked_axis_names))
 
 
 # Layers of the same shape are traced once.
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _moments(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]) -> Moments:
+def _mean_and_std(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]) -> Pair:
     # XLA must not know the zeros of a frozen layer: it would rearrange what follows into 0 * inf.
     gradient = lax.optimization_barrier(gradient)
     dtype = statistics_dtype(gradient.dtype)
     if jnp.iscomplexobj(gradient):
-        real = _careful_moments(gradient.real.astype(dtype), axes, axis_names)
-        imag = _careful_moments(gradient.imag.astype(dtype), axes, axis_names)
-        unit = power_of_two(jnp.maximum(real.std, imag.std))
-        squares = jnp.square(real.std * (1 / unit)) + jnp.square(imag.std * (1 / unit))
-        return Moments(lax.complex(real.mean, imag.mean), _sqrt(squares) * unit)
+        real, real_std = _careful(gradient.real.astype(dtype), axes, axis_names)
+        imag, imag_std = _careful(gradient.imag.astype(dtype), axes, axis_names)
+        unit = power_of_two(jnp.maximum(real_std, imag_std))
+        squares = jnp.square(real_std * (1 / unit)) + jnp.square(imag_std * (1 / unit))
+        return lax.complex(real, imag), _sqrt(squares) * unit
 
     def careful(gradient):
-        return _careful_moments(gradient.astype(dtype), axes, axis_names)
+        return _careful(gradient.astype(dtype), axes, axis_names)
 
     is_sharded = bool(axis_names) or any(jax.typeof(gradient).sharding.spec)
     if gradient.dtype != jnp.float32 or is_sharded or not at_least(_size(gradient, axes), MANY):
         return careful(gradient)
     # On accelerators a branch would wait for the host.
-    return lax.platform_dependent(
-        gradient, cpu=functools.partial(_plain_moments, axes, careful), default=careful
-    )
+    return lax.platform_dependent(gradient, cpu=functools.partial(_plain, axes, careful), default=careful)
 
 
-def _plain_moments(axes: tuple[int, ...], careful, x: jax.Array) -> Moments:
-    """Textbook moments, which XLA on CPU reads three times as fast, unless they lose digits."""
+def _plain(axes: tuple[int, ...], careful, x: jax.Array) -> Pair:
+    """Textbook formulas, which XLA on CPU reads three times as fast, unless they lose digits."""
     mean, square = jnp.mean(x, axes, keepdims=True), jnp.mean(jnp.square(x), axes, keepdims=True)
     # The bounds keep NaN out of what is thrown away: inf - inf, and roots of negative numbers.
     variance = jnp.maximum(jnp.minimum(square, 1e30) - jnp.square(mean), 0)
     is_sound = (square < 1e25) & (variance > 1e-25) & (jnp.square(mean) <= variance)
-    return lax.cond(jnp.all(is_sound), lambda _: Moments(mean, _sqrt(variance)), careful, x)
+    return lax.cond(jnp.all(is_sound), lambda _: (mean, _sqrt(variance)), careful, x)
 
 
-def _careful_moments(x: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]) -> Moments:
+def _careful(x: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]) -> Pair:
     """Magnitude and rough mean, then mean and square about that mean in units of that magnitude.
 
     That is two reads where XLA fuses reductions of one operand, and four on CPU, where it does not. One
     reduction with several operands would save reads and lose 2 % accuracy, since XLA on CPU adds the elements
     of such a one by one.
     """
-    share = 1 / (_size(x, axes) * (lax.axis_size(axis_names) if axis_names else 1))
+    share = 1 / (_size(x, axes) * axis_size(axis_names))
     y = lax.stop_gradient(x)  # The result does not depend on where and in what unit one counts.
     largest = jnp.max(jnp.abs(y), axes, keepdims=True)
     # Divided before the sum, which may overflow otherwise.
@@ -108,10 +101,20 @@ def _careful_moments(x: jax.Array, axes: tuple[int, ...], axis_names: tuple[str,
     sums = [jnp.mean(values, axes, keepdims=True) for values in (distance, jnp.square(distance))]
     mean, square = lax.pmean(sums, axis_names) if axis_names else sums
     variance = jnp.maximum(square - jnp.square(mean), 0)
-    return Moments(origin + mean * unit, _sqrt(variance) * unit)
+    return origin + mean * unit, _sqrt(variance) * unit
 
 
-def subtract(gradient: jax.Array, mean: jax.Array, factor: jax.Array) -> jax.Array:
+def standardize(gradient: jax.Array, mean: jax.Array, divisor: jax.Array) -> jax.Array:
+    """`(gradient - mean) / divisor` in the dtype of the gradient; a divisor of 0 counts as 1."""
+    return _quarters(gradient, mean, 4 / jnp.where(divisor == 0, 1, divisor))
+
+
+def subtract(gradient: jax.Array, mean: jax.Array, scale: jax.typing.ArrayLike = 1) -> jax.Array:
+    """`(gradient - mean) * scale` in the dtype of the gradient."""
+    return _quarters(gradient, mean, 4 * jnp.asarray(scale))
+
+
+def _quarters(gradient: jax.Array, mean: jax.Array, factor: jax.Array) -> jax.Array:
     """`(gradient - mean) / 4 * factor` in the dtype of the gradient.
 
     In quarters no difference overflows, and a factor of 4 / std is not subnormal (XLA takes those for 0).
@@ -168,15 +171,12 @@ def widen(x: jax.Array) -> jax.Array:
     return x.astype(dtype)
 
 
-def global_std(found: Sequence[Measured], dtype) -> jax.Array:
+def global_std(found: Sequence[Moments], dtype) -> jax.Array:
     """Standard deviation of all layers, each about its own mean: sqrt(sum_l n_l std_l^2 / sum_l n_l).
 
     Layers that lie on different devices are counted on all of them, so the result is the same everywhere.
     """
-    total = sum(
-        m.size * m.std.size * (lax.axis_size(m.stacked_axis_names) if m.stacked_axis_names else 1)
-        for m in found
-    )
+    total = sum(m.size * m.std.size * axis_size(m.stacked_axis_names) for m in found)
     norms = []
     for names in dict.fromkeys(m.stacked_axis_names for m in found):
         group = [m for m in found if m.stacked_axis_names == names]
@@ -192,44 +192,6 @@ def global_std(found: Sequence[Measured], dtype) -> jax.Array:
     if not norms:
         return jnp.zeros((), dtype)
     return norms[0] if len(norms) == 1 else norm(norms)
-
-
-def zero_statistic(leaf: jax.Array, layer: Layer, dtype) -> jax.Array:
-    """Zeros of the JAX type of a statistic of this leaf: shape of its stacked axes, on the same devices."""
-    shape, sharding = leaf.shape[: layer.stacked_axes], jax.typeof(leaf).sharding
-    zero = jnp.zeros(shape, dtype)
-    if any(sharding.spec):
-        own = NamedSharding(sharding.mesh, P(*sharding.spec[: layer.stacked_axes]))
-        zero = jnp.zeros_like(jax.ShapeDtypeStruct(shape, dtype, sharding=own))
-    return _varying(zero, varying_axes(leaf) - {*layer.axis_names})
-
-
-def zero_global(leaves: Sequence[jax.Array], layers: Sequence[Layer | None], dtype) -> jax.Array:
-    """A zero of the JAX type of `global_std`, which differs only over mesh axes that nobody named."""
-    unnamed = set()
-    for leaf, layer in zip(leaves, layers, strict=True):
-        if layer is not None:
-            unnamed |= varying_axes(leaf) - {*layer.axis_names, *layer.stacked_axis_names}
-    return _varying(jnp.zeros((), dtype), unnamed)
-
-
-def _varying(zero: jax.Array, names: Iterable[str]) -> jax.Array:
-    """A zero that JAX takes to differ over these mesh axes."""
-    return zero + sum((0 * lax.axis_index(name)).astype(zero.dtype) for name in sorted(names))
-
-
-def check_varies_as(before: jax.Array, after: jax.Array, what: str) -> None:
-    """Refuses a statistic that differs between devices for a state that does not.
-
-    Raises:
-      ValueError: it does; the message names the mesh axes and the arguments.
-    """
-    if more := varying_axes(after) - varying_axes(before):
-        raise ValueError(
-            f"{what} differs between devices along {', '.join(sorted(more))}, but the state from init does not: "
-            "average data-parallel gradients first (lax.pmean), name mesh axes that shard a layer in axis_name, "
-            "those that index separate layers in stacked_axis_name"
-        )
 
 
 def _norm_over_devices(local: jax.Array, axis_names: tuple[str, ...]) -> jax.Array:

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 
 from optax_gradnorm._arguments import AxisName, Mask, StackedAxes
-from optax_gradnorm._layers import Layer, layer_resolver, map_layers, resolve_at_init
-from optax_gradnorm._moments import measure, subtract
+from optax_gradnorm._layers import Layer, layer_resolver, per_layer
+from optax_gradnorm._moments import measure, standardize
 
 
 def znorm(
@@ -97,20 +97,11 @@ def znorm(
         _check_eps(eps)
     resolve = layer_resolver(mask, stacked_axes, axis_name, stacked_axis_name)
 
-    def init_fn(params):
-        resolve_at_init(resolve, params, mask)
-        return optax.EmptyState()
-
     def normalize(gradient: jax.Array, layer: Layer) -> jax.Array:
-        measured = measure(gradient, layer)
-        divisor = measured.std + jnp.asarray(eps).astype(measured.std.dtype)
-        return subtract(gradient, measured.mean, 4 / jnp.where(divisor == 0, 1, divisor))
+        moments = measure(gradient, layer)
+        return standardize(gradient, moments.mean, moments.std + jnp.asarray(eps).astype(moments.std.dtype))
 
-    def update_fn(updates, state, params=None):
-        del params
-        return map_layers(normalize, updates, resolve), state
-
-    return optax.GradientTransformation(init_fn, update_fn)
+    return per_layer(normalize, resolve, mask)
 
 
 def _check_eps(eps: Any) -> None:
