@@ -65,7 +65,12 @@ def _kinds() -> dict[str, tuple[type, Callable[[Any], dict[str, Any]], Callable[
     from experiments.statistics import GradientDynamics
 
     return {
-        "record": (RunRecord, schema.run_to_fields, lambda **fields: schema.run_from_fields(fields)),
+        # As in its file, so that it is read and checked as from there.
+        "record": (
+            RunRecord,
+            lambda record: {"text": schema.to_json(schema.run_to_fields(record))},
+            lambda text: schema.run_from_fields(json.loads(text)),
+        ),
         "dynamics": (GradientDynamics, _shallow, _to_dynamics),
         "array": (np.ndarray, _array_to_fields, _to_array),
         "path": (Path, lambda path: {"path": str(path)}, lambda path: Path(path)),

@@ -78,6 +78,7 @@ def array(**changes):
         b'{"__kind__": ["record"]}',
         b'{"__kind__": "path", "path": 3}',
         b'{"__kind__": "record", "run": {}}',
+        b'{"__kind__": "record", "text": "{}"}',
         b'{"__kind__": "dynamics", "layers": 3}',
         array(dtype="O"),
         array(dtype="M8[s]"),
