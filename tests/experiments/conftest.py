@@ -4,6 +4,15 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from tests.experiments import processes
+
+
+@pytest.fixture(autouse=True)
+def end_processes():
+    """A test that fails leaves no process and no pipe behind, which would fail another test."""
+    yield
+    processes.end_all()
+
 
 @pytest.fixture(scope="module")
 def compile_once(tmp_path_factory):
