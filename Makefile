@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # The newest Python that is supported; one that pyenv holds, if there is no other.
 PYTHON_NEWEST ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13) python3.13)
 
-.PHONY: help demo test test-lowest test-newest lint bench notebooks docs package clean
+.PHONY: help demo test test-slow test-lowest test-newest test-programs lint bench programs notebooks docs package clean
 
 help:  ## Show these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1@\2/p' $(MAKEFILE_LIST) | while IFS=@ read -r target text; do \
@@ -15,19 +15,31 @@ help:  ## Show these targets
 demo: .venv/experiments.stamp  ## Compare the gradient normalizers on real digits, in one to three minutes
 	$(BIN)/python -m experiments compare
 
-# Compilation takes most of the tests' time, so XLA optimizes little; on the newest versions the library's tests
-# compile as users do.
-COMPILE_QUICKLY := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 \
-  --xla_llvm_disable_expensive_passes=true
+# Compilation takes most of the tests' time, so XLA optimizes little; on the newest versions what its optimizations
+# could change is tested once more as users compile.
+COMPILE_QUICKLY_ON_NEWEST := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
+  --xla_cpu_parallel_codegen_split_count=1
+# The newest XLA does not know this flag any more, and an unknown one ends the process.
+COMPILE_QUICKLY := $(COMPILE_QUICKLY_ON_NEWEST) --xla_cpu_use_fusion_emitters=false
+WORKERS ?= auto
+PYTEST := -m pytest -q -n $(WORKERS)
 
-test: .venv/test.stamp  ## Run the tests
-	XLA_FLAGS="$(COMPILE_QUICKLY)" $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+test: .venv/test.stamp  ## Run the tests, without the slow ones
+	XLA_FLAGS="$(COMPILE_QUICKLY)" $(BIN)/python $(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slow"
+	@echo "Excluded: the tests marked slow (notebooks, whole studies, memory), which make test-slow runs."
+
+test-slow: .venv/test.stamp  ## Run the slow tests: notebooks, whole studies, memory
+	XLA_FLAGS="$(COMPILE_QUICKLY)" $(BIN)/python $(PYTEST) -m slow
 
 test-lowest: .venv-lowest/stamp  ## Run the library's tests on the lowest versions that are declared
-	XLA_FLAGS="$(COMPILE_QUICKLY)" .venv-lowest/bin/python -m pytest -q -n auto optax_gradnorm tests/optax_gradnorm
+	XLA_FLAGS="$(COMPILE_QUICKLY)" .venv-lowest/bin/python $(PYTEST) optax_gradnorm tests/optax_gradnorm
 
 test-newest: .venv-newest/stamp  ## Run the library's tests on the newest Python and JAX
-	.venv-newest/bin/python -m pytest -q -n auto optax_gradnorm tests/optax_gradnorm
+	XLA_FLAGS="$(COMPILE_QUICKLY_ON_NEWEST)" .venv-newest/bin/python $(PYTEST) optax_gradnorm tests/optax_gradnorm
+	.venv-newest/bin/python $(PYTEST) tests/optax_gradnorm/test_numerics.py tests/optax_gradnorm/test_contract.py
+
+test-programs: .venv-programs/stamp  ## Compile for TPUs and GPUs that are not there, and test the programs
+	.venv-programs/bin/python -m pytest -q -n auto --dist loadfile tests/programs
 
 lint: .venv/test.stamp  ## Check format, style and types
 	$(BIN)/ruff format --check .
@@ -36,6 +48,9 @@ lint: .venv/test.stamp  ## Check format, style and types
 
 bench: .venv/experiments.stamp  ## Time the transformations beside their peers
 	$(BIN)/python -m benchmarks.transforms
+
+programs: .venv-programs/stamp  ## Count what updates cost on TPUs and GPUs that are not there
+	.venv-programs/bin/python -m benchmarks.programs
 
 notebooks: .venv/notebooks.stamp  ## Execute the notebooks and save them with outputs
 	$(BIN)/python notebooks/execute.py
@@ -49,7 +64,7 @@ package: .venv/package.stamp  ## Build wheel and sdist, and check them
 	$(BIN)/twine check --strict dist/*
 
 clean:  ## Remove the environment and everything generated
-	rm -rf .venv .venv-lowest .venv-newest build dist docs/_build docs/jupyter_execute docs/notebooks docs/figures *.egg-info .pytest_cache .ruff_cache .hypothesis runs
+	rm -rf .venv .venv-lowest .venv-newest .venv-programs build dist docs/_build docs/jupyter_execute docs/notebooks docs/figures *.egg-info .pytest_cache .ruff_cache .hypothesis runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/venv.stamp:
@@ -68,6 +83,12 @@ clean:  ## Remove the environment and everything generated
 	$(PYTHON_NEWEST) -m venv --clear .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints-newest.txt --editable '.[test-library]'
+	@touch $@
+
+.venv-programs/stamp: pyproject.toml constraints-newest.txt
+	$(PYTHON_NEWEST) -m venv --clear .venv-programs
+	.venv-programs/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints-newest.txt --editable '.[programs]'
 	@touch $@
 
 # One stamp per extra: a second call has nothing to install and starts at once.

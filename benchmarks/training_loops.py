@@ -76,9 +76,7 @@ def _make_jax_epoch(loop: Loop, images: np.ndarray, labels: np.ndarray) -> tuple
     from experiments.data.dataset import make_dataset
     from experiments.run import Run
     from experiments.training.epoch import make_train_epoch
-    from experiments.training.layout import make_mesh
-    from experiments.training.methods import make_optimizer
-    from experiments.training.state import init_state
+    from experiments.training.layout import set_up
 
     run = Run(
         dataset="random",
@@ -92,18 +90,16 @@ def _make_jax_epoch(loop: Loop, images: np.ndarray, labels: np.ndarray) -> tuple
         dynamics=loop.dynamics,
     )
     dataset = make_dataset("random", images, labels, images[:1], labels[:1], NUM_CLASSES)
-    optimizer = make_optimizer(run, loop.steps)
-    graphdef, state = init_state(run, dataset, optimizer)
+    setup, state = set_up(run, dataset)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     if loop.kind == "per-step loop":
-        return _make_per_step_epoch(run, dataset, graphdef, optimizer, state), parameters
+        return _make_per_step_epoch(setup, state), parameters
     if loop.kind == "update alone":
-        return _make_update_epoch(loop.steps, optimizer, state), parameters
+        return _make_update_epoch(loop.steps, setup.optimizer, state), parameters
 
-    mesh = make_mesh(1)
-    train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, mesh)
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    state, *data = jax.device_put((state, dataset.train_images, dataset.train_labels), replicated)
+    train_epoch = make_train_epoch(setup)
+    replicated = jax.sharding.NamedSharding(setup.mesh, jax.sharding.PartitionSpec())
+    data = jax.device_put((dataset.train_images, dataset.train_labels), replicated)
 
     def epoch() -> float:
         nonlocal state
@@ -113,7 +109,7 @@ def _make_jax_epoch(loop: Loop, images: np.ndarray, labels: np.ndarray) -> tuple
     return epoch, parameters
 
 
-def _make_per_step_epoch(run, dataset, graphdef, optimizer, state) -> Callable[[], float]:
+def _make_per_step_epoch(setup, state) -> Callable[[], float]:
     """The loop one writes oneself: a jitted step, fed with batches from the host."""
     import jax
     import optax
@@ -121,6 +117,8 @@ def _make_per_step_epoch(run, dataset, graphdef, optimizer, state) -> Callable[[
 
     from experiments.data.augment import normalize
     from experiments.training.state import TrainState
+
+    run, dataset, graphdef, optimizer = setup[:4]
 
     def loss_and_stats(params, batch_stats, images, labels):
         model = nnx.merge(graphdef, params, batch_stats)

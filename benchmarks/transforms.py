@@ -52,7 +52,10 @@ TRANSFORMS = {
     "gan": optax_gradnorm.gan,
     "tracking": optax_gradnorm.track_gradient_dynamics,
     "tracking's state alone": state_only,
+    "novograd, no adam": lambda: optax.novograd(1e-3),
 }
+# It takes Adam's place: it divides each layer's gradient by a norm of that layer, and keeps a momentum.
+WITHOUT_ADAM = "novograd, no adam"
 
 
 def resnet56_tree() -> list[tuple[int, ...]]:
@@ -78,11 +81,16 @@ class Compiled(NamedTuple):
     temporary_bytes: int
 
 
-def compile_chain(transform: optax.GradientTransformation, gradients, adam_state) -> tuple[Compiled, float]:
+def compile_chain(name: str, gradients, adam_state) -> tuple[Compiled, float]:
     """The compiled update and the seconds it took to trace, lower and compile."""
+    transform = TRANSFORMS[name]()
     state = transform.init(gradients)
 
     def update(gradients, state, adam_state):
+        if name == WITHOUT_ADAM:
+            # Parameters would be multiplied by a weight decay of 0.
+            updates, state = transform.update(gradients, state, gradients)
+            return (state, adam_state), updates
         updates, state = transform.update(gradients, state)
         updates, adam_state = optax.adam(1e-3).update(updates, adam_state)
         return (state, adam_state), updates
@@ -115,7 +123,7 @@ def measure(shapes: list[tuple[int, ...]], rounds: int, compilations: int) -> li
     compile_seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(compilations):
         for name in rotated(names, turn):
-            chains[name], seconds = compile_chain(TRANSFORMS[name](), gradients, adam_state)
+            chains[name], seconds = compile_chain(name, gradients, adam_state)
             compile_seconds[name].append(seconds)
 
     update_seconds: dict[str, list[float]] = {name: [] for name in names}

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console, RenderableType
 
-from experiments import hosts
+from experiments import hosts, supervision
 from experiments.arguments import OptionalFloat, OptionalInt, OptionalPath, OptionalStr
 from experiments.options import Options
 from experiments.preflight import (
@@ -363,7 +363,7 @@ COMMANDS = {
 
 def main() -> None:
     """Runs the command line. Exit codes: 1 if runs failed, 2 for what cannot be, 130 after Ctrl-C."""
-    from experiments.files import FileError
+    from experiments.files import FileError, first_line, printable
 
     for stream in (sys.stdout, sys.stderr):
         # A terminal that knows only ASCII shows question marks instead of a traceback.
@@ -380,6 +380,11 @@ def main() -> None:
         # The reader has gone, as `head` does; flushing the rest at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if not isinstance(error.filename, str):
+            raise
+        print(f"error: {printable(error.filename)}: {first_line(error)}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print(
             "\nInterrupted. What was trained is kept; the same command goes on from there.", file=sys.stderr
@@ -388,8 +393,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if hosts.asked_for(sys.argv[1:]):
+    if supervision.asked_for(sys.argv[1:]):
         from experiments.__main__ import main as importable
 
-        hosts.supervise(importable)
+        supervision.supervise(importable)
     main()

@@ -6,42 +6,24 @@ waiting. So what is read from disk, and what goes wrong, is told to all by `on_f
 
 import contextlib
 import dataclasses
-import logging
-import multiprocessing
 import os
-import pickle
-import platform
 import signal
-import socket
-import sys
 import tempfile
-import threading
-import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from experiments import coordinator, messages, sources, supervision
 from experiments.arguments import OptionalInt, OptionalStr
+from experiments.coordinator import HostError
 from experiments.files import first_line
 
 # A host that has not been heard of for so long is given up; JAX's own limit is 100 seconds.
 HEARTBEAT_SECONDS = 60
-# How long a start waits for the other hosts, and when it says so.
-START_SECONDS = 300
-PATIENCE_SECONDS = 30
-LOST = (
-    "training ended, because another host did or cannot be reached; "
-    "the same command on every host goes on after the last checkpoint"
-)
 
 Result = TypeVar("Result")
-
-
-class HostError(Exception):
-    """The hosts do not find each other, or not the same files; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +62,6 @@ class _Here:
 
     count = 1
     index = 0
-    log: Path | None = None
 
 
 def count() -> int:
@@ -101,75 +82,63 @@ def join(chosen: Devices, out: Path) -> None:
       out: folder that all hosts must see.
 
     Raises:
-      HostError: the arguments do not go together, the hosts do not find each other, or one does not see `out`.
+      HostError: the arguments do not go together, the hosts do not find each other, one does not see `out`, or one
+        runs other code.
     """
     by_hand = (chosen.coordinator, chosen.num_processes, chosen.process_id)
     if by_hand != (None, None, None):
-        _check_by_hand(*by_hand)
+        coordinator.check(*by_hand)
     elif not chosen.distributed:
         if chosen.shard_params and chosen.count == 1:
             raise HostError("--shard-params needs --devices of at least 2, or several hosts")
         return
-    _Here.log = out / "logs" / f"{platform.node()}-{os.getpid()}.log"
-    _send_native_messages(_Here.log)
-    import jax
-
-    waiting = threading.Timer(PATIENCE_SECONDS, _say_waiting)
-    waiting.start()
-    try:
-        jax.distributed.initialize(
-            *by_hand,
-            initialization_timeout=START_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
-    except (RuntimeError, ValueError) as error:
-        remedy = "" if chosen.coordinator else "; give --coordinator, --num-processes and --process-id"
-        raise HostError(f"the hosts do not find each other: {first_line(error)}{remedy}") from error
-    finally:
-        waiting.cancel()
-    # JAX waits for SIGTERM to save what is left; here a checkpoint of every epoch is enough, and the end is wanted.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _Here.count, _Here.index = jax.process_count(), jax.process_index()
-    if chosen.devices not in (None, jax.device_count()):
-        raise HostError(
-            f"--devices must be all {jax.device_count()} devices of the hosts, or omitted, got {chosen.devices}"
-        )
+    supervision.log_native_messages(out / "logs")
+    _initialize(chosen)
+    check_same("--num-processes", chosen.num_processes)
+    check_same("the software", sources.versions())
+    check_same("the code", sources.digests())
+    _check_devices(chosen.devices)
     _check_shared(out)
 
 
-def _check_by_hand(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    if coordinator is None or processes is None or process is None:
-        raise HostError("--coordinator, --num-processes and --process-id go together")
-    host, separator, port = coordinator.rpartition(":")
-    if not (host and separator and port.isdecimal()):
-        raise HostError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
-    if not 0 <= process < processes:
-        raise HostError(f"--process-id must be from 0 to {processes - 1}, got {process}")
-    if process == 0:
-        # JAX would end the process from within, without a word.
-        with socket.socket() as server:
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # after a start that has just ended
-            try:
-                server.bind(("", int(port)))
-            except (OSError, OverflowError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise HostError(f"--coordinator: host 0 cannot listen on port {port}: {reason}") from None
+def _initialize(chosen: Devices) -> None:
+    """Lets JAX find the other hosts."""
+    import jax
+
+    count = chosen.num_processes
+    others = f"all {count} hosts" if count else "all hosts"
+    seconds = coordinator.START_SECONDS
+    supervision.tell(
+        waits=f"{others} did not come within {seconds} seconds, or were not told one --num-processes; "
+        "start the same command on every host"
+    )
+    try:
+        with coordinator.saying_so(others, seconds):
+            jax.distributed.initialize(
+                chosen.coordinator,
+                count,
+                chosen.process_id,
+                initialization_timeout=seconds,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                # By default JAX listens on every network that this machine is on.
+                coordinator_bind_address=os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", chosen.coordinator),
+            )
+    except (RuntimeError, ValueError) as error:
+        remedy = "" if chosen.coordinator else "; give --coordinator, --num-processes and --process-id"
+        raise HostError(f"the hosts do not find each other: {first_line(error)}{remedy}") from error
+    supervision.tell(waits="")
+    # JAX waits for SIGTERM to save what is left; here a checkpoint of every epoch is enough, and the end is wanted.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _Here.count, _Here.index = jax.process_count(), jax.process_index()
 
 
-def _say_waiting() -> None:
-    print(f"waiting for the other hosts, for {START_SECONDS} seconds at most", file=sys.stderr)
+def _check_devices(devices: int | None) -> None:
+    import jax
 
-
-def _send_native_messages(log: Path) -> None:
-    """Sends what JAX's own code writes to a log: Python's messages alone reach the terminal."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="replace")
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    logging.basicConfig(stream=os.fdopen(2, "w", closefd=False))
+    if devices not in (None, jax.device_count()):
+        raise HostError(
+            f"--devices must be all {jax.device_count()} devices of the hosts, or omitted, got {devices}"
+        )
 
 
 def _check_shared(out: Path) -> None:
@@ -186,14 +155,27 @@ def _check_shared(out: Path) -> None:
 def check_same(what: str, value: Any) -> None:
     """Every host has the same, of what each has from its own files or command line.
 
+    Args:
+      what: the value's name, for the message.
+      value: what JSON can hold; of dictionaries the message names the keys that differ.
+
     Raises:
       HostError: one has another; on every host.
     """
-    if count() > 1:
-        values = _gather(value)
-        for index, other in enumerate(values):
-            if other != values[0]:
-                raise HostError(f"{what} of host {index} is not that of host 0: {other!r}, not {values[0]!r}")
+    if count() == 1:
+        return
+    first, *others = _gather(value)
+    for index, other in enumerate(others, 1):
+        if other != first:
+            raise HostError(f"{what} of host {index} is not that of host 0: {_differences(other, first)}")
+
+
+def _differences(other: Any, first: Any) -> str:
+    if not (isinstance(other, dict) and isinstance(first, dict)):
+        return f"{other!r}, not {first!r}"
+    names = [name for name in first | other if first.get(name) != other.get(name)]
+    shown = [f"{name} is {other.get(name)!r}, not {first.get(name)!r}" for name in names[:3]]
+    return "; ".join([*shown, f"and {len(names) - 3} more"] if len(names) > 3 else shown)
 
 
 def leave() -> None:
@@ -206,27 +188,33 @@ def leave() -> None:
 
 
 def on_first(function: Callable[..., Result], *arguments) -> Result:
-    """Calls a function on the first host alone; what it returns or raises, it does on every host."""
+    """Calls a function on the first host alone; what it returns or raises, it does on every host.
+
+    It returns what `messages` can send.
+    """
     if count() == 1:
         return function(*arguments)
-    outcome = _gather(_try(function, *arguments) if is_first() else None)[0]
-    return _unpack(outcome)
+    outcome = _try(function, *arguments) if is_first() else None
+    told = _gather(outcome)[0]
+    return _unpack(outcome or told)
 
 
 def in_turn(function: Callable[..., Result], *arguments) -> Result:
     """Calls a function on the first host, then on the others, which may read what it wrote.
 
-    What it raises on one host, it raises on all; each has its own result.
+    What it raises on one host ends it on all; each has its own result.
     """
     if count() == 1:
         return function(*arguments)
     outcome = _try(function, *arguments) if is_first() else None
-    _unpack(_gather((None, outcome[1]) if outcome else None)[0])
-    if outcome is None:
-        outcome = _try(function, *arguments)
-    for result in _gather((None, outcome[1])):
-        _unpack(result)
-    return _unpack(outcome)
+    told = _gather(outcome and outcome[1:])[0]
+    _unpack(outcome or told)
+    outcome = outcome or _try(function, *arguments)
+    told = _gather(outcome[1:])
+    result = _unpack(outcome)
+    for other in told:
+        _unpack(other)
+    return result
 
 
 def _try(function: Callable[..., Result], *arguments) -> tuple[Result | None, Exception | None]:
@@ -236,92 +224,44 @@ def _try(function: Callable[..., Result], *arguments) -> tuple[Result | None, Ex
         return None, error
 
 
-def _unpack(outcome: tuple[Any, Exception | None]) -> Any:
-    result, error = outcome
-    if error is not None:
-        raise error
-    return result
+def _unpack(outcome: Any) -> Any:
+    """The result of what `_try` gave, of which another host may have sent the error alone."""
+    match outcome:
+        case [*_, Exception() as error]:
+            raise error
+        case [*result, None]:
+            return result[0] if result else None
+    raise HostError("what another host sent says neither that something worked nor that it did not")
 
 
 def _gather(value: Any) -> list[Any]:
-    """A value of every host, on every host."""
+    """A value of every host, on every host.
+
+    Raises:
+      HostError: one sent what is no message of this program; on every host.
+    """
     from jax.experimental import multihost_utils
 
-    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    data = np.frombuffer(messages.encode(value), np.uint8)
     sizes = np.ravel(multihost_utils.process_allgather(np.array(len(data), np.int32)))
-    padded = np.pad(data, (0, sizes.max() - len(data)))
+    wrong = [index for index, size in enumerate(sizes) if not 0 < size <= messages.LONGEST]
+    if wrong:
+        raise HostError(
+            f"host {wrong[0]} announced {sizes[wrong[0]]} bytes, which no message of this program has"
+        )
+    # One of few lengths, because each is compiled for.
+    padded = np.pad(data, (0, (1 << int(sizes.max() - 1).bit_length()) - len(data)))
     rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    return [
+        _decode(index, row[:size].tobytes())
+        for index, (row, size) in enumerate(zip(rows, sizes, strict=True))
+    ]
 
 
-def asked_for(arguments: list[str]) -> bool:
-    """Whether a command line is one of several hosts'."""
-    names = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
-    return bool(names & {"--distributed", "--coordinator"})
-
-
-def supervise(main: Callable[[], None]) -> None:
-    """Runs a command in a child process, so that its end, however it comes, is told in one line.
-
-    Where another host is lost, JAX ends its process from within, past all that Python could catch.
-    """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_run_supervised, args=(main, sender))
-    child.start()
-    sender.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the child too, which says so.
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    reason = _received(receiver)
-    child.join()
-    code = child.exitcode or 0
-    if reason or code < 0:
-        print(f"error: {reason or _describe_signal(-code)}", file=sys.stderr)
-    sys.exit(code if code >= 0 else 1)
-
-
-def _describe_signal(number: int) -> str:
-    """Why the child was ended; by itself it aborts when JAX has lost another host."""
-    if number == signal.SIGABRT:
-        return LOST
-    name = signal.Signals(number).name
-    return f"killed by {name}; the same command on every host goes on after the last checkpoint"
-
-
-def _received(receiver: Connection) -> str:
+def _decode(index: int, message: bytes) -> Any:
     try:
-        return receiver.recv()
-    except EOFError:  # It ended without a word.
-        return ""
-
-
-def _run_supervised(main: Callable[[], None], sender: Connection) -> None:
-    """The child process: ends at once if anything is wrong, because at its exit JAX would wait for the others."""
-    from experiments import machine
-
-    threading.Thread(target=machine.exit_with_parent, daemon=True).start()
-    code, reason = 0, ""
-    try:
-        main()
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
-    except Exception as error:
-        os.write(2, traceback.format_exc().encode())
-        code, reason = 1, _describe(error)
-    if reason:
-        sender.send(reason)
-    elif _Here.log is not None:
-        _Here.log.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # The last one out removes the folder.
-            _Here.log.parent.rmdir()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _describe(error: Exception) -> str:
-    """One line: the connections of several backends say in these words that another host has gone."""
-    text = str(error)
-    if any(word in text for word in ("Gloo", "NCCL", "UNAVAILABLE", "coordination", "closed by peer")):
-        return LOST
-    return f"{type(error).__name__}: {first_line(error)}; the same command goes on after the last checkpoint"
+        return messages.decode(message)
+    except messages.MessageError as error:
+        raise HostError(
+            f"host {index} sent what is no message of this program ({error}): whose process is it?"
+        ) from error

@@ -1,8 +1,9 @@
 """A trained network's answer to one image: a mask, or a class with its probability, and a picture of it."""
 
 import json
+import math
 import re
-from collections.abc import Callable
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,8 @@ from scipy import ndimage
 
 from experiments import models, training
 from experiments.data.augment import normalize
-from experiments.files import write_whole
+from experiments.files import first_line, in_words, write_whole
+from experiments.pictures import open_image, turn_upright
 from experiments.records import RunRecord
 from experiments.report import style
 from experiments.run import CROSS_ENTROPY
@@ -24,6 +26,8 @@ from experiments.training.metrics import THRESHOLD
 
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by number of channels
 SMALLEST_OVERLAY = 256  # height and width in pixels: small images are magnified
+LARGEST_OVERLAY = 4096  # height and width in pixels of what is magnified
+MOST_MEMORY = 2**32  # bytes that a network may take for one image
 
 Fit = Literal["resize", "as-is"]
 
@@ -47,7 +51,8 @@ def predict(
       'object_share' of a mask's pixels. Also 'out' and 'overlay', the files.
 
     Raises:
-      ValueError: the image cannot be read or is of another size, or a file's name has the wrong ending.
+      ValueError: the image cannot be read, is of another size or too large for the network, whose answer is not a
+        number, or a file's name has the wrong ending. Nothing is written then.
       FileError: the network cannot be read, or a file cannot be written.
     """
     overlay = out.with_name(f"{out.stem}_overlay.png")
@@ -61,7 +66,18 @@ def predict(
     if out.suffix.lower() != ending:
         what = "a mask" if is_mask else "a class"
         raise ValueError(f"--out: this run predicts {what}, whose file has to end in {ending}, got {out}")
-    probabilities = predict_probabilities(model, fitted[None], record.data["mean"], record.data["std"])[0]
+    trained_on = record.data
+    try:
+        probabilities = predict_probabilities(
+            model, fitted[None], trained_on["mean"], trained_on["std"], MOST_MEMORY
+        )[0]
+    except MemoryError as error:
+        raise ValueError(
+            f"{image} is too large for {record.run.model}: {error}, at most {in_words(MOST_MEMORY)} are used; "
+            f"--fit resize scales it"
+        ) from error
+    if not np.isfinite(probabilities).all():
+        raise ValueError(f"{record.run.name} gives no numbers (NaN) for {image}: its checkpoint is of no use")
     if is_mask:
         mask = _resize(probabilities, pixels.shape[0], pixels.shape[1])[:, :, 0] > THRESHOLD
         answer: dict[str, Any] = {"object_share": round(float(mask.mean()), 6)}
@@ -81,7 +97,11 @@ def predict(
 
 
 def predict_probabilities(
-    model: Callable[..., jax.Array], images: np.ndarray, mean: ArrayLike, std: ArrayLike
+    model: nnx.Module,
+    images: np.ndarray,
+    mean: ArrayLike,
+    std: ArrayLike,
+    most_memory: float = math.inf,
 ) -> np.ndarray:
     """What a network says of images.
 
@@ -90,17 +110,27 @@ def predict_probabilities(
       images: uint8 [n, height, width, channels].
       mean: of the images it was trained on, per channel, where 255 counts as 1.
       std: the same.
+      most_memory: bytes that the network may take for them all, by XLA's count.
 
     Returns:
       float32: of masks [n, height, width, 1], of classes [n, classes].
+
+    Raises:
+      MemoryError: the network would take more.
     """
-    normalized = normalize(jnp.asarray(images), mean, std)
-    logits = nnx.jit(lambda model, images: model(images, train=False))(model, normalized)
+    graphdef, state = nnx.split(model)
+    network = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images, train=False))
+    compiled = network.lower(state, jax.ShapeDtypeStruct(images.shape, jnp.float32)).compile()
+    memory = compiled.memory_analysis()  # Some backends give none.
+    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory is not None else 0
+    if needed > most_memory:
+        raise MemoryError(f"it would take {in_words(needed)} of memory")
+    logits = compiled(state, normalize(jnp.asarray(images), mean, std))
     return np.asarray(jax.nn.sigmoid(logits) if logits.ndim == 4 else jax.nn.softmax(logits))
 
 
 def read_image(path: Path, channels: int) -> np.ndarray:
-    """Reads an image as uint8 [height, width, channels]; transparency is dropped.
+    """Reads an image, upright as viewers show it, as uint8 [height, width, channels]; transparency is dropped.
 
     Raises:
       ValueError: it is no image, is damaged, has several frames or more than 8 bits per channel.
@@ -110,17 +140,18 @@ def read_image(path: Path, channels: int) -> np.ndarray:
             f"this run was trained on images of {channels} channels, which image files do not have"
         )
     try:
-        with Image.open(path) as image:
+        # One line says what is wrong, and not a warning before it.
+        with warnings.catch_warnings(action="ignore", category=UserWarning), open_image(path) as image:
             frames = getattr(image, "n_frames", 1)
             mode = image.mode
             # Pillow reduces 16-bit colours to 8 bits; only the decoder's raw mode, such as RGB;16B, tells.
             is_deep = mode.startswith(("I", "F")) or re.search(r";16[BLN]", str(image.tile))
+            turn_upright(image)
             pixels = np.asarray(image.convert(MODES[channels]))
     except FileNotFoundError:
         raise ValueError(f"there is no image {path}") from None
     except Exception as error:  # a damaged file makes Pillow raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"cannot read the image {path}: {reason}") from error
+        raise ValueError(f"cannot read the image {path}: {first_line(error)}") from error
     if frames > 1:
         raise ValueError(f"{path} has {frames} frames; save the one to predict as an image of its own")
     if is_deep:
@@ -175,7 +206,8 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _magnify(pixels: np.ndarray) -> Image.Image:
-    """The image in RGB, every pixel a square of pixels if it is small."""
+    """The image in RGB, every pixel a square of pixels if it is small; a narrow one does not become too long."""
     rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-    factor = max(1, -(-SMALLEST_OVERLAY // min(pixels.shape[:2])))
+    shorter, longer = sorted(pixels.shape[:2])
+    factor = max(1, min(-(-SMALLEST_OVERLAY // shorter), LARGEST_OVERLAY // longer))
     return Image.fromarray(rgb.repeat(factor, axis=0).repeat(factor, axis=1))

@@ -55,6 +55,9 @@ class Run:
       dtype: of the computation, 'float32' or 'bfloat16'; parameters and statistics stay float32.
       dynamics: also records what the raw gradients do, per layer and epoch; changes no other metric.
       loss: 'cross_entropy' for classes; for masks a name in `experiments.training.losses`.
+      steps: updates in all, after which the last epoch ends early; None trains whole epochs. `epochs` is then how
+        many are begun.
+      evaluated_epochs: how many of the last epochs are evaluated on the test images; None evaluates all.
 
     Raises:
       ValueError: a field holds something it cannot; one line names the field, the value and the choices.
@@ -82,6 +85,8 @@ class Run:
     dtype: str = "float32"
     dynamics: bool = False
     loss: str = CROSS_ENTROPY
+    steps: int | None = None
+    evaluated_epochs: int | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -108,6 +113,9 @@ class Run:
         self._check("test_examples", self.test_examples is None or self.test_examples >= 1, "at least 1")
         self._check("validation_examples", self.validation_examples >= 0, "at least 0")
         self._check("validation_seed", 0 <= self.validation_seed < 2**32, "from 0 to 2**32 - 1")
+        self._check("steps", self.steps is None or self.steps >= self.epochs, "at least as many as epochs")
+        some = self.evaluated_epochs is None or 1 <= self.evaluated_epochs <= self.epochs
+        self._check("evaluated_epochs", some, "from 1 to epochs")
 
     def _check_name(self, field: str, choices: tuple[str, ...]) -> None:
         if getattr(self, field) not in choices:
@@ -116,6 +124,15 @@ class Run:
     def _check(self, field: str, valid: bool, choices: str) -> None:
         if not valid:
             raise ValueError(f"{field} must be {choices}, got {getattr(self, field)!r}")
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether the test images are looked at after an epoch, counted from 1."""
+        return self.evaluated_epochs is None or epoch > self.epochs - self.evaluated_epochs
+
+    def steps_in(self, epoch: int, train_images: int) -> int:
+        """Updates in an epoch, counted from 1: one for every whole batch, or what is left of `steps`."""
+        whole = train_images // self.batch_size
+        return whole if self.steps is None else min(whole, self.steps - (epoch - 1) * whole)
 
     @property
     def data_name(self) -> str:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_gradnorm._arguments import AxisName, FeatureAxis, Mask, StackedAxes
-from optax_gradnorm._layers import Layer, layer_resolver, map_layers, resolve_at_init
-from optax_gradnorm._moments import measure, subtract
+from optax_gradnorm._layers import layer_resolver, resolve_at_init
+from optax_gradnorm._moments import Measured, map_measured, subtract
 
 
 def centralize(
@@ -72,8 +72,7 @@ def centralize(
         resolve_at_init(resolve, params, mask)
         return optax.EmptyState()
 
-    def subtract_mean(gradient: jax.Array, layer: Layer) -> jax.Array:
-        measured = measure(gradient, layer)
+    def subtract_mean(gradient: jax.Array, measured: Measured) -> jax.Array:
         # A unit of a single weight would never train.
         if measured.size == 1:
             return gradient
@@ -81,6 +80,6 @@ def centralize(
 
     def update_fn(updates, state, params=None):
         del params
-        return map_layers(subtract_mean, updates, resolve), state
+        return map_measured(subtract_mean, updates, resolve), state
 
     return optax.GradientTransformation(init_fn, update_fn)

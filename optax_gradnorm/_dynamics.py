@@ -131,12 +131,12 @@ def track_gradient_dynamics(
         paths, leaves, layers = leaf_parts(updates), jax.tree.leaves(updates), resolve(updates)
         order = leaf_parts(state.std)
         known = set(order)
-        found = {
-            path: measure(g, layer)
-            for path, g, layer in zip(paths, leaves, layers, strict=True)
+        layers = [
             # A scalar that was weakly typed at init is no layer, though an update has made it a strong one.
-            if layer is not None and (path in known or jnp.ndim(g))
-        }
+            layer if path in known or jnp.ndim(g) else None
+            for path, g, layer in zip(paths, leaves, layers, strict=True)
+        ]
+        found = {path: m for path, m in zip(paths, measure(leaves, layers), strict=True) if m is not None}
         if new := found.keys() - known:
             raise ValueError(
                 f"updates have the layer {'/'.join(min(new))!r}, parameters given to init had not"

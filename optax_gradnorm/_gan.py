@@ -157,10 +157,7 @@ def gan(
     def update_fn(updates, state, params=None):
         del params
         leaves, structure = jax.tree.flatten(updates)
-        found = [
-            None if layer is None else measure(g, layer)
-            for g, layer in zip(leaves, resolve(updates), strict=True)
-        ]
+        found = measure(leaves, resolve(updates))
         dtype = state.first_sigma.dtype
         sigma = global_std([m for m in found if m is not None], dtype)
         check_varies_as(state.sigma, sigma, "the global standard deviation")

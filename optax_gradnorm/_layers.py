@@ -126,15 +126,6 @@ def resolve_at_init(resolve: Resolver, params: PyTree, mask: Mask) -> list[Layer
     return layers
 
 
-def map_layers(f: Callable[[Any, Layer], Any], tree: PyTree, resolve: Resolver) -> PyTree:
-    """Applies `f(leaf, layer)` to the layers of a tree; other leaves pass through."""
-    leaves, structure = jax.tree.flatten(tree)
-    mapped = [
-        leaf if layer is None else f(leaf, layer) for leaf, layer in zip(leaves, resolve(tree), strict=True)
-    ]
-    return jax.tree.unflatten(structure, mapped)
-
-
 def layer_names(tree: PyTree) -> list[str]:
     """Names every leaf of a tree by its path.
 

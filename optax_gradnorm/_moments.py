@@ -2,10 +2,11 @@
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -13,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optax_gradnorm._arguments import PyTree
-from optax_gradnorm._layers import Layer, layer_size, varying_axes, without_replicated
+from optax_gradnorm._layers import Layer, Resolver, layer_size, varying_axes, without_replicated
 
 # XLA on CPU has fast kernels for plain sums of at least this many elements.
 MANY = 2**15
@@ -41,62 +42,114 @@ def statistics_dtype(dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if is_double else jnp.float32)
 
 
-def measure(gradient: jax.Array, layer: Layer) -> Measured:
-    """Mean and standard deviation of a layer, over all its shards.
+def measure(leaves: Sequence[Any], layers: Sequence[Layer | None]) -> list[Measured | None]:
+    """Mean and standard deviation of every layer, over all its shards; `None` for what is no layer.
 
     They are those of the formula at every scale: no square overflows or vanishes, equal elements give
     exactly their value and 0, and a mean far above the deviation costs no precision.
     """
-    layer = without_replicated(layer, gradient)
-    mean, std = _moments(gradient, layer.axes, layer.axis_names)
-    return Measured(mean, std, layer_size(gradient, layer), layer.stacked_axis_names)
+    present = [
+        (gradient, without_replicated(layer, gradient))
+        for gradient, layer in zip(leaves, layers, strict=True)
+        if layer is not None
+    ]
+    moments = iter(_moments_of_all(present))
+    measured = (
+        Measured(*next(moments), layer_size(gradient, layer), layer.stacked_axis_names)
+        for gradient, layer in present
+    )
+    return [None if layer is None else next(measured) for layer in layers]
+
+
+def map_measured(f: Callable[[Any, Measured], Any], tree: PyTree, resolve: Resolver) -> PyTree:
+    """Applies `f(leaf, measured)` to the layers of a tree; other leaves pass through."""
+    leaves, structure = jax.tree.flatten(tree)
+    measured = measure(leaves, resolve(tree))
+    mapped = [leaf if m is None else f(leaf, m) for leaf, m in zip(leaves, measured, strict=True)]
+    return jax.tree.unflatten(structure, mapped)
+
+
+def _moments_of_all(present: list[tuple[jax.Array, Layer]]) -> list[Moments]:
+    """On GPUs, those of layers of one type together: one kernel does the scalar arithmetic of all of them."""
+    groups: dict[Any, list[int]] = {}
+    for index, (gradient, layer) in enumerate(present):
+        kind = jax.typeof(gradient), layer.axes, layer.axis_names
+        groups.setdefault(kind, []).append(index)
+
+    def one_by_one(gradients: list[jax.Array]) -> list[Moments]:
+        return [
+            _moments((g,), layer.axes, layer.axis_names)[0]
+            for g, (_, layer) in zip(gradients, present, strict=True)
+        ]
+
+    def together(gradients: list[jax.Array]) -> list[Moments]:
+        found = {}
+        for (_, *over), indices in groups.items():
+            found |= zip(indices, _moments(tuple(gradients[i] for i in indices), *over), strict=True)
+        return [found[index] for index in range(len(present))]
+
+    gradients = [gradient for gradient, _ in present]
+    # Outside jit every shape is compiled once, whatever the tree.
+    if len(groups) == len(present) or not any(isinstance(g, jax.core.Tracer) for g in gradients):
+        return one_by_one(gradients)
+    return lax.platform_dependent(gradients, cuda=together, rocm=together, default=one_by_one)
 
 
 # Layers of the same shape are traced once.
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _moments(gradient: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]) -> Moments:
+def _moments(
+    gradients: tuple[jax.Array, ...], axes: tuple[int, ...], axis_names: tuple[str, ...]
+) -> list[Moments]:
+    """Moments of gradients of one type."""
     # XLA must not know the zeros of a frozen layer: it would rearrange what follows into 0 * inf.
-    gradient = lax.optimization_barrier(gradient)
-    dtype = statistics_dtype(gradient.dtype)
-    if jnp.iscomplexobj(gradient):
-        real = _careful_moments(gradient.real.astype(dtype), axes, axis_names)
-        imag = _careful_moments(gradient.imag.astype(dtype), axes, axis_names)
-        unit = power_of_two(jnp.maximum(real.std, imag.std))
-        squares = jnp.square(real.std * (1 / unit)) + jnp.square(imag.std * (1 / unit))
-        return Moments(lax.complex(real.mean, imag.mean), _sqrt(squares) * unit)
+    gradients = tuple(lax.optimization_barrier(g) for g in gradients)
+    kind = jax.typeof(gradients[0])
+    dtype = statistics_dtype(kind.dtype)
 
-    def careful(gradient):
-        return _careful_moments(gradient.astype(dtype), axes, axis_names)
+    def careful(*gradients):
+        return _careful_moments([g.astype(dtype) for g in gradients], axes, axis_names)
 
-    is_sharded = bool(axis_names) or any(jax.typeof(gradient).sharding.spec)
-    if gradient.dtype != jnp.float32 or _size(gradient, axes) < MANY or is_sharded:
-        return careful(gradient)
+    if jnp.iscomplexobj(gradients[0]):
+        parts = careful(*[g.real for g in gradients]), careful(*[g.imag for g in gradients])
+        return [_of_complex(real, imag) for real, imag in zip(*parts, strict=True)]
+    is_sharded = bool(axis_names) or any(kind.sharding.spec)
+    if len(gradients) > 1 or kind.dtype != jnp.float32 or _size(kind, axes) < MANY or is_sharded:
+        return careful(*gradients)
     # On accelerators a branch would wait for the host.
-    return lax.platform_dependent(
-        gradient, cpu=functools.partial(_plain_moments, axes, careful), default=careful
-    )
+    plain = functools.partial(_plain_moments, axes, careful)
+    return lax.platform_dependent(*gradients, cpu=plain, default=careful)
 
 
-def _plain_moments(axes: tuple[int, ...], careful, x: jax.Array) -> Moments:
+def _of_complex(real: Moments, imag: Moments) -> Moments:
+    unit = power_of_two(jnp.maximum(real.std, imag.std))
+    squares = jnp.square(real.std * (1 / unit)) + jnp.square(imag.std * (1 / unit))
+    return Moments(lax.complex(real.mean, imag.mean), _sqrt(squares) * unit)
+
+
+def _plain_moments(axes: tuple[int, ...], careful, x: jax.Array) -> list[Moments]:
     """Textbook moments, which XLA on CPU reads three times as fast, unless they lose digits."""
     mean, square = jnp.mean(x, axes, keepdims=True), jnp.mean(jnp.square(x), axes, keepdims=True)
     variance = square - jnp.square(mean)
     is_sound = (square < 1e25) & (variance > 1e-25) & (jnp.square(mean) <= variance)
-    return lax.cond(jnp.all(is_sound), lambda _: Moments(mean, _sqrt(variance)), careful, x)
+    return lax.cond(jnp.all(is_sound), lambda _: [Moments(mean, _sqrt(variance))], careful, x)
 
 
-def _careful_moments(x: jax.Array, axes: tuple[int, ...], axis_names: tuple[str, ...]) -> Moments:
+def _careful_moments(
+    arrays: list[jax.Array], axes: tuple[int, ...], axis_names: tuple[str, ...]
+) -> list[Moments]:
     """Magnitude and rough mean, then mean and square about that mean in units of that magnitude.
 
     That is two reads where XLA fuses reductions of one operand, and four on CPU, where it does not. One
     reduction with several operands would save reads and lose 2 % accuracy, since XLA on CPU adds the elements
-    of such a one by one.
+    of such a one by one. The statistics of several arrays lie along a leading axis.
     """
-    share = 1 / (_size(x, axes) * (lax.axis_size(axis_names) if axis_names else 1))
-    y = lax.stop_gradient(x)  # The result does not depend on where and in what unit one counts.
-    largest = jnp.max(jnp.abs(y), axes, keepdims=True)
+    reduce = functools.partial(_reduce, axes)
+    share = 1 / (_size(arrays[0], axes) * (lax.axis_size(axis_names) if axis_names else 1))
+    # The result does not depend on where and in what unit one counts.
+    fixed = [lax.stop_gradient(x) for x in arrays]
+    largest = reduce(jnp.max, [jnp.abs(y) for y in fixed])
     # Divided before the sum, which may overflow otherwise.
-    rough = jnp.sum(y * share, axes, keepdims=True)
+    rough = reduce(jnp.sum, [y * share for y in fixed])
     if axis_names:
         largest, rough = lax.pmax(largest, axis_names), lax.psum(rough, axis_names)
     # If the rough mean reaches the magnitude, use the magnitude: equal elements then give exactly 0.
@@ -104,11 +157,32 @@ def _careful_moments(x: jax.Array, axes: tuple[int, ...], axis_names: tuple[str,
 
     unit = power_of_two(largest)
     per_unit = 1 / unit
-    distance = x * per_unit - origin * per_unit
-    sums = [jnp.mean(values, axes, keepdims=True) for values in (distance, jnp.square(distance))]
+    scalars = _for_each(arrays, per_unit), _for_each(arrays, origin * per_unit)
+    if len(arrays) > 1:
+        # From one vector, a kernel would read the distances of many layers, and another their squares.
+        scalars = lax.optimization_barrier(scalars)
+    distances = [x * scale - start for x, scale, start in zip(arrays, *scalars, strict=True)]
+    sums = [reduce(jnp.mean, distances), reduce(jnp.mean, [jnp.square(d) for d in distances])]
     mean, square = lax.pmean(sums, axis_names) if axis_names else sums
     variance = jnp.maximum(square - jnp.square(mean), 0)
-    return Moments(origin + mean * unit, _sqrt(variance) * unit)
+    moments = Moments(origin + mean * unit, _sqrt(variance) * unit)
+    return [Moments(*each) for each in zip(*(_for_each(arrays, field) for field in moments), strict=True)]
+
+
+def _reduce(axes: tuple[int, ...], function: Callable[..., jax.Array], arrays: list[jax.Array]) -> jax.Array:
+    """Reduces an array, or each of several by a kernel of its own and then what is left of all by one."""
+    if len(arrays) == 1:
+        return function(arrays[0], axes, keepdims=True)
+    shape = arrays[0].shape
+    # Rows that are long enough leave little to the last kernel.
+    first = next((axis for axis in reversed(axes) if shape[axis] >= 32), axes[-1:])
+    rest = jnp.stack([function(x, first, keepdims=True) for x in arrays])
+    return function(rest, tuple(axis + 1 for axis in axes), keepdims=True)
+
+
+def _for_each(arrays: list[jax.Array], statistic: jax.Array) -> list[jax.Array]:
+    """The statistic of each array."""
+    return [statistic] if len(arrays) == 1 else list(statistic)
 
 
 def subtract(gradient: jax.Array, mean: jax.Array, factor: jax.Array) -> jax.Array:
@@ -237,7 +311,7 @@ def _norm_over_devices(local: jax.Array, axis_names: tuple[str, ...]) -> jax.Arr
     return unit * _sqrt(lax.psum(jnp.square(local * (1 / unit)), axis_names))
 
 
-def _size(x: jax.Array, axes: tuple[int, ...]) -> int:
+def _size(x: Any, axes: tuple[int, ...]) -> int:
     return math.prod(x.shape[axis] for axis in axes)
 
 

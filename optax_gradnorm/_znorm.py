@@ -12,8 +12,8 @@ import numpy as np
 import optax
 
 from optax_gradnorm._arguments import AxisName, Mask, StackedAxes
-from optax_gradnorm._layers import Layer, layer_resolver, map_layers, resolve_at_init
-from optax_gradnorm._moments import measure, subtract
+from optax_gradnorm._layers import layer_resolver, resolve_at_init
+from optax_gradnorm._moments import Measured, map_measured, subtract
 
 
 def znorm(
@@ -101,14 +101,13 @@ def znorm(
         resolve_at_init(resolve, params, mask)
         return optax.EmptyState()
 
-    def normalize(gradient: jax.Array, layer: Layer) -> jax.Array:
-        measured = measure(gradient, layer)
+    def normalize(gradient: jax.Array, measured: Measured) -> jax.Array:
         divisor = measured.std + jnp.asarray(eps).astype(measured.std.dtype)
         return subtract(gradient, measured.mean, 4 / jnp.where(divisor == 0, 1, divisor))
 
     def update_fn(updates, state, params=None):
         del params
-        return map_layers(normalize, updates, resolve), state
+        return map_measured(normalize, updates, resolve), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 

@@ -12,17 +12,18 @@ import os
 import re
 import shutil
 import sys
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from experiments import machine
-from experiments.data.dataset import DataError, Dataset
+from experiments.data.dataset import DataError, Dataset, list_folder
 from experiments.data.prepared import data_folder, versions
-from experiments.files import first_line
+from experiments.data.tars import MOST_IMAGE, OF_AT_MOST, check_end, members, read_member
+from experiments.files import file_size, first_line, in_words, open_regular, printable, read_bytes
+from experiments.pictures import open_image
 
 TRAIN_ARCHIVE, VALIDATION_ARCHIVE = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 # Of the catalogue of TensorFlow Datasets, whose features and labels these are.
@@ -60,10 +61,15 @@ def prepare_imagenet(archive: str | Path, data_dir: str | Path | None = None) ->
         return done[-1]
     paths = [archive / file for file in (TRAIN_ARCHIVE, VALIDATION_ARCHIVE)]
     for path in paths:
-        if not path.is_file():
-            raise DataError(f"no {path.name} in {archive}: image-net.org gives it to registered users")
-        with path.open("rb") as file:
-            _check_end(file, str(path))
+        try:
+            with open_regular(path) as file:
+                check_end(file, str(path))
+        except FileNotFoundError:
+            raise DataError(
+                f"no {path.name} in {archive}: image-net.org gives it to registered users"
+            ) from None
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {first_line(error)}") from error
     shipped = Path(tfds.core.tfds_path("datasets/imagenet2012"))
     classes = (shipped / "labels.txt").read_text().split()
     labels = (shipped / "validation_labels.txt").read_text().split()
@@ -75,47 +81,24 @@ def prepare_imagenet(archive: str | Path, data_dir: str | Path | None = None) ->
     return _write(name, IMAGENET_VERSION, classes, splits, size, data_dir)
 
 
-def _check_end(file: BinaryIO, where: str) -> None:
-    """A tar file ends with a kilobyte of zeros; one that was cut off does not, and may look whole all the same."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 1024))
-    if file.read() != bytes(1024):
-        raise DataError(f"{where} is no whole tar file: its end is missing; download it again")
-    file.seek(0)
-
-
 def _train_images(path: Path, classes: set[str]) -> Images:
-    for member, file in _members(path):
+    for member, file in members(path):
         synset, suffix = os.path.splitext(member)
         if suffix != ".tar" or synset not in classes:
-            raise DataError(f"{path}: {member} is not the archive of one of ImageNet's 1,000 classes")
-        for inner, image in _members(path, file, member):
-            yield inner, image.read(), synset
+            raise DataError(
+                f"{path}: {printable(member)} is not the archive of one of ImageNet's 1,000 classes"
+            )
+        where = f"{path}: {member}"
+        for inner, image in members(path, file, member):
+            yield inner, read_member(where, inner, image), synset
 
 
 def _validation_images(path: Path, labels: Sequence[str]) -> Images:
-    for member, file in _members(path):
+    for member, file in members(path):
         number = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", member)
         if not number or not 1 <= int(number[1]) <= len(labels):
-            raise DataError(f"{path}: {member} is not one of ImageNet's 50,000 validation images")
-        yield member, file.read(), labels[int(number[1]) - 1]
-
-
-def _members(path: Path, file: Any = None, inside: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and open files of what a tar file holds, one after another; nothing is unpacked."""
-    where = f"{path}: {inside}" if inside else str(path)
-    try:
-        if inside:
-            _check_end(file, where)
-        with tarfile.open(path, "r:", fileobj=file) as tar:
-            for member in tar:
-                if member.isfile():
-                    content: Any = tar.extractfile(member)
-                    yield os.path.basename(member.name), content
-                elif not member.isdir():
-                    raise DataError(f"{where}: {member.name} is neither a file nor a folder")
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{where} is no whole tar file: {first_line(error)}; download it again") from error
+            raise DataError(f"{path}: {printable(member)} is not one of ImageNet's 50,000 validation images")
+        yield member, read_member(str(path), member, file), labels[int(number[1]) - 1]
 
 
 def prepare_folder(
@@ -146,10 +129,10 @@ def prepare_folder(
     folder = data_folder(data_dir) / name
     if versions(folder):
         raise DataError(f"{folder} is there already: choose another name by --save-as, or remove it")
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise DataError(f"no folder {source}; it should hold CLASS/NAME.jpg")
-    tests = [path for key in EVALUATION_FOLDERS if (path := source / key).is_dir()]
-    if (source / "train").is_dir():
+    tests = [path for key in EVALUATION_FOLDERS if os.path.isdir(path := source / key)]
+    if os.path.isdir(source / "train"):
         if not tests:
             raise DataError(
                 f"{source} has train/ but none of {', '.join(f'{e}/' for e in EVALUATION_FOLDERS)}"
@@ -162,7 +145,7 @@ def prepare_folder(
     if len(train) < 2:
         raise DataError(f"{source} must hold the folders of two classes or more, it holds {len(train)}")
     found = {"train": train, "test": test}
-    size = sum(path.stat().st_size for split in found.values() for paths in split.values() for path in paths)
+    size = sum(_image_size(path) for split in found.values() for paths in split.values() for path in paths)
     splits = {key: (lambda images=images: _read_images(images)) for key, images in found.items()}
     return _write(name, "1.0.0", sorted(train), splits, size, data_dir)
 
@@ -170,10 +153,14 @@ def prepare_folder(
 def _classes(folder: Path) -> dict[str, list[Path]]:
     """The images of every class, in the order of their names."""
     found = {}
-    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        images = sorted(
-            p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-        )
+    for path in list_folder(folder):
+        if path.name.startswith(".") or not os.path.isdir(path):
+            continue
+        if printable(path.name) != path.name or path.name.splitlines() != [path.name]:
+            raise DataError(
+                f"the folder {printable(path)} cannot name a class: rename it, in UTF-8 and one line"
+            )
+        images = [p for p in list_folder(path) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
         if not images:
             raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)})")
         found[path.name] = images
@@ -182,13 +169,24 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
+def _image_size(path: Path) -> int:
+    """The size of an image's file, in bytes."""
+    try:
+        size = file_size(path)
+    except OSError as error:
+        raise DataError(f"cannot read {printable(path)}: {first_line(error)}") from error
+    if size > MOST_IMAGE:
+        raise DataError(f"{printable(path)} has {in_words(size)}, {OF_AT_MOST}")
+    return size
+
+
 def _hold_out(classes: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
     """One image of every ten of a class, and at least one, for testing."""
     train, test = {}, {}
     for label, images in classes.items():
         if len(images) < 2:
             raise DataError(f"{images[0].parent} holds one image; training and testing need one each")
-        by_chance = sorted(images, key=lambda path: hashlib.sha256(path.name.encode()).digest())
+        by_chance = sorted(images, key=lambda path: hashlib.sha256(os.fsencode(path.name)).digest())
         count = max(1, len(images) // HELD_OUT)
         test[label], train[label] = sorted(by_chance[:count]), sorted(by_chance[count:])
     return train, test
@@ -197,7 +195,11 @@ def _hold_out(classes: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], di
 def _read_images(classes: dict[str, list[Path]]) -> Images:
     for label, paths in classes.items():
         for path in paths:
-            yield f"{label}/{path.name}", path.read_bytes(), label
+            try:
+                encoded = read_bytes(path, MOST_IMAGE)
+            except OSError as error:
+                raise DataError(f"cannot read {printable(path)}: {first_line(error)}") from error
+            yield f"{label}/{path.name}", encoded, label
 
 
 def write_jpegs(dataset: Dataset, folder: Path, train: int, test: int) -> None:
@@ -252,7 +254,8 @@ def _write(
         _remove_half_written(target.parent)
         temporary.mkdir(parents=True)
         if (free := shutil.disk_usage(temporary).free) < 2 * size:
-            raise OSError(errno.ENOSPC, f"{2 * size / 2**30:.1f} GiB are needed, {free / 2**30:.1f} are free")
+            needed = in_words(2 * size)
+            raise OSError(errno.ENOSPC, f"{needed} are needed, {in_words(free)} are free")
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of the temporary folder
             _make_builder(name, version, classes, splits, temporary).download_and_prepare()
         os.replace(temporary / name / version, target)
@@ -291,8 +294,14 @@ def _make_builder(name: str, version: str, classes: Sequence[str], splits, data_
         )
 
     def examples(images: Callable[[], Images]) -> Iterable[tuple[str, dict[str, Any]]]:
+        keys = set()
         for key, encoded, label in images():
-            _check_image(key, encoded)
+            _check_image(printable(key), encoded)
+            if printable(key) != key:
+                raise DataError(f"the name of {printable(key)} is no UTF-8: rename it")
+            if key in keys:
+                raise DataError(f"there are two images {key}: rename one")
+            keys.add(key)
             yield key, {"image": io.BytesIO(encoded), "label": label, "file_name": key}
 
     builder = type(
@@ -313,13 +322,14 @@ def _make_builder(name: str, version: str, classes: Sequence[str], splits, data_
 
 def _check_image(key: str, encoded: bytes) -> None:
     """The file begins as an image; whether it is whole is seen where it is decoded."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with open_image(encoded) as image:
             kind = image.format
+    except UnidentifiedImageError as error:
+        raise DataError(f"{key} is no image") from error
     except Exception as error:  # Pillow raises many kinds.
-        reason = "" if isinstance(error, UnidentifiedImageError) else f": {first_line(error)}"
-        raise DataError(f"{key} is no image{reason}") from error
+        raise DataError(f"{key} cannot be read as an image: {first_line(error)}") from error
     if kind not in ("JPEG", "PNG"):
         raise DataError(f"{key} must be a JPEG or PNG image, it is {kind}")

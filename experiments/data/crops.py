@@ -1,10 +1,11 @@
 """Encoded images of any size become squares of one size: decoded, cropped, resized and flipped."""
 
-import io
 import math
 from typing import NamedTuple
 
 import numpy as np
+
+from experiments.pictures import open_image, turn_upright, upright_size
 
 # Of the random-resized crop: Szegedy et al., "Going Deeper with Convolutions", 2014, arXiv 1409.4842, section 6.
 SMALLEST_AREA = 0.08
@@ -69,7 +70,7 @@ def draw(seed: int, epoch: int, record: int) -> tuple[np.ndarray, bool]:
 
 
 def decode(encoded: bytes, size: int, chance: tuple[np.ndarray, bool] | None = None) -> np.ndarray:
-    """Decodes an image and takes one square out of it.
+    """Decodes an image, turns it upright as viewers show it, and takes one square out of it.
 
     Args:
       encoded: a JPEG, or any other format that Pillow reads; grey and CMYK become RGB.
@@ -84,14 +85,16 @@ def decode(encoded: bytes, size: int, chance: tuple[np.ndarray, bool] | None = N
     """
     from PIL import Image
 
-    with Image.open(io.BytesIO(encoded)) as image:
-        width, height = image.size
+    with open_image(encoded) as image:
+        stored_width = image.width
+        width, height = upright_size(image)
         box = centre_box(width, height) if chance is None else random_box(width, height, chance[0])
         # The JPEG decoder shrinks by 2, 4 or 8 at little cost; the crop keeps at least its final size.
         shrink = max(1.0, min(box.width, box.height) / size)
-        drafted = image.draft("RGB", (math.ceil(width / shrink), math.ceil(height / shrink)))
+        drafted = image.draft("RGB", (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
         # Exactly 1, 1/2, 1/4 or 1/8: not the quotient of the sizes, which are rounded up.
-        scale = drafted[1][2] / width if drafted else 1.0
+        scale = drafted[1][2] / stored_width if drafted else 1.0
+        turn_upright(image)
         # Rounding must not put the far edges outside.
         right = min((box.left + box.width) * scale, image.size[0])
         bottom = min((box.top + box.height) * scale, image.size[1])
@@ -107,8 +110,6 @@ def check(encoded: bytes) -> None:
     Raises:
       Exception: as `decode`.
     """
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encoded)) as image:
+    with open_image(encoded) as image:
         image.draft("RGB", (1, 1))
-        image.load()
+        turn_upright(image)

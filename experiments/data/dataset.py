@@ -1,11 +1,15 @@
 """What every source of data gives."""
 
 import dataclasses
+import functools
+import zlib
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from experiments.files import FileError
+from experiments.files import FileError, first_line
 
 
 class DataError(FileError, ValueError):
@@ -52,6 +56,21 @@ class Dataset:
         """Whether the images are read while training, not held in memory."""
         return not isinstance(self.train_images, np.ndarray)
 
+    @functools.cached_property
+    def images_checksum(self) -> int:
+        """CRC-32 of the training images and then the test images, computed once.
+
+        Of images in memory every byte counts; of a streamed set the images that `StreamedImages.checksum` samples.
+        """
+        splits: Any = (self.train_images, self.test_images)
+        checksum = 0
+        for images in splits:
+            if self.is_streamed:
+                checksum = images.checksum(checksum)
+            else:
+                checksum = zlib.crc32(np.ascontiguousarray(images).data, checksum)
+        return checksum
+
     @property
     def has_masks(self) -> bool:
         """Whether the labels are masks."""
@@ -77,6 +96,18 @@ def make_dataset(
         std,
         **groups,
     )
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """What a folder holds, by name.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {first_line(error)}") from error
 
 
 def mean_and_std(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

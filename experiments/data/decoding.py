@@ -148,6 +148,10 @@ class JpegImages(StreamedImages):
         chance = Chance(int(seed), int(epoch))
         return type(self)(self._split, self._indices, self.shape[1:], self._workers, chance)
 
+    def _content(self, record: int) -> bytes:
+        """The encoded image: what a decoder makes of it may depend on its version."""
+        return self._split.read(record)[0]
+
     def read(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Images, uint8 [batch, size, size, 3], and labels, int32 [batch], in order; the last batch may be smaller.
 

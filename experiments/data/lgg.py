@@ -8,6 +8,7 @@ testing.
 """
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -17,8 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from experiments.data.dataset import DataError, Dataset, make_dataset
-from experiments.data.prepared import data_folder, first_line
+from experiments.data.dataset import DataError, Dataset, list_folder, make_dataset
+from experiments.data.prepared import data_folder
+from experiments.files import first_line, read_bytes
+from experiments.pictures import open_image
 
 FOLDER = "kaggle_3m"
 SPLITS = "lgg_splits.json"
@@ -85,15 +88,14 @@ def _parse_size(name: str) -> int | None:
 
 def _find_slices(folder: Path) -> list[Slice]:
     """All slices, by patient and number, each with its mask."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(
             f"no {FOLDER} in {folder.parent}: unpack Kaggle's mateuszbuda/lgg-mri-segmentation there, or name "
             f"the folder that holds {FOLDER} by --data-dir or GRADNORM_DATA_DIR"
         )
-    paths = sorted(
-        (path for path in folder.glob("*/*") if path.suffix.lower() == SUFFIX),
-        key=_slice_number,
-    )
+    patients = [path for path in list_folder(folder) if os.path.isdir(path)]
+    found = {patient: [p for p in list_folder(patient) if p.suffix.lower() == SUFFIX] for patient in patients}
+    paths = sorted((path for paths in found.values() for path in paths), key=_slice_number)
     if not paths:
         raise DataError(f"{folder} holds no PATIENT/NAME{SUFFIX}")
     images = [path for path in paths if not path.stem.endswith(MASK_ENDING)]
@@ -106,9 +108,8 @@ def _find_slices(folder: Path) -> list[Slice]:
         slices.append(Slice(path.parent.name, path, mask))
     if masks:
         raise DataError(f"{min(masks.values())} is the mask of no slice")
-    patients = {path.parent for path in paths}
-    for patient in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if patient not in patients:
+    for patient in patients:
+        if not found[patient]:
             raise DataError(f"{patient} holds no slices")
     return slices
 
@@ -121,13 +122,13 @@ def _slice_number(path: Path) -> tuple[str, int, str]:
 
 def _read_split(path: Path, patients: Sequence[str]) -> set[str]:
     """The patients to test on."""
-    if not path.exists():
+    if not os.path.lexists(path):
         if len(patients) < 2:
             raise DataError(f"{path.with_name(FOLDER)} holds one patient; training and testing need one each")
         count = max(1, round(TEST_SHARE * len(patients)))
         return set(np.random.RandomState(0).permutation(patients)[:count].tolist())
     try:
-        splits = json.loads(path.read_bytes())
+        splits = json.loads(read_bytes(path))
         train, test = (_patients(splits[part]) for part in ("train", "test"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} must hold patients under 'train' and 'test': {first_line(error)}") from error
@@ -188,7 +189,7 @@ def _words(size: Sequence[int]) -> str:
 def _open(path: Path) -> Image.Image:
     try:
         # Pillow only warns of some damage.
-        with warnings.catch_warnings(action="error"), Image.open(path) as image:
+        with warnings.catch_warnings(action="error"), open_image(path) as image:
             frames = getattr(image, "n_frames", 1)
             image.load()
     except Exception as error:  # Pillow raises many kinds for damaged files.

@@ -8,10 +8,9 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.util
-import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,11 @@ import numpy as np
 from experiments import machine
 from experiments.data.dataset import DataError, Dataset, make_dataset, mean_and_std
 from experiments.data.streaming import StreamedImages
-from experiments.files import NpzError, first_line, read_npz
+from experiments.files import NpzError, file_size, first_line, open_regular, read_npz
+from experiments.pictures import open_image
 
 CACHED_OF_STREAM = ("train_labels", "test_labels", "mean", "std")
+METADATA = ("dataset_info.json", "features.json")
 HALF_WRITTEN = "decoding"
 CACHED = ("train_images", "test_images", *CACHED_OF_STREAM)
 
@@ -191,15 +192,27 @@ def newest_version(name: str, data_dir: Path, source: str = "") -> Path:
             f"no {name} in {data_dir} (looked for {name}/*/dataset_info.json): {source}, or name a "
             f"folder that holds it, prepared as array_record, by --data-dir or GRADNORM_DATA_DIR"
         )
+    check_regular(found[-1], (found[-1] / name for name in METADATA))
     return found[-1]
+
+
+def check_regular(folder: Path, files: Iterable[Path]) -> None:
+    """Every file of a prepared folder is there, and a file: others would be waited for."""
+    for path in files:
+        try:
+            file_size(path)
+        except FileNotFoundError:
+            raise DataError(f"{folder} lacks {path.name}; remove it and prepare it again") from None
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {first_line(error)}") from error
 
 
 def _cache_path(wanted: PreparedSet, folder: Path, kind: str) -> Path:
     """The file of decoded arrays, named by everything that decides them: what was wanted, and every file."""
     digest = hashlib.sha256(f"{wanted.dataset_name} {wanted.image_shape} {wanted.num_classes}\n".encode())
-    files = [folder / "dataset_info.json", folder / "features.json", *folder.glob("*.array_record-*")]
+    files = [*(folder / name for name in METADATA), *folder.glob("*.array_record-*")]
     for file in sorted(files):
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return folder / f"{kind}-{wanted.dataset_name.replace(':', '_')}-{digest.hexdigest()[:16]}.npz"
 
@@ -220,10 +233,9 @@ class Split:
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         """Image i, uint8 [height, width, channels], and its label."""
-        from PIL import Image
-
-        example, where = self._source[i], f"{self._folder}: {self._split}"
-        image, shape = np.asarray(Image.open(io.BytesIO(example["image"]))), self._wanted.image_shape
+        example, where, shape = self._source[i], f"{self._folder}: {self._split}", self._wanted.image_shape
+        with open_image(example["image"]) as stored:
+            image = np.asarray(stored)
         if image.shape != shape or image.dtype != np.uint8:
             raise DataError(f"{where} image {i} has shape {image.shape}, wanted {shape}")
         if not 0 <= example["label"] < self._wanted.num_classes:
@@ -266,9 +278,8 @@ def check_files(folder: Path, info, splits: Sequence[str]) -> None:
         for s in splits
         for pair in zip(info.splits[s].filepaths, info.splits[s].shard_lengths, strict=True)
     ]
+    check_regular(folder, (Path(path) for path, _ in shards))
     for path, expected in shards:
-        if not Path(path).exists():
-            raise DataError(f"{folder} lacks {Path(path).name}; remove it and prepare it again")
         count = ArrayRecordReader(str(path)).num_records()  # 0 for a file that is not whole.
         if count != expected:
             raise DataError(

@@ -1,5 +1,6 @@
 """Images that are read while a network trains on them: memory stays the same, however many there are."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -10,6 +11,8 @@ from experiments import machine
 # Number of images decoded ahead; batches and chunks of batches are gathered from them.
 PREFETCHED = 512
 THREADS_PER_CORE = 2
+# The checksum of a streamed split reads so many images: a second at most, where all would take an epoch.
+CHECKED_IMAGES = 128
 
 
 class StreamedImages:
@@ -36,6 +39,20 @@ class StreamedImages:
     def __getitem__(self, taken: np.ndarray) -> Self:
         """The subset that indices or booleans select, as in an array; nothing is read."""
         return type(self)(self._split, self._indices[taken], self.shape[1:])
+
+    def checksum(self, start: int = 0) -> int:
+        """CRC-32 of at most `CHECKED_IMAGES` of them, evenly spaced from the first to the last.
+
+        Args:
+          start: the checksum of what comes before them.
+        """
+        for i in np.linspace(0, len(self) - 1, min(len(self), CHECKED_IMAGES)).astype(int):
+            start = zlib.crc32(self._content(int(self._indices[i])), start)
+        return start
+
+    def _content(self, record: int) -> bytes:
+        """What `checksum` reads of an image of the split."""
+        return self._split[record][0].tobytes()
 
     def read(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Images and labels in order, in batches."""

@@ -1,5 +1,6 @@
 """Shows a sweep while it runs: a live display on a terminal, one plain line per event elsewhere."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -147,7 +148,9 @@ class Progress:
             self.live.show(describe(run), self.epochs_done[name], run.epochs, "compiling")
         else:
             last = record.epochs[-1]
-            note = f"loss {last.train_loss:.3g}, {last.test_accuracy:.2%}"
+            note = f"loss {last.train_loss:.3g}"
+            if last.test_accuracy is not None:
+                note += f", {last.test_accuracy:.2%}"
             self.live.show(describe(run), len(record.epochs), run.epochs, note)
 
     def _print_line(self, event: Event) -> None:
@@ -181,7 +184,9 @@ class Progress:
         if record is None or not record.epochs:
             return f"{event.kind} {name}"
         epochs = "" if record.status == "finished" else f" {len(record.epochs)}/{run.epochs}"
-        return f"{event.kind}{epochs} {name} {_short_accuracy(record)}"
+        last = record.epochs[-1]
+        known = f"loss {last.train_loss:.3g}" if last.test_accuracy is None else _short_accuracy(record)
+        return f"{event.kind}{epochs} {name} {known}"
 
 
 class _Display(rich.progress.Progress):
@@ -233,7 +238,8 @@ def _short_accuracy(record: RunRecord) -> str:
 
 
 def _accuracy(record: RunRecord) -> float:
-    return record.epochs[-1].test_accuracy
+    accuracy = record.epochs[-1].test_accuracy
+    return math.nan if accuracy is None else accuracy
 
 
 def _clock(seconds: float | None) -> str:

@@ -8,6 +8,7 @@ from experiments.records.lines import read_runs as read_published
 from experiments.records.publish import Published, publish, take_published
 from experiments.records.schema import STATUSES, EpochMetrics, MeasurementRecord, RecordError, RunRecord
 from experiments.records.working import (
+    check_fits,
     exists,
     find_record,
     has_checkpoint,
@@ -33,6 +34,7 @@ __all__ = [
     "Published",
     "RecordError",
     "RunRecord",
+    "check_fits",
     "exists",
     "find_record",
     "has_checkpoint",

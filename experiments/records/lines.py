@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from experiments.files import read_regular, write_whole
+from experiments.files import read_bytes, write_whole
 from experiments.records import schema, typed
 from experiments.records.schema import MeasurementRecord, RunRecord
 from experiments.statistics import GradientDynamics
@@ -90,13 +90,14 @@ def _read(
     found: dict[str, Content] = {}
     with schema.naming(path, REMEDY):
         try:
-            lines = read_regular(path).splitlines()
+            lines = read_bytes(path).splitlines()
         except (FileNotFoundError, NotADirectoryError):
             return found
         if not lines:
             raise ValueError("it is empty")
     for number, line in enumerate(lines, 1):
-        if only is not None and only.encode() not in line:
+        # One that was cut off may lack its name.
+        if only is not None and only.encode() not in line and line.endswith(b"}"):
             continue
         with schema.naming(f"line {number} of {path}", REMEDY):
             content = typed.decode(Mapping[str, Any], typed.parse(line))

@@ -43,9 +43,11 @@ class EpochMetrics:
       train_loss: mean of the training objective (label smoothing included) over the epoch's steps.
       train_accuracy: share of the epoch's training images, as augmented, that were classified rightly
         before the step they took part in; for masks, of their pixels.
-      test_loss: mean over the test images of the loss, without label smoothing, after the epoch. A loss of
-        masks is here that of each image alone, while in training its overlap is that of a batch.
-      test_accuracy: share of the test images, or of the masks' pixels, classified rightly after the epoch.
+      test_loss: mean over the test images of the loss, without label smoothing, after the epoch; `None` where
+        the run does not evaluate this epoch. A loss of masks is here that of each image alone, while in training its
+        overlap is that of a batch.
+      test_accuracy: share of the test images, or of the masks' pixels, classified rightly after the epoch; `None`
+        likewise.
       nonfinite_steps: steps whose loss or gradient had a NaN or an infinity.
       seconds: wall time of training and evaluation, without compilation and without writing files.
     """
@@ -53,8 +55,8 @@ class EpochMetrics:
     epoch: Annotated[int, Limits(1)]
     train_loss: Loss
     train_accuracy: Share
-    test_loss: Loss
-    test_accuracy: Share
+    test_loss: Loss | None
+    test_accuracy: Share | None
     nonfinite_steps: Count
     seconds: Seconds
 
@@ -70,6 +72,7 @@ class DataDescription(TypedDict):
     std: tuple[float, ...]
     damaged: NotRequired[Count]
     labels_checksum: NotRequired[Count]
+    images_checksum: NotRequired[Count]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,9 @@ class RunRecord:
       parameters: number of trained parameters.
       data: 'train_images' and 'test_images' (how many), 'image_shape' [height, width, channels],
         'num_classes', and 'mean' and 'std' per channel where 255 counts as 1; 'damaged', how many images
-        of both splits were excluded, if any.
+        of both splits were excluded, if any; 'labels_checksum' and 'images_checksum', CRC-32 of the labels and of
+        the images of both splits, training before test: the bytes in memory, of streamed sets a sample of the
+        images (`StreamedImages.checksum`). Older records have no 'images_checksum'.
       environment: as `machine.describe_environment` gives it where the run started.
       resumed: one entry per restart: 'after_epoch', and what had changed in the environment.
       compile_seconds: time to compile the training epoch and the evaluation, in the last start.
@@ -181,6 +186,9 @@ def _check_epochs(record: RunRecord) -> None:
     least = {"finished": most, "diverged": 1}.get(record.status, 0)
     if len(numbers) < least:
         raise ValueError(f"it is {record.status}, but has {len(numbers)} of {most} epochs")
+    for epoch in record.epochs:
+        if None in (epoch.test_loss, epoch.test_accuracy) and record.run.evaluates(epoch.epoch):
+            raise ValueError(f"its epoch {epoch.epoch} has no test_loss or no test_accuracy")
     broke_off = record.status in ("diverged", "failed")
     for epoch in record.epochs[: -1 if broke_off else None]:
         for name in ("train_loss", "test_loss"):

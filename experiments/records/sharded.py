@@ -3,13 +3,20 @@
 It is written while training goes on, and is there whole or not at all; the one before is removed afterwards.
 """
 
-from collections.abc import Mapping
+import contextlib
+import functools
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.files import FileError, first_line
+from experiments.files import FileError, check_memory, first_line
 
 if TYPE_CHECKING:
     import jax
@@ -17,22 +24,33 @@ if TYPE_CHECKING:
 
 def latest_epoch(folder: Path) -> int | None:
     """The number of epochs that the last whole checkpoint has seen; `None` if there is none."""
-    if not folder.is_dir():
-        return None
-    import orbax.checkpoint as ocp
+    return max(_epochs(folder), default=None)
 
-    return max((step.step for step in ocp.path.step.standard_name_format().find_all(folder)), default=None)
+
+def _epochs(folder: Path) -> list[int]:
+    """The whole checkpoints that there are, in order."""
+    if not folder.is_dir():
+        return []
+    steps = _import_orbax().path.step.standard_name_format().find_all(folder)
+    return sorted(step.step for step in steps)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what was not finished: it would take a full disk's last room."""
+    for path in folder.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class Writer:
-    """Writes checkpoints into a folder, one after another; on several hosts all call it together."""
+    """Writes checkpoints into a folder, one after another; on several hosts all call it together.
+
+    Not Orbax's manager, which after a failed write on one host waits for the others before it says so.
+    """
 
     def __init__(self, folder: Path):
-        import orbax.checkpoint as ocp
-
+        ocp = _import_orbax()
         self.folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=1)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
     def write(self, arrays: Mapping[str, "jax.Array"], epoch: int) -> None:
         """Begins to write a checkpoint, once the one before is whole.
@@ -40,12 +58,11 @@ class Writer:
         Raises:
           FileError: one of the two cannot be written; the last whole one is left as it was.
         """
-        import orbax.checkpoint as ocp
-
-        try:
-            self._manager.save(epoch, args=ocp.args.StandardSave(dict(arrays)), force=True)
-        except (OSError, ValueError) as error:
-            raise FileError(f"cannot write {self.folder}: {first_line(error)}") from error
+        ocp = _import_orbax()
+        self._wait()
+        items = ocp.args.Composite(default=ocp.args.StandardSave(dict(arrays)))
+        with self._naming():
+            self._orbax.save(self.folder.absolute() / str(epoch), args=items, force=True)
 
     def close(self) -> None:
         """Waits until the last checkpoint is whole.
@@ -53,47 +70,105 @@ class Writer:
         Raises:
           FileError: it cannot be written.
         """
+        self._wait()
+        with self._naming():
+            self._orbax.close()
+
+    def _wait(self) -> None:
+        """Waits until the last checkpoint is whole, and removes the one before."""
+        import jax
+
+        with self._naming():
+            self._orbax.wait_until_finished()
+        if jax.process_index() == 0:
+            for epoch in _epochs(self.folder)[:-1]:
+                shutil.rmtree(self.folder / str(epoch), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
         try:
-            self._manager.wait_until_finished()
-            self._manager.close()
-        except (OSError, ValueError) as error:
-            raise FileError(f"cannot write {self.folder}: {first_line(error)}") from error
+            yield
+        except Exception as error:  # Orbax and TensorStore raise of every kind.
+            if isinstance(error, TimeoutError) and error.__cause__ is not None:
+                raise error.__cause__ from None  # Another host has gone: whoever hears JAX say so knows which.
+            if not _has_others():
+                remove_unfinished(self.folder)
+            raise FileError(f"cannot write {self.folder}: {_reason(error)}") from error
 
 
-def read(folder: Path, epoch: int, like: Mapping[str, "jax.Array"] | None = None) -> dict[str, Any]:
+def read(
+    folder: Path,
+    epoch: int,
+    like: Mapping[str, "jax.Array"] | None = None,
+    *,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Reads a checkpoint, on as many devices and hosts as there are now.
 
     Args:
       folder: of the checkpoints.
       epoch: which one, as `latest_epoch` gives it.
       like: arrays that lie as those of the checkpoint are to lie; by default they are whole NumPy arrays.
+      check: is given shapes and dtypes of all arrays there are, and raises a `FileError` for those that are not
+        wanted, before an array takes memory. With `like` it must let through arrays like these alone.
 
     Returns:
-      The arrays by name. Those that `like` has in another shape or dtype are excluded.
+      The arrays by name.
 
     Raises:
       FileError: it cannot be read.
     """
-    import orbax.checkpoint as ocp
-
+    ocp = _import_orbax()
     try:
         handler = ocp.StandardCheckpointHandler()
         with ocp.CheckpointManager(folder.absolute(), item_handlers=handler) as manager:
             stored = manager.item_metadata(epoch).tree
-            wanted = {name: np.empty(kept.shape, kept.dtype) for name, kept in stored.items()}
-            if like is not None:
-                if like.keys() != stored.keys() or any(not _fits(like[k], stored[k]) for k in like):
-                    return {name: array for name, array in wanted.items() if name in like}
+            if check is not None:
+                check(stored)
+            if like is None:
+                check_memory(stored.values())
+                wanted = {name: np.empty(kept.shape, kept.dtype) for name, kept in stored.items()}
+            else:
                 wanted = {name: _describe(array) for name, array in like.items()}
             return manager.restore(epoch, args=ocp.args.StandardRestore(wanted))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except FileError:
+        raise
+    except Exception as error:  # Damage shows as one of a dozen kinds.
         raise FileError(
-            f"cannot read {folder}: {first_line(error)}; remove it to start the run again"
+            f"cannot read {folder}: {_reason(error)}; remove it to start the run again"
         ) from error
 
 
-def _fits(array: "jax.Array", kept: Any) -> bool:
-    return array.shape == tuple(kept.shape) and array.dtype == kept.dtype
+@functools.cache
+def _import_orbax() -> Any:
+    """Orbax, whose pages about what it also raises stay off the terminal; several hosts have a log for them."""
+    import orbax.checkpoint
+
+    if not _has_others():
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        # TensorStore goes on to tell the loop of a write that has failed already.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
+    return orbax.checkpoint
+
+
+def _has_others() -> bool:
+    import jax
+
+    return jax.process_count() > 1
+
+
+def _reason(error: Exception) -> str:
+    """A few words: TensorStore's own are a list of what it was doing."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    return getattr(error, "strerror", None) or first_line(error)[:300]
 
 
 def _describe(array: "jax.Array") -> "jax.ShapeDtypeStruct":

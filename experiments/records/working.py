@@ -11,21 +11,24 @@ the same run, the folder's own, unless it has not ended.
 """
 
 import dataclasses
+import functools
 import glob
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from experiments.files import NpzError, read_npz, read_regular, write_whole
+from experiments.files import NpzError, read_bytes, read_npz, write_whole
 from experiments.records import lines, schema, typed
 from experiments.records.schema import ENDED, MeasurementRecord, RecordError, RunRecord
-from experiments.records.sharded import latest_epoch
+from experiments.records.sharded import latest_epoch, remove_unfinished
 from experiments.run import Run
 from experiments.statistics import GradientDynamics
 
+# Bytes of the statistics of a run: of 500 layers in 10,000 epochs they take a quarter.
+MOST_DYNAMICS = 2**28
 REMEDY = "remove it to start the run again"
 Content = TypeVar("Content")
 
@@ -157,7 +160,7 @@ def read_dynamics(out: str | Path, record: RunRecord) -> GradientDynamics | None
       RecordError: the file is damaged.
     """
     path = _dynamics_path(out, record.run)
-    arrays = _read_arrays(path)
+    arrays = _read_arrays(path, most=MOST_DYNAMICS)
     if arrays is None:
         dynamics = lines.read_dynamics(out, record.run.name).get(record.run.name)
         if dynamics is None:
@@ -218,16 +221,47 @@ def write_checkpoint(out: str | Path, run: Run, arrays: Mapping[str, np.ndarray]
     write_whole(_checkpoint_path(out, run), lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
-def read_checkpoint(out: str | Path, run: Run) -> dict[str, np.ndarray] | None:
+def read_checkpoint(
+    out: str | Path, run: Run, like: Mapping[str, Any] | None = None
+) -> dict[str, np.ndarray] | None:
     """Reads a run's checkpoint.
+
+    Args:
+      out: folder of the records.
+      run: the run.
+      like: by name, what has the shapes and dtypes of the arrays wanted; by default all are read, whatever they are.
 
     Returns:
       The arrays by name, or `None` if there is no checkpoint.
 
     Raises:
-      RecordError: the file is damaged.
+      RecordError: the file is damaged or too large for the memory, or as `check_fits`.
     """
-    return _read_arrays(_checkpoint_path(out, run))
+    if like is None:
+        return _read_arrays(_checkpoint_path(out, run))
+    check = functools.partial(check_fits, run, like)
+    return _read_arrays(_checkpoint_path(out, run), list(like), check=check)
+
+
+def check_fits(run: Run, like: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint of another network, before its arrays take memory.
+
+    Args:
+      run: the run.
+      like: by name, such as 'params/linear/bias', what has the shapes and dtypes of the arrays wanted.
+      found: the same of the checkpoint. Parts, such as 'opt_state', of which `like` has nothing may be anything.
+
+    Raises:
+      RecordError: an array differs, or is in one of the two alone.
+    """
+    parts = {name.partition("/")[0] for name in like}
+    for name in sorted(like.keys() | {name for name in found if name.partition("/")[0] in parts}):
+        one, other = like.get(name), found.get(name)
+        if one is None or other is None or (tuple(one.shape), one.dtype) != (tuple(other.shape), other.dtype):
+            raise RecordError(
+                f"the checkpoint of {run.name} is of another model or optimizer: see {name!r}; "
+                f"remove {run.name}.npz, or the folder {run.name}.checkpoint, to start the run again"
+            )
 
 
 def has_checkpoint(out: str | Path, run: Run) -> bool:
@@ -259,6 +293,7 @@ def remove_leftovers(out: str | Path, run: Run) -> None:
     """Removes what a process that was killed while it wrote left half-written."""
     for path in Path(out).glob(f".{glob.escape(run.name)}.*"):
         path.unlink(missing_ok=True)
+    remove_unfinished(sharded_checkpoint(out, run))
 
 
 def _record_path(out: str | Path, run: Run) -> Path:
@@ -275,7 +310,7 @@ def _dynamics_path(out: str | Path, run: Run) -> Path:
 
 def _read(path: Path) -> RunRecord:
     with schema.naming(path, REMEDY):
-        record = schema.run_from_fields(typed.parse(read_regular(path)))
+        record = schema.run_from_fields(typed.parse(read_bytes(path)))
         if record.run.name != path.stem:
             raise ValueError(f"it is the record of another run, {record.run.name}")
         return record
@@ -283,7 +318,7 @@ def _read(path: Path) -> RunRecord:
 
 def _read_measurement(path: Path) -> MeasurementRecord:
     with schema.naming(path, "remove it to measure again"):
-        record = schema.measurement_from_fields(typed.parse(read_regular(path)))
+        record = schema.measurement_from_fields(typed.parse(read_bytes(path)))
         if record.name != path.stem:
             raise ValueError(f"it is the measurement {record.name!r}")
         return record
@@ -296,13 +331,13 @@ def _read_folder(out: str | Path, read: Callable[[Path], Content]) -> list[Conte
         try:
             found.append(read(path))
         except FileNotFoundError:
-            raise RecordError(f"cannot read {path}: it was removed, or is a link to nothing") from None
+            raise RecordError(f"cannot read {path}: it was removed while its folder was read") from None
     return found
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+def _read_arrays(path: Path, *wanted, **limits) -> dict[str, np.ndarray] | None:
     try:
-        return read_npz(path)
+        return read_npz(path, *wanted, **limits)
     except FileNotFoundError:
         return None
     except NpzError as error:

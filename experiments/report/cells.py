@@ -15,19 +15,30 @@ from experiments.run import Run
 LAST_EPOCHS = 3
 
 
+def last_accuracy(record: RunRecord) -> float:
+    """Accuracy after the last epoch, which every run evaluates."""
+    return _accuracies(record)[-1]
+
+
 def final_accuracy(record: RunRecord) -> float:
     """What an ended run counts with: where its rate is constant, the mean accuracy of the last three epochs.
 
-    Otherwise, and for a run that diverged, the accuracy after the last epoch.
+    Where the run says how many it evaluates, the mean of these. Otherwise, and for a run that diverged, the accuracy
+    after the last epoch.
     """
-    averaged = record.run.schedule == "constant" and record.status == "finished"
-    last = record.epochs[-LAST_EPOCHS:] if averaged else record.epochs[-1:]
-    return statistics.fmean(epoch.test_accuracy for epoch in last)
+    if record.run.schedule != "constant" or record.status != "finished":
+        return last_accuracy(record)
+    return statistics.fmean(_accuracies(record)[-(record.run.evaluated_epochs or LAST_EPOCHS) :])
 
 
 def best_accuracy(record: RunRecord) -> float:
     """Accuracy of the epoch that was best on the test images, which nobody knows beforehand."""
-    return max(epoch.test_accuracy for epoch in record.epochs)
+    return max(_accuracies(record))
+
+
+def _accuracies(record: RunRecord) -> list[float]:
+    """After every epoch that was evaluated."""
+    return [epoch.test_accuracy for epoch in record.epochs if epoch.test_accuracy is not None]
 
 
 def log_final_loss(record: RunRecord) -> float | None:
@@ -62,7 +73,7 @@ def log_roughness(record: RunRecord) -> float | None:
 
 
 ENDPOINTS: Mapping[str, Callable[[RunRecord], float | None]] = {
-    "accuracy": lambda record: record.epochs[-1].test_accuracy,
+    "accuracy": last_accuracy,
     "final_accuracy": final_accuracy,
     "best_accuracy": best_accuracy,
     "log_final_loss": log_final_loss,

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from experiments.records import EpochMetrics
 from experiments.report import intervals, names, style
 from experiments.report.cells import Cell
 from experiments.report.markdown import picture
@@ -119,7 +120,7 @@ def _draw_difference(axes, cell: Cell, baseline: Cell, metric: str) -> None:
     found = []
     for epoch in range(min(cell.run.epochs, baseline.run.epochs)):
         pairs = [
-            tuple(getattr(record.epochs[epoch], metric) for record in both)
+            tuple(_value(record.epochs[epoch], metric) for record in both)
             for both in ((cell.ended[seed], baseline.ended[seed]) for seed in seeds)
             if all(len(record.epochs) > epoch for record in both)
         ]
@@ -139,13 +140,19 @@ def _draw_difference(axes, cell: Cell, baseline: Cell, metric: str) -> None:
     )
 
 
+def _value(epoch: EpochMetrics, metric: str) -> float:
+    """NaN where the epoch was not evaluated."""
+    value = getattr(epoch, metric)
+    return math.nan if value is None else value
+
+
 def draw_cell(axes, cell: Cell, metric: str):
     """Draws a metric of every epoch: mean and range over the seeds, crosses where one diverged. Returns the line."""
     color, dashes = style.METHOD_STYLES[cell.run.method]
     records = list(cell.ended.values())
     values = np.full((len(records), max(len(record.epochs) for record in records)), np.nan)
     for row, record in zip(values, records, strict=True):
-        row[: len(record.epochs)] = [getattr(epoch, metric) for epoch in record.epochs]
+        row[: len(record.epochs)] = [_value(epoch, metric) for epoch in record.epochs]
     values = np.ma.masked_invalid(values)
     epochs = np.arange(1, values.shape[1] + 1)
     if len(records) > 1:
@@ -155,7 +162,7 @@ def draw_cell(axes, cell: Cell, metric: str):
     (line,) = axes.plot(epochs, values.mean(axis=0), dashes, color=color, linewidth=1.4)
     for record in records:
         if record.status == "diverged":
-            last = next((e for e in reversed(record.epochs) if math.isfinite(getattr(e, metric))), None)
+            last = next((e for e in reversed(record.epochs) if math.isfinite(_value(e, metric))), None)
             if last is not None:
                 axes.plot(last.epoch, getattr(last, metric), "x", color=color, markersize=7)
     return line

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from experiments.files import read_regular, write_whole
+from experiments.files import read_bytes, write_whole
 from experiments.records.schema import naming
 from experiments.records.typed import Limits, decode, parse
 from experiments.report.intervals import FEWEST_SEEDS, Interval
@@ -247,7 +247,7 @@ def read_findings(path: Path) -> list[Finding]:
 def _read(path: Path) -> list[Finding]:
     with naming(path, "`python -m experiments report` writes it again"):
         try:
-            text = read_regular(path)
+            text = read_bytes(path)
         except FileNotFoundError as error:
             raise ValueError("there is no such file") from error
         return list(decode(tuple[Finding, ...], parse(text), "findings"))

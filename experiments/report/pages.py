@@ -28,6 +28,8 @@ def describe_protocol(run: Run) -> str:
     else:
         part = "validation" if run.data_name.endswith(":validation") else "test"
         evaluated = f"{tests} {part} images"
+    if run.evaluated_epochs:
+        evaluated += f" after the last {_every(run.evaluated_epochs).removeprefix('1 ')}"
     schedule = {
         "constant": "constant learning rate",
         "cosine": "cosine schedule",
@@ -42,7 +44,7 @@ def describe_protocol(run: Run) -> str:
             "flip_rotate": "random flips and quarter turns",
             "resized_crop": "random-resized crops and flips",
         }[run.augment],
-        _count(run.epochs, "epoch"),
+        _count(run.epochs, "epoch") if run.steps is None else f"{run.steps:,} steps",
         f"batch {run.batch_size}",
         schedule,
     ]

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 NAMES = (
     "cifar10_confirm",
+    "steps_and_images",
+    "shared_rate",
     "overlap_table1",
     "gan_cifar100",
     "znorm_architectures",

@@ -78,10 +78,41 @@ def extend_grids(
     return runs
 
 
+def refine_grids(
+    tuning: Iterable[Run],
+    records: Iterable[RunRecord],
+    setting: Callable[[Run], Setting],
+    score: str = "accuracy",
+) -> list[Run]:
+    """The tuning runs, and a quarter of a decade on either side of a setting's best rate those with two more.
+
+    Args:
+      tuning: as `extend_grids` gives them.
+      records: what was made, of these and of other runs; a setting is refined when all of its runs have ended, those
+        by which its grid grew among them.
+      setting: as for `choose_learning_rates`.
+      score: the same.
+    """
+    runs, records = list(tuning), list(records)
+    cells = make_cells(runs, records).values()
+    chosen = choose_learning_rates(cells, setting, score)
+    return runs + [
+        dataclasses.replace(run, learning_rate=quarter_decades(run.learning_rate, step))
+        for run in runs
+        if run.learning_rate == chosen.get(setting(run))
+        for step in (-1, 1)
+    ]
+
+
 def half_a_decade(rate: float, steps: int) -> float:
     """The rate so many steps further on the ladder ..., 0.1, 0.3, 1, 3, ..."""
-    decade, is_three = divmod(round(2 * math.log10(rate)) + steps, 2)
-    return float(f"{3 if is_three else 1}e{decade}")
+    return quarter_decades(rate, 2 * steps)
+
+
+def quarter_decades(rate: float, steps: int) -> float:
+    """The rate so many steps further on the ladder ..., 0.1, 0.18, 0.3, 0.55, 1, ..."""
+    decade, rung = divmod(round(4 * math.log10(rate)) + steps, 4)
+    return float(f"{(1, 1.8, 3, 5.5)[rung]}e{decade}")
 
 
 def tune(

@@ -1,13 +1,61 @@
 """How training lies on the devices, of one host or of several: the batch divided, the state whole or divided."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-if TYPE_CHECKING:
-    from experiments.training.state import TrainState
+from experiments.data import Dataset
+from experiments.run import Run
+from experiments.training.methods import make_optimizer
+from experiments.training.state import TrainState, init_state
+
+
+class Setup(NamedTuple):
+    """What the programs of a run are made of.
+
+    Attributes:
+      run: says what to train.
+      dataset: the images to train on and to evaluate on, as `experiments.data.select` gives them.
+      graphdef: of the model.
+      optimizer: the chain that `make_optimizer` gives.
+      mesh: of the devices that share each batch.
+      shardings: a `TrainState` with a `NamedSharding` in place of every leaf.
+    """
+
+    run: Run
+    dataset: Dataset
+    graphdef: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    shardings: TrainState
+
+
+def set_up(
+    run: Run, dataset: Dataset, devices: int = 1, shard_params: bool = False
+) -> tuple[Setup, TrainState]:
+    """Makes a run ready to compile.
+
+    Args:
+      run: what to train.
+      dataset: the images.
+      devices: how many share each batch.
+      shard_params: as for `lay_out`.
+
+    Returns:
+      The setup, and the state before the first step, on the devices.
+
+    Raises:
+      ValueError: there are not so many devices, or the model is unknown or does not take such images.
+    """
+    mesh = make_mesh(devices)
+    optimizer = make_optimizer(run, steps_per_epoch=len(dataset.train_images) // run.batch_size)
+    graphdef, state = init_state(run, dataset, optimizer)
+    shardings = lay_out(state, mesh, shard_params)
+    return Setup(run, dataset, graphdef, optimizer, mesh, shardings), put(state, shardings)
 
 
 def make_mesh(devices: int) -> Mesh:
@@ -21,7 +69,7 @@ def make_mesh(devices: int) -> Mesh:
     return jax.make_mesh((devices,), ("batch",), (AxisType.Auto,), devices=jax.devices()[:devices])
 
 
-def lay_out(state: "TrainState", mesh: Mesh, shard_params: bool) -> "TrainState":
+def lay_out(state: TrainState, mesh: Mesh, shard_params: bool) -> TrainState:
     """Says where every leaf of the state lies.
 
     Args:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import optax_gradnorm
 from experiments import hosts, records
@@ -20,12 +19,10 @@ from experiments.models import axes
 from experiments.records import EpochMetrics, RunRecord
 from experiments.run import Run
 from experiments.statistics import EPOCH_STATISTICS, GradientDynamics
-from experiments.training import resuming, tasks
-from experiments.training.epoch import make_evaluate, make_train_epoch
-from experiments.training.layout import lay_out, make_mesh, put
-from experiments.training.methods import make_optimizer
-from experiments.training.state import TrainState, init_state
-from experiments.training.streamed import make_streamed_epoch, make_streamed_evaluate, test_batches
+from experiments.training import epoch as epoch_in_memory
+from experiments.training import resuming, streamed, tasks
+from experiments.training.layout import Setup, make_mesh, set_up
+from experiments.training.state import TrainState
 
 
 def train(
@@ -70,13 +67,9 @@ def train(
             return record
     hosts.on_first(records.remove_leftovers, out, run)
 
-    mesh = make_mesh(devices)
     tasks.make_task(run, dataset)
-    _check_batch_size(run, dataset, devices)
-    optimizer = make_optimizer(run, steps_per_epoch=len(dataset.train_images) // run.batch_size)
-    graphdef, state = init_state(run, dataset, optimizer)
-    shardings = lay_out(state, mesh, shard_params)
-    state = put(state, shardings)
+    _check_fits(run, dataset, devices)
+    setup, state = set_up(run, dataset, devices, shard_params)
     resumed = resuming.from_checkpoint(record, state, out)
     if resumed is None:
         hosts.on_first(records.remove_checkpoint, out, run)
@@ -85,7 +78,7 @@ def train(
 
     if len(record.epochs) < run.epochs:
         started = time.perf_counter()
-        run_epoch = _compile_epoch(run, dataset, graphdef, optimizer, mesh, state, shardings)
+        run_epoch = _compile_epoch(setup, state)
         record = dataclasses.replace(record, compile_seconds=round(time.perf_counter() - started, 3))
         hosts.on_first(records.write_record, out, record)
         divided = shard_params or hosts.count() > 1
@@ -111,7 +104,7 @@ def train(
 
     if record.status == "running":
         # Before the checkpoint goes: a run killed here finds it again, and scores its network then.
-        scores = _score(run, dataset, graphdef, mesh, state)
+        scores = _score(setup, state)
         record = dataclasses.replace(record, status="finished", scores=scores)
         hosts.on_first(records.write_record, out, record)
     if record.status == "diverged" or not keep_checkpoint:
@@ -119,22 +112,21 @@ def train(
     return record
 
 
-def _score(
-    run: Run, dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh, state: TrainState
-) -> dict[str, float]:
+def _score(setup: Setup, state: TrainState) -> dict[str, float]:
     """Scores of the network on the test images, batch by batch."""
-    task = tasks.make_task(run, dataset)
+    dataset = setup.dataset
+    task = tasks.make_task(setup.run, dataset)
     if task.new_scores is None:
         return {}
 
     def predict(state, images):
-        model = nnx.merge(graphdef, state.params, state.batch_stats)
+        model = nnx.merge(setup.graphdef, state.params, state.batch_stats)
         return task.outputs(model(normalize(images, dataset.mean, dataset.std), train=False))
 
-    predict = jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    predict = jax.jit(predict, out_shardings=NamedSharding(setup.mesh, PartitionSpec()))
     scores = task.new_scores()
     start = 0
-    for images, _labels, _is_image in test_batches(dataset, mesh):
+    for images, _labels, _is_image in streamed.test_batches(setup):
         # The labels of other hosts' images are in memory here too; padding comes last.
         labels = dataset.test_labels[start : start + len(images)]
         scores.update(jax.device_get(predict(state, images))[: len(labels)], labels)
@@ -143,62 +135,46 @@ def _score(
 
 
 def _compile_epoch(
-    run: Run,
-    dataset: Dataset,
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    state: TrainState,
-    shardings: TrainState,
+    setup: Setup, state: TrainState
 ) -> Callable[[TrainState, int], tuple[TrainState, EpochMetrics, Mapping[str, np.ndarray], bool]]:
     """Compiles training and evaluation, once for all epochs."""
-    compile_both = _compile_streamed if dataset.is_streamed else _compile_in_memory
-    train_epoch, evaluate = compile_both(run, dataset, graphdef, optimizer, mesh, state, shardings)
-    trained = len(dataset.train_images) // run.batch_size * run.batch_size
+    run, dataset = setup.run, setup.dataset
+    train_epoch, evaluate = (streamed if dataset.is_streamed else epoch_in_memory).compile(setup, state)
 
     def run_epoch(state, epoch):
         started = time.perf_counter()
-        state, train_measurements = train_epoch(state, epoch)
-        measured = jax.device_get(train_measurements | evaluate(state))
+        state, measured = train_epoch(state, epoch)
+        if run.evaluates(epoch + 1):
+            measured |= evaluate(state)
+        measured = jax.device_get(measured)
+        if not _is_finite(measured) and "test_loss" not in measured:
+            # The run ends here, and counts with what its network is worth now.
+            measured |= jax.device_get(evaluate(state))
+        was_evaluated = "test_loss" in measured
+        correct = float(measured.get("test_correct", 0))
         metrics = EpochMetrics(
             epoch=epoch + 1,
             train_loss=_shortest(measured["train_loss"]),
-            train_accuracy=float(measured["train_correct"]) / trained,
-            test_loss=_shortest(measured["test_loss"]),
-            test_accuracy=float(measured["test_correct"]) / len(dataset.test_images),
+            train_accuracy=float(measured["train_correct"]) / (steps_in(epoch) * run.batch_size),
+            test_loss=_shortest(measured["test_loss"]) if was_evaluated else None,
+            test_accuracy=correct / len(dataset.test_images) if was_evaluated else None,
             nonfinite_steps=int(measured["nonfinite_steps"]),
             seconds=round(time.perf_counter() - started, 4),
         )
         statistics = {name: measured[name] for name in EPOCH_STATISTICS if name in measured}
-        # On CPU a ReLU can turn NaN into 0, so that a finite loss alone does not show sound parameters.
-        finite = math.isfinite(metrics.train_loss + metrics.test_loss) and bool(measured["finite_params"])
-        return state, metrics, statistics, finite
+        return state, metrics, statistics, _is_finite(measured)
+
+    def steps_in(epoch):
+        return run.steps_in(epoch + 1, len(dataset.train_images))
 
     return run_epoch
 
 
-def _compile_in_memory(run, dataset, graphdef, optimizer, mesh, state, shardings):
-    """Puts the data on the devices; an epoch is one program, and evaluation another."""
-    arrays = dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels
-    *train_data, test_images, test_labels = put(arrays, NamedSharding(mesh, PartitionSpec()))
-    # The seed is an argument, so that a run with another seed finds its program in the compilation cache.
-    seed = np.uint32(run.seed)
-    train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, mesh, shardings)
-    train_epoch = train_epoch.lower(state, *train_data, seed, np.int32(0)).compile()
-    evaluate = make_evaluate(run, dataset, graphdef, mesh)
-    evaluate = evaluate.lower(state, test_images, test_labels).compile()
-    return (
-        lambda state, epoch: train_epoch(state, *train_data, seed, np.int32(epoch)),
-        lambda state: evaluate(state, test_images, test_labels),
-    )
-
-
-def _compile_streamed(run, dataset, graphdef, optimizer, mesh, state, shardings):
-    """Leaves the data where they are; a program trains on a few batches, another evaluates on one."""
-    return (
-        make_streamed_epoch(run, dataset, graphdef, optimizer, mesh, state, shardings),
-        make_streamed_evaluate(run, dataset, graphdef, mesh, state),
-    )
+def _is_finite(measured: Mapping[str, np.ndarray]) -> bool:
+    """Whether an epoch left a sound network behind."""
+    losses = measured["train_loss"] + measured.get("test_loss", 0.0)
+    # On CPU a ReLU can turn NaN into 0, so that a finite loss alone does not show sound parameters.
+    return math.isfinite(losses) and bool(measured["finite_params"])
 
 
 def _shortest(value: np.ndarray) -> float:
@@ -206,12 +182,18 @@ def _shortest(value: np.ndarray) -> float:
     return float(str(np.float32(value)))
 
 
-def _check_batch_size(run: Run, dataset: Dataset, devices: int) -> None:
-    if run.batch_size > len(dataset.train_images):
-        count = len(dataset.train_images)
+def _check_fits(run: Run, dataset: Dataset, devices: int) -> None:
+    """Says in one line why the run does not fit the data or the devices, if so."""
+    make_mesh(devices)
+    count = len(dataset.train_images)
+    if run.batch_size > count:
         raise ValueError(f"batch_size is {run.batch_size}, but there are only {count} training images")
     if run.batch_size % devices:
         raise ValueError(f"batch_size is {run.batch_size}, which {devices} devices cannot share equally")
+    if run.steps is not None and run.epochs != (begun := math.ceil(run.steps / (count // run.batch_size))):
+        raise ValueError(
+            f"epochs must be {begun} with steps={run.steps}, {count // run.batch_size} in an epoch, got {run.epochs}"
+        )
     if len(dataset.test_images) == 0:
         raise ValueError(f"dataset {dataset.name} has no test images")
 

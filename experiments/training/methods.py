@@ -81,7 +81,8 @@ def _constant(run: Run, steps_per_epoch: int) -> optax.Schedule:
 
 
 def _cosine(run: Run, steps_per_epoch: int) -> optax.Schedule:
-    steps = round((run.epochs - run.warmup_epochs) * steps_per_epoch)
+    epochs = run.epochs if run.steps is None else run.steps / steps_per_epoch
+    steps = round((epochs - run.warmup_epochs) * steps_per_epoch)
     return optax.cosine_decay_schedule(run.learning_rate, max(steps, 1))
 
 

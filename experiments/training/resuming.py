@@ -1,6 +1,8 @@
 """What a run left on disk, taken up again: its checkpoint, its statistics, and the data it was made on."""
 
 import dataclasses
+import functools
+import sys
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 
 from experiments import hosts, machine, records
 from experiments.data import Dataset
@@ -15,6 +18,7 @@ from experiments.records import RecordError, RunRecord, sharded
 from experiments.run import Run
 from experiments.statistics import GradientDynamics
 from experiments.training import layout
+from experiments.training.state import create_model, split_model
 
 State = TypeVar("State")
 
@@ -32,11 +36,17 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
         "labels_checksum": zlib.crc32(
             dataset.test_labels.tobytes(), zlib.crc32(dataset.train_labels.tobytes())
         ),
+        "images_checksum": dataset.images_checksum,
     }
 
 
 def check_same_data(record: RunRecord, dataset: Dataset, out: str | Path) -> None:
-    """Epochs on other data under the same name are neither continued nor thrown away."""
+    """Epochs on other data under the same name are neither continued nor thrown away.
+
+    Raises:
+      RecordError: the record has epochs on other data. One of before images had a checksum is taken as it is,
+        and a line on standard error says so.
+    """
     before, now = record.data, describe_data(dataset)
     changes = [
         f"{name} was {before[name]}, is {now[name]}"
@@ -49,11 +59,17 @@ def check_same_data(record: RunRecord, dataset: Dataset, out: str | Path) -> Non
             f"run {name} in {out} was made on other data ({'; '.join(changes)}): "
             f"choose another --out, or remove {name}.json to start the run again"
         )
+    if record.epochs and "images_checksum" not in before and hosts.is_first():
+        print(
+            f"the record of {record.run.name} has no checksum of its images: whether they are still the same "
+            f"was not checked",
+            file=sys.stderr,
+        )
 
 
 def check_same_on_hosts(run: Run, dataset: Dataset) -> None:
     """Hosts may have copies of the data of their own, and each was given a command of its own."""
-    data = describe_data(dataset)
+    data = hosts.in_turn(describe_data, dataset)  # It reads images of streamed sets.
     hosts.check_same("the run", run.name)
     # Without means, whose last digit may depend on the machine.
     hosts.check_same("the data", {name: data[name] for name in data if name not in ("mean", "std")})
@@ -78,18 +94,19 @@ def from_checkpoint(
     if record is None:
         return None
     run, folder = record.run, records.sharded_checkpoint(out, record.run)
-    arrays = hosts.in_turn(records.read_checkpoint, out, run)
+    like = by_name(state)
+    arrays = hosts.in_turn(records.read_checkpoint, out, run, {"epoch": np.array(0), **like})
     epoch = hosts.on_first(sharded.latest_epoch, folder)
-    if epoch is not None and (arrays is None or epoch > int(arrays.get("epoch", 0))):
-        arrays = sharded.read(folder, epoch, by_name(state))
-        arrays["epoch"] = np.array(epoch)
+    if epoch is not None and (arrays is None or epoch > int(arrays["epoch"])):
+        check = functools.partial(records.check_fits, run, like)
+        arrays = {"epoch": np.array(epoch), **sharded.read(folder, epoch, like, check=check)}
     if arrays is None:
         return None
-    epochs = int(_take("epoch", np.array(0), arrays, run))
+    epochs = int(arrays["epoch"])
     if epochs > len(record.epochs):  # the record was removed, or is not the one of this checkpoint
         return None
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    state = layout.put(from_arrays(state, arrays, run), shardings)
+    state = layout.put(from_arrays(state, arrays), shardings)
     record = dataclasses.replace(record, status="running", message="", epochs=record.epochs[:epochs])
     dynamics = hosts.on_first(records.read_dynamics, out, record) if run.dynamics else None
     if record.run.dynamics and dynamics is None:  # the file was removed
@@ -97,13 +114,54 @@ def from_checkpoint(
     return record, state, dynamics
 
 
-def read_arrays(out: str | Path, run: Run) -> dict[str, np.ndarray] | None:
-    """A run's last checkpoint, whole on this host, however it was written; `None` if there is none."""
-    arrays, folder = records.read_checkpoint(out, run), records.sharded_checkpoint(out, run)
+def read_arrays(
+    out: str | Path, run: Run, like: Mapping[str, Any] | None = None
+) -> dict[str, np.ndarray] | None:
+    """A run's last checkpoint, whole on this host, however it was written; `None` if there is none.
+
+    Args:
+      out: folder of the records.
+      run: the run.
+      like: by name, what has the shapes and dtypes of the arrays wanted; by default all are read.
+    """
+    wanted = None if like is None else {"epoch": np.array(0), **like}
+    check = None if like is None else functools.partial(records.check_fits, run, like)
+    arrays, folder = records.read_checkpoint(out, run, wanted), records.sharded_checkpoint(out, run)
     epoch = sharded.latest_epoch(folder)
     if epoch is None or (arrays is not None and int(arrays.get("epoch", 0)) >= epoch):
         return arrays
-    return {"epoch": np.array(epoch), **sharded.read(folder, epoch)}
+    return {"epoch": np.array(epoch), **sharded.read(folder, epoch, check=check)}
+
+
+def load_model(run: Run, *, out: str | Path) -> nnx.Module:
+    """Builds the model of a finished run that kept its checkpoint.
+
+    Args:
+      run: the run.
+      out: folder of the records.
+
+    Returns:
+      The trained model, to be called as `model(images, train=False)`; its record's `data` has the mean and
+      standard deviation by which to normalise images.
+
+    Raises:
+      RecordError: the run has no record, has not finished or kept no checkpoint, or a file is damaged.
+    """
+    record = records.read_record(out, run)
+    if record is None:
+        raise RecordError(f"there is no record of the run {run.name} in {out}")
+    if record.status != "finished":
+        raise RecordError(f"run {run.name} in {out} has not finished: its status is {record.status!r}")
+    data = record.data
+    # Shapes alone: initial values would be computed, layer by layer, to be thrown away.
+    model = nnx.eval_shape(lambda: create_model(run, data["image_shape"], data["num_classes"]))
+    graphdef, params, batch_stats = split_model(model)
+    state = {"params": params, "batch_stats": batch_stats}
+    arrays = read_arrays(out, run, by_name(state))
+    if arrays is None:
+        raise RecordError(f"run {run.name} has no checkpoint in {out}: train it with --keep-checkpoints")
+    state = from_arrays(state, arrays)
+    return nnx.merge(graphdef, state["params"], state["batch_stats"])
 
 
 class Checkpoints:
@@ -150,23 +208,9 @@ def by_name(state: Any) -> dict[str, Any]:
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
 
 
-def from_arrays(tree: Any, arrays: Mapping[str, np.ndarray], run: Run, prefix: str = "") -> Any:
-    """The tree with its arrays taken from a checkpoint."""
-
-    def take(path, leaf):
-        return _take(prefix + _name(path), leaf, arrays, run)
-
-    return jax.tree_util.tree_map_with_path(take, tree)
-
-
-def _take(name: str, like: Any, arrays: Mapping[str, np.ndarray], run: Run) -> np.ndarray:
-    """An array of a checkpoint, which must have the shape and dtype of another."""
-    if name not in arrays or arrays[name].shape != like.shape or arrays[name].dtype != like.dtype:
-        raise RecordError(
-            f"the checkpoint of {run.name} is of another model or optimizer: see {name!r}; "
-            f"remove {run.name}.npz, or the folder {run.name}.checkpoint, to start the run again"
-        )
-    return arrays[name]
+def from_arrays(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The tree with its arrays taken from a checkpoint, which has one for each."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], tree)
 
 
 def _name(path) -> str:

@@ -1,6 +1,5 @@
-"""What training changes: made anew from a run, or read from its checkpoint."""
+"""What training changes, made anew from a run."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -8,11 +7,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments import models, records
+from experiments import models
 from experiments.data import Dataset
-from experiments.records import RecordError
 from experiments.run import Run
-from experiments.training import resuming
 
 
 class TrainState(NamedTuple):
@@ -27,37 +24,6 @@ class TrainState(NamedTuple):
     params: optax.Params
     batch_stats: optax.Params
     opt_state: optax.OptState
-
-
-def load_model(run: Run, *, out: str | Path) -> nnx.Module:
-    """Builds the model of a finished run that kept its checkpoint.
-
-    Args:
-      run: the run.
-      out: folder of the records.
-
-    Returns:
-      The trained model, to be called as `model(images, train=False)`; its record's `data` has the mean and
-      standard deviation by which to normalise images.
-
-    Raises:
-      RecordError: the run has no record, has not finished or kept no checkpoint, or a file is damaged.
-    """
-    record = records.read_record(out, run)
-    if record is None:
-        raise RecordError(f"there is no record of the run {run.name} in {out}")
-    if record.status != "finished":
-        raise RecordError(f"run {run.name} in {out} has not finished: its status is {record.status!r}")
-    arrays = resuming.read_arrays(out, run)
-    if arrays is None:
-        raise RecordError(f"run {run.name} has no checkpoint in {out}: train it with --keep-checkpoints")
-    data = record.data
-    # Shapes alone: initial values would be computed, layer by layer, to be thrown away.
-    model = nnx.eval_shape(lambda: create_model(run, data["image_shape"], data["num_classes"]))
-    graphdef, params, batch_stats = split_model(model)
-    params = resuming.from_arrays(params, arrays, run, "params/")
-    batch_stats = resuming.from_arrays(batch_stats, arrays, run, "batch_stats/")
-    return nnx.merge(graphdef, params, batch_stats)
 
 
 def init_state(
@@ -82,6 +48,7 @@ def init_state(
 
 
 def create_model(run: Run, image_shape, num_classes: int) -> nnx.Module:
+    """The run's model before training, for images [height, width, channels]."""
     height, width, channels = image_shape
     if height != width and not models.takes_any_size(run.model):
         raise ValueError(f"images must be square for {run.model}, got {height} x {width}")

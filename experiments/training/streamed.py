@@ -1,21 +1,26 @@
 """The same epoch and evaluation on a streamed set, which does not fit on the device: a few batches at a time."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-import optax
-from flax import nnx
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.data import Dataset
 from experiments.data.streaming import read_batches
-from experiments.run import RESIZED_CROP, Run
-from experiments.training.epoch import draw_batches, evaluation_batches, make_measure, make_step, over_epoch
-from experiments.training.layout import rows_here
+from experiments.run import RESIZED_CROP
+from experiments.training.epoch import (
+    Measurements,
+    draw_batches,
+    evaluation_batches,
+    make_measure,
+    make_step,
+    over_epoch,
+)
+from experiments.training.layout import Setup, rows_here
 from experiments.training.state import TrainState
 
 # At most this many batches are put on the devices at once, and no more than these bytes if one batch is not larger.
@@ -23,35 +28,29 @@ CHUNK_STEPS = 8
 CHUNK_BYTES = 2**29
 
 
-def make_streamed_epoch(
-    run: Run,
-    dataset: Dataset,
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    state: TrainState,
-    shardings: TrainState,
-):
-    """Compiles the training for one epoch on images that are read meanwhile, a few batches at a time.
-
-    The batches, their order and their augmentation are those of `make_train_epoch`, as are the steps.
+def compile(
+    setup: Setup, state: TrainState
+) -> tuple[
+    Callable[[TrainState, int], tuple[TrainState, Measurements]], Callable[[TrainState], Measurements]
+]:
+    """Leaves the data where they are: a program trains on a few batches, and another evaluates on one.
 
     Args:
-      run: the run.
-      dataset: the images; its labels are in memory.
-      graphdef: the model's, from `init_state`.
-      optimizer: the run's.
-      mesh: of the devices that share each batch; see `make_mesh`.
+      setup: as `set_up` gives it; the labels of its data set are in memory.
       state: gives the shapes.
-      shardings: of the state, from `lay_out`.
 
     Returns:
-      A function `(state, epoch) -> (state, measurements)` that gives what that of `make_train_epoch` does.
+      What `epoch.compile` does: the batches, their order, their augmentation and the steps are the same.
     """
-    step = make_step(run, dataset, graphdef, optimizer, mesh, shardings)
+    return _compile_epoch(setup, state), _compile_evaluate(setup, state)
+
+
+def _compile_epoch(setup: Setup, state: TrainState):
+    run, dataset, mesh = setup.run, setup.dataset, setup.mesh
+    step = make_step(setup)
     count = len(dataset.train_images)
-    # The largest divisor of the epoch, so that all chunks share one program.
-    steps = count // run.batch_size
+    # The largest divisor of every epoch, so that all chunks share one program.
+    steps = math.gcd(run.steps_in(1, count), run.steps_in(run.epochs, count))
     most = min(
         CHUNK_STEPS, max(1, CHUNK_BYTES // (run.batch_size * math.prod(dataset.train_images.shape[1:])))
     )
@@ -60,19 +59,20 @@ def make_streamed_epoch(
     by_batch = NamedSharding(mesh, PartitionSpec(None, "batch"))
     rows = rows_here(NamedSharding(mesh, PartitionSpec("batch")), run.batch_size)
 
-    @jax.jit
-    def draw_order(seed, epoch):
-        indices, keys = draw_batches(run, count, seed, epoch)
+    @partial(jax.jit, static_argnums=2)
+    def draw_order(seed, epoch, steps):
+        indices, keys = draw_batches(run, count, seed, epoch, steps)
         return indices, jax.random.key_data(keys)
 
     def train_chunk(state, images, labels, keys):
         return lax.scan(step, state, (images, labels, jax.random.wrap_key_data(keys)))
 
-    train_chunk = jax.jit(train_chunk, donate_argnums=0, out_shardings=(shardings, replicated))
+    train_chunk = jax.jit(train_chunk, donate_argnums=0, out_shardings=(setup.shardings, replicated))
     measure_epoch = jax.jit(over_epoch, out_shardings=replicated)
 
     def read_chunks(epoch):
-        order, keys = jax.device_get(draw_order(np.uint32(run.seed), np.int32(epoch)))
+        steps = run.steps_in(epoch + 1, count)
+        order, keys = jax.device_get(draw_order(np.uint32(run.seed), np.int32(epoch), steps))
         # The order is that of one host; each host reads what its own devices take.
         order = order[:, rows].ravel()
         chunk_size = chunk * len(rows)
@@ -113,26 +113,14 @@ def _keep_pace(results: Sequence[Any]) -> None:
         jax.block_until_ready(results[-2])
 
 
-def make_streamed_evaluate(run: Run, dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh, state: TrainState):
-    """Compiles the evaluation on test images that are read meanwhile, a batch at a time.
-
-    Args:
-      run: the run.
-      dataset: the images; its labels are in memory.
-      graphdef: the model's, from `init_state`.
-      mesh: of the devices that share each batch; see `make_mesh`.
-      state: gives the shapes.
-
-    Returns:
-      A function `(state) -> measurements` that gives what that of `make_evaluate` does.
-    """
-    measure = make_measure(run, dataset, graphdef)
-    measure = jax.jit(measure, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    measure = measure.lower(state, *next(test_batches(dataset, mesh))).compile()
+def _compile_evaluate(setup: Setup, state: TrainState):
+    dataset = setup.dataset
+    measure = jax.jit(make_measure(setup), out_shardings=NamedSharding(setup.mesh, PartitionSpec()))
+    measure = measure.lower(state, *next(test_batches(setup))).compile()
 
     def evaluate(state):
         measured = []
-        for batch in test_batches(dataset, mesh):
+        for batch in test_batches(setup):
             measured.append(measure(state, *batch))
             _keep_pace(measured)
         losses, correct = zip(*jax.device_get(measured), strict=True)
@@ -141,14 +129,15 @@ def make_streamed_evaluate(run: Run, dataset: Dataset, graphdef: nnx.GraphDef, m
     return evaluate
 
 
-def test_batches(dataset: Dataset, mesh: Mesh) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
+def test_batches(setup: Setup) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
     """Test images and labels in batches of one size, on the devices, and which of them are not padding.
 
     All padding comes last. Each host reads what its own devices take.
     """
+    dataset = setup.dataset
     count = len(dataset.test_images)
-    batches, batch_size = evaluation_batches(dataset, mesh)
-    by_batch = NamedSharding(mesh, PartitionSpec("batch"))
+    batches, batch_size = evaluation_batches(setup)
+    by_batch = NamedSharding(setup.mesh, PartitionSpec("batch"))
     rows = rows_here(by_batch, batch_size)
     places = np.arange(batches)[:, None] * batch_size + rows
     parts = read_batches(dataset.test_images, places[places < count], len(rows))

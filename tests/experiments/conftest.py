@@ -1,9 +1,13 @@
 """Fixtures that several modules share."""
 
+import os
+import sys
+
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from experiments.__main__ import main
 from tests.experiments import processes
 
 
@@ -14,11 +18,28 @@ def end_processes():
     processes.end_all()
 
 
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """The command line in this process, of arguments: exit code, output and errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["experiments", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code
+        return code, *capsys.readouterr()
+
+    monkeypatch.setenv("COLUMNS", "80")
+    return call
+
+
 @pytest.fixture(scope="module")
-def compile_once(tmp_path_factory):
+def compile_once():
     """Programs that several tests train are compiled once, as in a sweep."""
     options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": os.environ["JAX_COMPILATION_CACHE_DIR"],
         "jax_persistent_cache_min_compile_time_secs": 0.05,
     }
     before = {name: getattr(jax.config, name) for name in options}

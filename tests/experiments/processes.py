@@ -27,8 +27,8 @@ def start(
     environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     command = [sys.executable, "-m", "experiments", *map(str, arguments)]
     # A session of its own, so that it can be ended with all that it starts.
-    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, **{**defaults, **options})
+    defaults = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=environment, **{**defaults, "start_new_session": True, **options})
     STARTED.append(process)
     return process
 

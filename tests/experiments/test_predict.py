@@ -2,50 +2,26 @@
 
 import dataclasses
 import json
-import re
 import struct
-import sys
 import zlib
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
 
-import optax_gradnorm
-from experiments import data, models, training
-from experiments.__main__ import main
+from experiments import data, training
 from experiments.predict import draw_mask, fit_image, read_image
-from experiments.records import RunRecord, find_record, read_record, write_checkpoint, write_record
-from experiments.run import Run
+from experiments.records import (
+    RunRecord,
+    find_record,
+    read_record,
+)
 
 from . import processes
-
-CLASSIFIER = Run("digits", "resnet8", "baseline", "adam", 0.003, epochs=2, batch_size=50, seed=0)
-SEGMENTER = dataclasses.replace(CLASSIFIER, dataset="ink", model="unet2", loss="bce_dice", epochs=1)
-
-
-def write_network(run, image_shape, num_classes, out):
-    """A finished run with weights from NumPy, which saves training and compiling it."""
-    options = {"num_classes": num_classes, "channels": image_shape[2], "image_size": image_shape[0]}
-    model = nnx.eval_shape(lambda: models.create(run.model, rngs=nnx.Rngs(0), **options))
-    random = np.random.default_rng(5)
-    arrays = {"epoch": np.array(run.epochs)}
-    for prefix, kind in (("params", nnx.Param), ("batch_stats", nnx.BatchStat)):
-        state = nnx.to_pure_dict(nnx.state(model, kind))
-        for name, leaf in zip(optax_gradnorm.layer_names(state), jax.tree.leaves(state), strict=True):
-            fan_in = np.prod(leaf.shape[:-1])
-            values = random.normal(size=leaf.shape) * np.sqrt(2 / fan_in) if leaf.ndim > 1 else 1.0
-            arrays[f"{prefix}/{name}"] = np.broadcast_to(values, leaf.shape).astype(leaf.dtype)
-    channels = image_shape[2]
-    trained_on = {"image_shape": image_shape, "num_classes": num_classes}
-    trained_on |= {"mean": [0.4] * channels, "std": [0.2] * channels}
-    write_record(out, RunRecord(run, "finished", data=trained_on))
-    write_checkpoint(out, run, arrays)
-    return out
+from .predictions import CLASSIFIER, SEGMENTER, check_line, command, load, record_of, save, write_network
 
 
 @pytest.fixture(scope="module")
@@ -58,31 +34,6 @@ def classifier(tmp_path_factory):
 def segmenter(tmp_path_factory):
     """Folder of a network that makes masks of coloured images."""
     return write_network(SEGMENTER, [16, 16, 3], 1, tmp_path_factory.mktemp("segmenter"))
-
-
-def load(path):
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
-def save(path, pixels, **options):
-    Image.fromarray(pixels).save(path, **options)
-    return path
-
-
-def command(monkeypatch, capsys, *arguments):
-    """The command line in this process: exit code, output and errors."""
-    monkeypatch.setattr(sys, "argv", ["experiments", "predict", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as exit_:
-        code = exit_.code
-    return code, *capsys.readouterr()
-
-
-def record_of(folder, run):
-    return folder / f"{run.name}.json"
 
 
 def test_a_digit_gets_the_class_that_evaluation_gives_it(classifier, tmp_path):
@@ -230,12 +181,6 @@ def test_every_image_that_is_none_is_said_in_one_line(classifier, tmp_path, monk
         assert (code, printed) == (2, ""), name
         check_line(err, message)
     assert not (tmp_path / "out").exists()
-
-
-def check_line(err, message):
-    assert err.count("\n") == 1, err
-    assert err.startswith("error: ")
-    assert re.search(message, err), err
 
 
 def test_every_damaged_byte_is_read_or_explained(tmp_path):

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from experiments import machine, records
-from experiments.files import FileError, NpzError, read_npz
+from experiments.files import FileError
 from experiments.records import EpochMetrics, RecordError, RunRecord
 from experiments.run import Run
 
@@ -109,16 +109,6 @@ def test_records_of_a_folder_come_by_name(tmp_path):
         records.write_checkpoint(tmp_path, run, {"epoch": np.array(1)})
     found = records.read_records(tmp_path)
     assert [record.run.seed for record in found] == [0, 1, 2]
-
-
-def test_a_record_cut_short_anywhere_is_refused_by_name(tmp_path):
-    records.write_record(tmp_path, _record())
-    whole = _path(tmp_path).read_bytes()
-    for length in range(len(whole) - 2):
-        _path(tmp_path).write_bytes(whole[:length])
-        with pytest.raises(RecordError, match=f"{RUN.name}.*remove it to start the run again") as error:
-            records.read_record(tmp_path, RUN)
-        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -210,15 +200,15 @@ def test_numbers_that_json_or_floats_do_not_have_are_refused(tmp_path, number, n
 
 def test_a_pipe_a_folder_a_link_to_nothing_and_a_renamed_record_are_named(tmp_path):
     os.mkfifo(_path(tmp_path))  # nobody ever writes to it
-    with pytest.raises(RecordError, match=f"{RUN.name}.json: it is no file"):
+    with pytest.raises(RecordError, match=f"{RUN.name}.json: it is a pipe"):
         records.read_record(tmp_path, RUN)
     _path(tmp_path).unlink()
     _path(tmp_path).mkdir()
-    with pytest.raises(RecordError, match=f"{RUN.name}.json: it is no file"):
+    with pytest.raises(RecordError, match=f"{RUN.name}.json: it is a folder"):
         records.read_records(tmp_path)
     _path(tmp_path).rmdir()
     _path(tmp_path).symlink_to("nothing")
-    with pytest.raises(RecordError, match=f"{RUN.name}.json: it was removed, or is a link to nothing"):
+    with pytest.raises(RecordError, match=f"{RUN.name}.json: it is a link to nothing, which is not there"):
         records.read_records(tmp_path)
     _path(tmp_path).unlink()
     records.write_record(tmp_path, _record()).rename(tmp_path / "copy.json")
@@ -321,41 +311,6 @@ def test_checkpoints(tmp_path):
     records.remove_checkpoint(tmp_path, RUN)
     records.remove_checkpoint(tmp_path, RUN)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_damaged_checkpoints_are_refused(tmp_path):
-    arrays = {"weights": np.arange(300.0), "epoch": np.array(3)}
-    records.write_checkpoint(tmp_path, RUN, arrays)
-    path = tmp_path / f"{RUN.name}.npz"
-    whole = path.read_bytes()
-    damages = [b"", b"text", *(whole[:length] for length in range(1, len(whole), 53))]
-    for content in damages:
-        path.write_bytes(content)
-        with pytest.raises(RecordError, match=rf"{RUN.name}\.npz.*remove it to start the run again") as error:
-            records.read_checkpoint(tmp_path, RUN)
-        assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_flipped_bit_anywhere_in_an_archive_changes_no_array(tmp_path, save):
-    arrays = {"weights": np.arange(30.0), "epoch": np.array(3)}
-    path = tmp_path / "arrays.npz"
-    save(path, **arrays)
-    whole = path.read_bytes()
-    refused = 0
-    for position in range(len(whole)):
-        for bit in (0, 1, 3, 4, 7):
-            damaged = bytearray(whole)
-            damaged[position] ^= 1 << bit
-            path.write_bytes(damaged)
-            try:
-                read = read_npz(path, list(arrays))
-            except NpzError:
-                refused += 1
-                continue
-            for name, array in arrays.items():  # the flip fell on what says nothing, such as a date
-                assert (read[name].dtype, read[name].tobytes()) == (array.dtype, array.tobytes())
-    assert refused > len(whole)
 
 
 def test_environment_says_what_is_installed_and_not_where(tmp_path, monkeypatch):

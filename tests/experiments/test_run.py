@@ -38,6 +38,8 @@ def test_name_depends_on_every_field_and_on_no_order():
         "dtype": "bfloat16",
         "dynamics": True,
         "loss": "tversky",
+        "steps": 100,
+        "evaluated_epochs": 2,
     }
     assert set(others) == {field.name for field in dataclasses.fields(Run)}
     names = {RUN.name} | {dataclasses.replace(RUN, **{field: value}).name for field, value in others.items()}
@@ -108,6 +110,9 @@ def test_name_is_one_file_name_for_a_data_set_given_by_path():
         ("test_examples", 0, "at least 1"),
         ("validation_examples", -1, "at least 0"),
         ("validation_seed", -1, "from 0"),
+        ("steps", 9, "at least as many as epochs"),
+        ("evaluated_epochs", 0, "from 1 to epochs"),
+        ("evaluated_epochs", 11, "from 1 to epochs"),
     ],
 )
 def test_wrong_values_are_named(field, value, choices):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments import data, training
 from experiments.jobs.measure import Context
+from experiments.pictures import open_image
 from experiments.predict import predict_probabilities
 from experiments.records import RecordError, RunRecord, read_records
 from experiments.report import style
@@ -105,7 +106,7 @@ def to_png(pixels: np.ndarray) -> str:
 
 def from_png(text: str) -> np.ndarray:
     """The image that `to_png` made text of."""
-    with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+    with open_image(base64.b64decode(text)) as image:
         return np.asarray(image)
 
 

@@ -1,13 +1,20 @@
 """Reports of studies, from records made by hand."""
 
 import dataclasses
+import re
 
 import pytest
 
-from experiments.report.findings import read_findings
+from experiments.report.findings import VERDICTS, read_findings
 from experiments.studies import load_studies
 
 from ..report.made import make_record
+
+# What any of the studies tells of a run beside its accuracy.
+SCORES = (
+    "f1", "roc_auc", "top_1", "top_5", "dice", "iou", "tversky", "hausdorff", "hausdorff95", "one_empty",
+)  # fmt: skip
+DATA = {"num_classes": 10, "train_images": 500, "test_images": 200, "image_shape": [32, 32, 3]}
 
 
 def test_pcam_says_of_every_score_what_was_found(tmp_path):
@@ -73,6 +80,27 @@ def test_a_partial_report_says_what_is_missing(name, tmp_path):
     assert len(head.splitlines()[0]) < 80
     assert not any("shown" in line for line in head.splitlines())
     assert "How to read this report" in rest
+
+
+@pytest.mark.parametrize("name", [name for name, study in load_studies().items() if study.runs("smoke", [])])
+def test_a_full_report_misses_nothing(name, tmp_path):
+    study = load_studies()[name]
+    records = []
+    while new := [run for run in study.runs("smoke", records) if run not in {r.run for r in records}]:
+        records += [
+            dataclasses.replace(make_record(run, 0.25), data=DATA, scores=dict.fromkeys(SCORES, 0.25))
+            for run in new
+        ]
+    study.report("smoke", records, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "preset smoke" in text
+    assert f"All {len(records)} runs have ended." in text
+    assert "runs are missing" not in text
+    assert "How to read this report" in text
+    for figure in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (tmp_path / figure).exists(), figure
+    for finding in read_findings(tmp_path):
+        assert finding.word in VERDICTS
 
 
 def test_full_preset_of_table_1_is_the_papers_protocol():

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import hosts, models, training
+from experiments import hosts, models, supervision, training
 from experiments.data.streaming import StreamedImages
 
 from .small import SMALL_MODELS, small_dataset, small_run
@@ -72,4 +72,4 @@ def main():
 
 
 if __name__ == "__main__":
-    hosts.supervise(main)
+    supervision.supervise(main)

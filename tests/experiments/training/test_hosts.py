@@ -1,6 +1,8 @@
 """Several hosts, as real processes with four devices each, and parameters divided among devices."""
 
 import os
+import re
+import resource
 import signal
 import socket
 import subprocess
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import hosts, models, records, training
+from experiments import hosts, models, records, supervision, training
 from experiments.hosts import Devices, HostError
 from experiments.training import resuming
 from experiments.training.layout import lay_out, make_mesh
@@ -64,12 +66,15 @@ def find_coordinator():
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def start_all(out, data, shard_params, kill=(0, 0), number=signal.SIGKILL):
+def start_all(out, data, shard_params, kill=(0, 0), number=signal.SIGKILL, file_bytes=(None, None)):
+    """Starts one process per entry of `kill`; one with `file_bytes` can write no longer file, as on a full disk."""
     coordinator = find_coordinator()
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
+    if any(file_bytes):
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # Others would read what it wrote a part of.
     script = ("-m", "tests.experiments.training.on_hosts")
     out.mkdir(exist_ok=True)
-    return [
+    processes = [
         subprocess.Popen(
             [sys.executable, *script, out, coordinator]
             + [str(x) for x in (len(kill), i, data, shard_params, kill[i], int(number))],
@@ -81,6 +86,15 @@ def start_all(out, data, shard_params, kill=(0, 0), number=signal.SIGKILL):
         )
         for i in range(len(kill))
     ]
+    for process, size in zip(processes, file_bytes, strict=False):
+        if size is not None:
+            limit_files(process, size)
+    return processes
+
+
+def limit_files(process, size):
+    """Before the process has children, which then have the same limit."""
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
 
 
 def wait_for(processes, seconds=240):
@@ -166,7 +180,11 @@ def test_two_hosts_read_a_part_each_and_one_that_is_killed_ends_both(whole, tmp_
     assert output0.split()[:2] == output1.split() == ["24", "48"]
     assert err1.startswith("error: killed by SIGKILL")
     (line,) = err0.splitlines()
-    assert line == f"error: {hosts.LOST}"
+    # Who it was is known by address or, where the connections said nothing, by number.
+    left = "|".join(
+        re.escape(supervision.LOST.format(who=who)) for who in ("the host at 127.0.0.1", "host 1")
+    )
+    assert re.fullmatch(f"error: ({left})", line)
     # What was there when it died is whole, and goes on here, on one host.
     assert len(records.read_record(tmp_path, RUN).epochs) == 2
     record = train_here(tmp_path, shard_params=False)
@@ -197,7 +215,9 @@ def test_a_port_in_use_is_named(tmp_path):
         server.bind(("", 0))
         server.listen()
         port = server.getsockname()[1]
-        with pytest.raises(HostError, match=f"host 0 cannot listen on port {port}: Address already in use"):
+        with pytest.raises(
+            HostError, match=f"host 0 cannot listen at localhost:{port}: Address already in use"
+        ):
             hosts.join(Devices(coordinator=f"localhost:{port}", num_processes=2, process_id=0), tmp_path)
 
 

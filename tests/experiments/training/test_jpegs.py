@@ -8,7 +8,8 @@ import pytest
 from experiments import data, models, training
 
 from ..data.jpegs import write_folder
-from .test_streamed import Small, make_run, train_whole_and_killed
+from .small import without_seconds
+from .test_streamed import Small, make_run
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -19,6 +20,26 @@ def dataset(tmp_path_factory):
     counts = {f"{split}/{label}": n for split, n in (("train", 12), ("test", 3)) for label in "abcdef"}
     data.prepare("folder", folder, source=write_folder(folder / "photographs", counts))
     return data.load("jpeg:photographs:32", folder)
+
+
+class Killed(Exception):
+    pass
+
+
+def train_whole_and_killed(run, dataset, folder):
+    """A run killed after its first epoch goes on to the same bits; returns the whole run's record."""
+
+    def kill_after_one(record):
+        if len(record.epochs) == 1:
+            raise Killed
+
+    whole = training.train(run, dataset, out=folder / "whole")
+    with pytest.raises(Killed):
+        training.train(run, dataset, out=folder / "cut", on_epoch=kill_after_one)
+    resumed = training.train(run, dataset, out=folder / "cut")
+    assert without_seconds(resumed) == without_seconds(whole)
+    assert resumed.scores == whole.scores
+    return whole
 
 
 def test_a_run_on_jpegs_that_was_killed_ends_with_the_same_bits(dataset, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from flax import nnx
 
 from experiments import models, records, training
 from experiments.training.epoch import make_evaluate, make_train_epoch
-from experiments.training.layout import make_mesh
+from experiments.training.layout import set_up
 from experiments.training.methods import METHODS, make_optimizer
 from experiments.training.state import init_state
 
@@ -125,9 +125,8 @@ def test_the_last_incomplete_batch_is_dropped(tmp_path):
 def test_evaluation_counts_every_image_once(count, devices):
     dataset = small_dataset(test=count)
     run = small_run(model="linear")
-    graphdef, state = init_state(run, dataset, make_optimizer(run, 1))
-    evaluate = make_evaluate(run, dataset, graphdef, make_mesh(devices))
-    measured = evaluate(state, dataset.test_images, dataset.test_labels)
+    setup, state = set_up(run, dataset, devices)
+    measured = make_evaluate(setup)(state, dataset.test_images, dataset.test_labels)
     loss, accuracy = NumPyRegression(run, dataset).measure(dataset.test_images, dataset.test_labels)
     np.testing.assert_allclose(measured["test_loss"], loss, rtol=3e-6)
     assert int(measured["test_correct"]) == round(accuracy * count)
@@ -165,9 +164,8 @@ def test_learns(tmp_path):
 def _epoch_results(*seeds_and_epochs: tuple[int, int], augment: str = "none"):
     """Parameters and measurements after one epoch from the same state, for each seed and epoch."""
     dataset, run = small_dataset(), small_run(augment=augment)
-    optimizer = make_optimizer(run, 6)
-    graphdef, first_state = init_state(run, dataset, optimizer)
-    train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, make_mesh(1))
+    setup, first_state = set_up(run, dataset)
+    train_epoch = make_train_epoch(setup)
     results = []
     for seed, epoch in seeds_and_epochs:
         state = jax.tree.map(jnp.copy, first_state)  # it is donated
@@ -226,13 +224,11 @@ def test_data_parallel_training_is_the_same(tmp_path, method):
 def test_devices_share_the_batch():
     """Each of four devices convolves a quarter of the images."""
     dataset, run = small_dataset(), small_run(batch_size=32)
-    optimizer = make_optimizer(run, 3)
 
     def program(devices):
-        graphdef, state = init_state(run, dataset, optimizer)
-        train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, make_mesh(devices))
+        setup, state = set_up(run, dataset, devices)
         data = dataset.train_images, dataset.train_labels
-        return train_epoch.lower(state, *data, np.uint32(0), np.int32(0)).compile().as_text()
+        return make_train_epoch(setup).lower(state, *data, np.uint32(0), np.int32(0)).compile().as_text()
 
     one, four = program(1), program(4)
     assert "all-reduce" not in one
@@ -288,8 +284,7 @@ def test_parameters_that_are_nan_are_a_divergence_though_the_loss_is_finite(tmp_
 def test_a_step_with_finite_loss_and_infinite_gradient_counts():
     dataset = small_dataset()
     run = small_run(model="linear", method="baseline", optimizer="sgdm", batch_size=96, augment="none")
-    optimizer = make_optimizer(run, 1)
-    graphdef, state = init_state(run, dataset, optimizer)
+    setup, state = set_up(run, dataset)
 
     class InfiniteGradient(Linear):
         def __call__(self, images, *, train):
@@ -297,10 +292,10 @@ def test_a_step_with_finite_loss_and_infinite_gradient_counts():
             # The root has an infinite slope where its argument is zero.
             return logits + jnp.sqrt(jnp.sum(self.linear.kernel[...] * 0))
 
-    model = nnx.merge(graphdef, state.params, state.batch_stats)
+    model = nnx.merge(setup.graphdef, state.params, state.batch_stats)
     model.__class__ = InfiniteGradient
-    graphdef = nnx.split(model, nnx.Param, nnx.BatchStat)[0]
-    train_epoch = make_train_epoch(run, dataset, graphdef, optimizer, make_mesh(1))
+    setup = setup._replace(graphdef=nnx.split(model, nnx.Param, nnx.BatchStat)[0])
+    train_epoch = make_train_epoch(setup)
     _, measured = train_epoch(state, dataset.train_images, dataset.train_labels, np.uint32(0), np.int32(0))
     assert np.isfinite(measured["train_loss"])
     assert int(measured["nonfinite_steps"]) == 1

@@ -1,7 +1,6 @@
 """Runs that were interrupted: exceptions, lost files, full disks and kills of real processes."""
 
 import dataclasses
-import os
 import random
 import resource
 import subprocess
@@ -9,9 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import models, records, training
 from experiments.files import FileError
@@ -105,6 +105,30 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch):
         training.train(run, dataset, out=tmp_path)
 
 
+class WithMore(Linear):
+    """As `Linear`, with one layer more."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.more = nnx.Param(jnp.ones(4))
+
+    def __call__(self, images, *, train):
+        return super().__call__(images, train=train) * self.more[...].mean()
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_checkpoint_of_a_network_with_more_layers_is_refused(tmp_path, monkeypatch, divided):
+    dataset, run = small_dataset(), small_run()
+    options = {"out": tmp_path, "devices": 2, "shard_params": divided}
+    monkeypatch.setitem(models.MODELS, "tiny", WithMore)
+    with pytest.raises(Interrupted):
+        training.train(run, dataset, on_epoch=_stop_after(2), **options)
+    assert (tmp_path / f"{run.name}.checkpoint").is_dir() == divided
+    monkeypatch.setitem(models.MODELS, "tiny", Linear)
+    with pytest.raises(RecordError, match=f"checkpoint of {run.name} is of another model .* see '.*more'"):
+        training.train(run, dataset, **options)
+
+
 def _without(name: str, arrays: dict) -> dict:
     return {key: array for key, array in arrays.items() if key != name}
 
@@ -136,6 +160,15 @@ def test_a_checkpoint_without_one_array_is_refused(tmp_path, lacking):
         (
             lambda data: dataclasses.replace(data, test_labels=(data.test_labels + 1) % 3),
             "labels_checksum was",
+        ),
+        # The same pixels elsewhere: labels, counts, mean and deviation stay.
+        (
+            lambda data: dataclasses.replace(data, train_images=data.train_images[:, ::-1]),
+            "images_checksum was",
+        ),
+        (
+            lambda data: dataclasses.replace(data, test_images=np.roll(data.test_images, 1, axis=0)),
+            "images_checksum was",
         ),
     ],
 )
@@ -175,13 +208,21 @@ def test_the_last_digit_of_a_mean_may_depend_on_the_machine(tmp_path):
     assert training.train(run, elsewhere, out=tmp_path).resumed[0]["after_epoch"] == 1
 
 
-def test_a_record_without_a_checksum_goes_on(tmp_path):
+@pytest.mark.parametrize(("lacking", "said"), [("labels_checksum", ""), ("images_checksum", "images")])
+def test_a_record_without_a_checksum_goes_on(tmp_path, capsys, lacking, said):
     """As those that were written before there was one."""
-    dataset, run = small_dataset(), small_run(epochs=1)
-    record = training.train(run, dataset, out=tmp_path)
-    data = {name: value for name, value in record.data.items() if name != "labels_checksum"}
+    dataset, run = small_dataset(), small_run(epochs=2)
+    with pytest.raises(Interrupted):
+        training.train(run, dataset, out=tmp_path, on_epoch=_stop_after(1))
+    record = records.read_record(tmp_path, run)
+    data = {name: value for name, value in record.data.items() if name != lacking}
     records.write_record(tmp_path, dataclasses.replace(record, data=data))
-    assert training.train(run, dataset, out=tmp_path).epochs == record.epochs
+    capsys.readouterr()
+    again = training.train(run, dataset, out=tmp_path)
+    assert (again.status, again.epochs[:1]) == ("finished", record.epochs)
+    warning = f"the record of {run.name} has no checksum of its images: whether they are still the same "
+    warning += "was not checked\n"
+    assert capsys.readouterr().err == (warning if said else "")
 
 
 def test_a_finished_run_is_not_made_again(tmp_path):
@@ -219,25 +260,24 @@ import sys
 sys.path[:0] = sys.argv[2:]
 import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-from small import SMALL_MODELS, small_dataset, small_run
+from tests.experiments.training.test_resuming import KILLED_RUN, SMALL_MODELS, small_dataset
 from experiments import models, training
 models.MODELS.update(SMALL_MODELS)
 training.train(
-    small_run(epochs=40, batch_size=16),
+    KILLED_RUN,
     small_dataset(train=1600),
     out=sys.argv[1],
     on_epoch=lambda record: print(len(record.epochs), flush=True),
     keep_checkpoint=True,
 )
 """
-KILLED_RUN = small_run(epochs=40, batch_size=16)
+KILLED_RUN = small_run(epochs=40, batch_size=16, dynamics=True)
 
 
 def _train_until_killed(out: Path, after_epochs: int, delay: float) -> list[int]:
     """Trains in a process of its own, kills it `delay` seconds after some epochs; says which it made."""
-    command = [sys.executable, "-W", "error", "-c", CHILD, str(out), str(ROOT), str(Path(__file__).parent)]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+    command = [sys.executable, "-W", "error", "-c", CHILD, str(out), str(ROOT)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         made = [int(child.stdout.readline()) for _ in range(after_epochs)]
         time.sleep(delay)
         child.kill()
@@ -245,6 +285,7 @@ def _train_until_killed(out: Path, after_epochs: int, delay: float) -> list[int]
 
 
 def test_killed_processes_end_with_the_same_bits(tmp_path):
+    """In metrics, parameters and the statistics of gradients."""
     whole = training.train(
         KILLED_RUN, small_dataset(train=1600), out=tmp_path / "whole", keep_checkpoint=True
     )
@@ -260,6 +301,8 @@ def test_killed_processes_end_with_the_same_bits(tmp_path):
         record = records.read_record(out, KILLED_RUN)
         assert record.status == "running"
         assert last <= len(record.epochs) <= last + 1
+        dynamics = records.read_dynamics(out, record)
+        assert len(dynamics.std) == len(record.epochs)
     assert last < KILLED_RUN.epochs
     resumed = training.train(KILLED_RUN, small_dataset(train=1600), out=out, keep_checkpoint=True)
     assert resumed.status == "finished"
@@ -270,4 +313,7 @@ def test_killed_processes_end_with_the_same_bits(tmp_path):
     )
     for name in undisturbed:
         np.testing.assert_array_equal(ended[name], undisturbed[name])
-    assert {path.name for path in out.iterdir()} == {f"{KILLED_RUN.name}.json", f"{KILLED_RUN.name}.npz"}
+    statistics = f"{KILLED_RUN.name}.dynamics.npz"
+    assert (out / statistics).read_bytes() == (tmp_path / "whole" / statistics).read_bytes()
+    names = {f"{KILLED_RUN.name}.json", f"{KILLED_RUN.name}.npz", statistics}
+    assert {path.name for path in out.iterdir()} == names

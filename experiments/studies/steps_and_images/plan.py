@@ -1,0 +1,205 @@
+"""What `steps_and_images` trains, part by part in the protocol's order."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from experiments.records import RunRecord
+from experiments.report.cells import make_cells
+from experiments.run import Run
+from experiments.studies.study import METHODS, PRESETS, grid, with_seeds
+from experiments.studies.tuning import extend_grids, make_tuning_runs, refine_grids, tune
+
+TUNING_SEEDS = (100, 101)  # none of them is reported
+THREE = ("baseline", "centralization", "znorm")
+# Half decades; ZNorm makes gradients larger and clipping smaller, which Adam does not see and SGDM does.
+GRID = {
+    "sgdm": (0.03, 0.1, 0.3, 1.0),
+    "clipping sgdm": (0.3, 1.0, 3.0, 10.0),
+    "znorm sgdm": (1e-4, 3e-4, 1e-3, 3e-3),
+    "gan sgdm": (0.03, 0.1, 0.3, 1.0),
+    "adam": (0.001, 0.003, 0.01, 0.03),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What all parts of a preset share.
+
+    Attributes:
+      model: the trained network.
+      batch_size: images per step.
+      all_images: training images there are, of which tuning holds some out.
+      test_examples: None takes all.
+      validation_examples: training images that the tuning holds out and chooses by.
+    """
+
+    model: str
+    batch_size: int
+    all_images: int
+    test_examples: int | None
+    validation_examples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Cells that are made together.
+
+    Attributes:
+      name: its letter in the protocol.
+      images: numbers of training images, equally many of each class.
+      steps: numbers of updates.
+      optimizer: of all its cells.
+      methods: compared ones.
+      seeds: of the reported runs.
+      rates: learning rates by method, where an earlier study chose them; else they are tuned.
+    """
+
+    name: str
+    images: tuple[int, ...]
+    steps: tuple[int, ...]
+    optimizer: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rates: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+
+
+FIVE_SEEDS, TEN_SEEDS = tuple(range(5)), tuple(range(10))
+# Beside arm A of `cifar10_confirm`, which chose among half decades: the best rate or one near it, and another that
+# may be better.
+RATES = {"baseline": (0.1, 0.3), "centralization": (0.1, 0.3), "znorm": (5.5e-4, 1e-3)}
+CPU = (
+    Part("a", (50_000, 2_000), (390,), "sgdm", METHODS, TEN_SEEDS),
+    Part("b", (2_000,), (1_950,), "sgdm", THREE, FIVE_SEEDS),
+    Part("c", (50_000,), (1_950,), "sgdm", THREE, FIVE_SEEDS, RATES),
+    Part("d", (50_000, 2_000), (390,), "adam", ("baseline", "znorm"), TEN_SEEDS),
+    Part("e", (50_000,), (195,), "sgdm", THREE, TEN_SEEDS),
+    Part("e", (50_000,), (975,), "sgdm", THREE, FIVE_SEEDS),
+)
+SIZES = {
+    "smoke": Size("resnet8", 50, all_images=1_000, test_examples=200, validation_examples=200),
+    "cpu": Size("resnet20", 128, all_images=50_000, test_examples=None, validation_examples=5_000),
+    "full": Size("resnet56", 128, all_images=50_000, test_examples=None, validation_examples=5_000),
+}
+PARTS = {
+    "smoke": (
+        Part("a", (1_000, 200), (6,), "sgdm", ("baseline", "znorm"), (0, 1)),
+        Part("c", (1_000,), (25,), "sgdm", ("baseline", "znorm"), (0, 1), RATES),
+    ),
+    "cpu": CPU,
+    "full": CPU,
+}
+SMOKE_GRID = {"sgdm": (0.03, 0.1, 0.3), "znorm sgdm": (3e-4, 1e-3, 3e-3)}
+GRIDS = {preset: SMOKE_GRID if preset == "smoke" else GRID for preset in PRESETS}
+
+
+def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    """The parts up to the first that has not ended: its tuning, and when that has ended its reported runs."""
+    runs: list[Run] = []
+    for part in PARTS[preset]:
+        tuning, reported = tuning_runs(preset, part, records), reported_runs(preset, part, records)
+        runs += [*tuning, *reported]
+        cells = make_cells([*tuning, *reported], records).values()
+        if len(reported) < len(_settings(preset, part)) * len(part.seeds) or any(c.missing for c in cells):
+            break
+    return runs
+
+
+def named_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    """All runs of the protocol, of which `make_runs` names those whose turn has come."""
+    return [
+        run
+        for part in PARTS[preset]
+        for runs in (tuning_runs, reported_runs)
+        for run in runs(preset, part, records)
+    ]
+
+
+def tuning_runs(preset: str, part: Part, records: Sequence[RunRecord]) -> list[Run]:
+    """Every setting with every rate of its grid, which grows at its edges and then around its best rate."""
+    size = SIZES[preset]
+    runs = [
+        run
+        for reported in ([] if part.rates else _settings(preset, part))
+        for run in make_tuning_runs(
+            [reported],
+            GRIDS[preset],
+            TUNING_SEEDS,
+            **_length(
+                size,
+                min(_images(reported), size.all_images - size.validation_examples),
+                _steps(reported),
+            ),
+            # Validation images take the place of the test images.
+            validation_examples=size.validation_examples,
+            test_examples=None,
+        )
+    ]
+    return refine_grids(extend_grids(runs, records, setting), records, setting)
+
+
+def reported_runs(preset: str, part: Part, records: Sequence[RunRecord]) -> list[Run]:
+    """As far as the tuning has ended."""
+    settings = _settings(preset, part)
+    if not part.rates:
+        settings = tune(settings, tuning_runs(preset, part, records), records, setting)
+    return with_seeds(settings, part.seeds)
+
+
+def setting(run: Run) -> tuple[str, str, str, str]:
+    """What has a learning rate of its own; the tuning of all images has a few less."""
+    few = "few" if _images(run) < MOST_FEW else "all"
+    return few, str(run.steps), run.optimizer, run.method
+
+
+MOST_FEW = 10_000
+
+
+def _settings(preset: str, part: Part) -> list[Run]:
+    """One run of every cell and method, with its learning rates where they are known and one to be tuned else."""
+    size = SIZES[preset]
+    base = Run(
+        dataset="cifar10",
+        model=size.model,
+        method="baseline",
+        optimizer=part.optimizer,
+        learning_rate=1.0,
+        epochs=1,
+        batch_size=size.batch_size,
+        seed=0,
+        schedule="cosine",
+        test_examples=size.test_examples,
+        evaluated_epochs=1,
+    )
+    cells = [
+        dataclasses.replace(base, **_length(size, images, steps))
+        for steps in part.steps
+        for images in part.images
+    ]
+    runs = [run for cell in cells for run in grid(cell, method=part.methods)]
+    return [
+        dataclasses.replace(run, learning_rate=rate)
+        for run in runs
+        for rate in part.rates.get(run.method, (run.learning_rate,))
+    ]
+
+
+def _length(size: Size, images: int, steps: int) -> dict[str, int | float]:
+    """The fields of a run of so many steps, a tenth of them warm-up."""
+    in_epoch = images // size.batch_size
+    return {
+        "train_examples": images,
+        "steps": steps,
+        "epochs": math.ceil(steps / in_epoch),
+        "warmup_epochs": round(steps / 10) / in_epoch,
+    }
+
+
+def _images(run: Run) -> int:
+    assert run.train_examples is not None
+    return run.train_examples
+
+
+def _steps(run: Run) -> int:
+    assert run.steps is not None
+    return run.steps

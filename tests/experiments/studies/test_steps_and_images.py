@@ -1,0 +1,109 @@
+"""The plans of `steps_and_images` and `shared_rate`: what is trained when, and at which learning rates."""
+
+import math
+
+import pytest
+
+from experiments.records import EpochMetrics, RunRecord
+from experiments.studies import shared_rate, steps_and_images
+from experiments.studies.steps_and_images.plan import SIZES, TUNING_SEEDS
+
+BEST = {"baseline": 0.1, "centralization": 0.18, "clipping": 3.0, "znorm": 8e-4, "gan": 40.0}
+
+
+def record_of(run):
+    """As if accuracy were a parabola over the logarithm of the rate."""
+    best = BEST[run.method] if run.optimizer == "sgdm" else 0.01
+    accuracy = 0.6 - 0.05 * math.log10(run.learning_rate / best) ** 2
+    epochs = [
+        EpochMetrics(n, 1.0, 0.5, *((1.0, accuracy) if run.evaluates(n) else (None, None)), 0, 1.0)
+        for n in range(1, run.epochs + 1)
+    ]
+    return RunRecord(run, "finished", epochs=tuple(epochs))
+
+
+def play(study, preset):
+    """The runs of every round, each named when those before it have ended, and all records."""
+    rounds, records = [], {}
+    while new := [run for run in study.runs(preset, list(records.values())) if run not in records]:
+        rounds.append(new)
+        records |= {run: record_of(run) for run in new}
+        assert len(rounds) < 30
+    study.check_records(preset, list(records.values()))
+    return rounds, list(records.values())
+
+
+@pytest.fixture(scope="module")
+def played():
+    """`play` of the preset `cpu`."""
+    return play(steps_and_images.STUDY, "cpu")
+
+
+@pytest.mark.parametrize("preset", ["smoke", "full"])
+def test_every_run_takes_its_steps_on_its_images(preset):
+    size = SIZES[preset]
+    _, records = play(steps_and_images.STUDY, preset)
+    for run in (record.run for record in records):
+        in_epoch = run.train_examples // run.batch_size
+        assert (run.epochs - 1) * in_epoch < run.steps <= run.epochs * in_epoch
+        assert round(run.warmup_epochs * in_epoch) == round(run.steps / 10)
+        assert run.evaluated_epochs == 1
+        if run.validation_examples:
+            assert run.seed in TUNING_SEEDS
+            assert run.train_examples + run.validation_examples <= size.all_images
+        else:
+            assert run.seed not in TUNING_SEEDS
+
+
+def test_the_order_is_the_protocols(played):
+    runs = [record.run for record in played[1] if record.run.seed < 100]
+    reported = [(run.train_examples, run.steps, run.optimizer) for run in runs]
+    assert list(dict.fromkeys(reported)) == [
+        (50_000, 390, "sgdm"),
+        (2_000, 390, "sgdm"),
+        (2_000, 1_950, "sgdm"),
+        (50_000, 1_950, "sgdm"),
+        (50_000, 390, "adam"),
+        (2_000, 390, "adam"),
+        (50_000, 195, "sgdm"),
+        (50_000, 975, "sgdm"),
+    ]
+    seeds = {steps: {run.seed for run in runs if run.steps == steps} for steps in (390, 1_950)}
+    assert seeds == {390: set(range(10)), 1_950: set(range(5))}
+
+
+def test_rates_are_the_best_of_grids_that_grow_and_are_refined(played):
+    runs = [record.run for record in played[1]]
+    part_a = [run for run in runs if (run.steps, run.optimizer) == (390, "sgdm")]
+    tried = {
+        method: {run.learning_rate for run in part_a if run.seed == 100 and run.method == method}
+        for method in BEST
+    }
+    assert tried["baseline"] == {0.03, 0.055, 0.1, 0.18, 0.3, 1.0}
+    assert tried["znorm"] == {1e-4, 3e-4, 5.5e-4, 1e-3, 1.8e-3, 3e-3}
+    # Grown from 1 by 3, 10, 30 and 100, then refined.
+    assert tried["gan"] == {0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 18.0, 30.0, 55.0, 100.0}
+    reported = {run.method: run.learning_rate for run in part_a if run.seed == 0}
+    assert reported == {"baseline": 0.1, "centralization": 0.18, "clipping": 3.0, "znorm": 1e-3, "gan": 30.0}
+
+
+def test_the_first_rates_come_first_and_an_edge_is_extended():
+    rounds, records = play(shared_rate.STUDY, "cpu")
+    assert {(run.method, run.learning_rate) for run in rounds[0]} == {
+        ("baseline", 0.01),
+        ("baseline", 0.1),
+        ("znorm", 0.01),
+    }
+    assert {(run.method, run.learning_rate) for run in rounds[2]} == {("znorm", 3e-4)}
+    assert all(record.run.evaluated_epochs == 10 for record in records)
+    assert {record.run.schedule for record in records} == {"constant"}
+
+
+@pytest.mark.parametrize("study", [steps_and_images.STUDY, shared_rate.STUDY])
+def test_reports_are_written_at_every_point(study, tmp_path):
+    _, records = play(study, "smoke")
+    for count in (0, len(records) // 2, len(records)):
+        folder = tmp_path / str(count) / "smoke"
+        folder.mkdir(parents=True)
+        study.report("smoke", records[:count], folder)
+        assert (folder / "report.md").read_text().startswith("# ")
