@@ -213,9 +213,8 @@ def report(
     folders = {p: folder for p in presets if (folder := _find_folder(out, study, p))}
     if not folders:
         where = (out or RUNS) / study / (preset or "PRESET") / "records"
-        raise UsageError(
-            f"there are no records in {where}; make them with `python -m experiments reproduce {study}`"
-        )
+        command = "compare" if study == "compare" else f"reproduce {study}"
+        raise UsageError(f"there are no records in {where}; make them with `python -m experiments {command}`")
     for p, folder in folders.items():
         check_out(folder)
         records = read_records(folder / "records") if exists(folder / "records") else []

@@ -91,7 +91,7 @@ def _read(
     with schema.naming(path, REMEDY):
         try:
             lines = read_bytes(path).splitlines()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return found
         if not lines:
             raise ValueError("it is empty")

@@ -23,9 +23,9 @@ ENDED = ("finished", "diverged")  # nothing is left to train
 LARGEST_FLOAT32 = 3.4028235e38
 Count = Annotated[int, Limits(0)]
 Share = Annotated[float, Limits(0, 1 + 1e-6)]  # a mean in float32 may round to more than 1
-Seconds = Annotated[float, Limits(0)]
-# As losses are computed in float32; one of a run that diverged may be NaN or infinite.
-Loss = Annotated[float, Limits(-LARGEST_FLOAT32, LARGEST_FLOAT32, finite=False)]
+Seconds = Annotated[float, Limits(0, 1e9)]
+# As losses are computed in float32, and rounded to less than 0; one of a run that diverged may be NaN or infinite.
+Loss = Annotated[float, Limits(-1e-3, LARGEST_FLOAT32, finite=False)]
 # Distances are no shares; NaN where nothing could be scored.
 Score = Annotated[float, Limits(0, LARGEST_FLOAT32, finite=False)]
 
@@ -180,9 +180,12 @@ def _check_data(data: Mapping[str, Any]) -> None:
 
 def _check_epochs(record: RunRecord) -> None:
     """The epochs are the first of the run; only a run that broke off ends with a loss that is not finite."""
-    numbers = [epoch.epoch for epoch in record.epochs]
-    if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > record.run.epochs:
-        raise ValueError(f"its epochs are not 1, 2, 3, ... up to {record.run.epochs} at most")
+    numbers, most = [epoch.epoch for epoch in record.epochs], record.run.epochs
+    if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > most:
+        raise ValueError(f"its epochs are not 1, 2, 3, ... up to {most} at most")
+    least = {"finished": most, "diverged": 1}.get(record.status, 0)
+    if len(numbers) < least:
+        raise ValueError(f"it is {record.status}, but has {len(numbers)} of {most} epochs")
     for epoch in record.epochs:
         if None in (epoch.test_loss, epoch.test_accuracy) and record.run.evaluates(epoch.epoch):
             raise ValueError(f"its epoch {epoch.epoch} has no test_loss or no test_accuracy")

@@ -331,7 +331,7 @@ def _read_folder(out: str | Path, read: Callable[[Path], Content]) -> list[Conte
         try:
             found.append(read(path))
         except FileNotFoundError:
-            raise RecordError(f"cannot read {path}: it was removed, or is a link to nothing") from None
+            raise RecordError(f"cannot read {path}: it was removed while its folder was read") from None
     return found
 
 

@@ -8,6 +8,14 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.__main__ import main
+from tests.experiments import processes
+
+
+@pytest.fixture(autouse=True)
+def end_processes():
+    """A test that fails leaves no process and no pipe behind, which would fail another test."""
+    yield
+    processes.end_all()
 
 
 @pytest.fixture

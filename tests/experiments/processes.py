@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 # Commands of one test process compile a program once; a caller's own folder stays.
 COMPILED = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+STARTED: list[subprocess.Popen] = []
 
 
 def start(
@@ -27,7 +28,9 @@ def start(
     command = [sys.executable, "-m", "experiments", *map(str, arguments)]
     # A session of its own, so that it can be ended with all that it starts.
     defaults = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **{**defaults, "start_new_session": True, **options})
+    process = subprocess.Popen(command, env=environment, **{**defaults, "start_new_session": True, **options})
+    STARTED.append(process)
+    return process
 
 
 def run(
@@ -38,14 +41,26 @@ def run(
 
 def finish(process: subprocess.Popen, timeout: float) -> tuple[int, str, str]:
     """Waits for the end of what `start` gave; one that takes too long is ended with all that it started."""
-    with process:  # closes its pipes
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            raise
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        end(process)
     return process.returncode, out, err
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends what `start` gave, if it has not ended, with all that it started, and closes its pipes."""
+    if process.returncode is None:  # else its number may be another's by now
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    with process:
+        pass
+
+
+def end_all() -> None:
+    """Ends what a test started and did not wait for, as where it failed."""
+    while STARTED:
+        end(STARTED.pop())
 
 
 def metrics(folder: Path) -> dict[str, list]:

@@ -47,6 +47,15 @@ def test_a_timeout_ends_the_child_with_all_it_started_and_closes_its_pipes(secon
     gc.collect()  # an open pipe would be a warning, which is an error
 
 
+def test_what_a_test_started_and_forgot_is_ended():
+    process = processes.start("list")
+    processes.end_all()
+    assert process.returncode is not None
+    assert process.stdout.closed
+    assert not is_alive(process.pid)
+    assert not processes.STARTED
+
+
 def test_a_command_that_takes_too_long_is_ended(tmp_path, monkeypatch):
     started, start = [], processes.start
     monkeypatch.setattr(
