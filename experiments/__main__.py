@@ -363,7 +363,7 @@ COMMANDS = {
 
 def main() -> None:
     """Runs the command line. Exit codes: 1 if runs failed, 2 for what cannot be, 130 after Ctrl-C."""
-    from experiments.files import FileError, first_line, printable
+    from experiments.files import FileError
 
     for stream in (sys.stdout, sys.stderr):
         # A terminal that knows only ASCII shows question marks instead of a traceback.
@@ -380,11 +380,6 @@ def main() -> None:
         # The reader has gone, as `head` does; flushing the rest at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:
-        if not isinstance(error.filename, str):
-            raise
-        print(f"error: {printable(error.filename)}: {first_line(error)}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print(
             "\nInterrupted. What was trained is kept; the same command goes on from there.", file=sys.stderr
