@@ -105,6 +105,8 @@ def _settle_places(figure: "Figure") -> None:
     for axes in figure.axes:
         left, bottom, width, height = (round(side, 6) for side in axes.get_position().bounds)
         axes.set_position((left, bottom, width, height))  # in units of the figure
+        if axes.images:  # else the place is computed again from the picture's shape, which it has now
+            axes.set_aspect("auto")
 
 
 def save(figure: "Figure", path: Path) -> None:
