@@ -1,12 +1,22 @@
 """Contrasts: each method against the baseline of the same setting, with what decides whether they differ."""
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 
 from experiments.report import intervals, names
 from experiments.report.cells import Row, paired_difference
-from experiments.report.findings import SHOWN, Finding, decide
+from experiments.report.findings import (
+    HARM_SHOWN,
+    HARMS,
+    HELPS,
+    SHOWN,
+    Finding,
+    compare_with_paper,
+    decide,
+    decide_by_protocol,
+)
 from experiments.report.intervals import FEWEST_SEEDS, Interval
 from experiments.run import Run
 
@@ -78,12 +88,12 @@ class Contrast:
       row: the method's.
       endpoint: what is compared.
       interval: of the difference, paired by seed.
-      pooled: the interval with the variance pooled over the family's cells; not paired.
+      pooled: the interval with the variance pooled over the family's cells; not paired. It decides nothing.
       p: of no difference, adjusted by Holm over the family.
+      pooled_p: the same of the pooled interval.
       smallest: smallest difference of interest.
       paper: difference that the paper printed.
-      verdict: see `findings.decide`.
-      pooled_verdict: the same by the pooled interval, which decides nothing.
+      by_protocol: whether the study's own report uses the words of its protocol.
     """
 
     row: Row
@@ -91,10 +101,10 @@ class Contrast:
     interval: Interval
     pooled: Interval
     p: float
+    pooled_p: float
     smallest: float
     paper: float | None
-    verdict: str
-    pooled_verdict: str
+    by_protocol: bool
 
     @property
     def detectable(self) -> float:
@@ -102,33 +112,106 @@ class Contrast:
         return intervals.smallest_detectable(self.interval)
 
     @property
-    def harms(self) -> bool:
-        """Whether the method did worse."""
-        return (self.interval.mean > 0) != self.endpoint.more_is_better
+    def verdict(self) -> str:
+        """The word that all studies share: see `findings.decide`."""
+        return self._decide(self.interval, self.p, own=False)
+
+    @property
+    def own_verdict(self) -> str:
+        """The word of the study's own report, where a protocol fixed these: see `findings.decide_by_protocol`."""
+        return self._decide(self.interval, self.p, own=self.by_protocol)
+
+    def _decide(self, interval: Interval, p: float, *, own: bool) -> str:
+        better = self.endpoint.more_is_better
+        if own:
+            return decide_by_protocol(
+                interval, p=p, smallest=self.smallest, more_is_better=better, paper=self.paper
+            )
+        return decide(interval, p=p, smallest=self.common_smallest, more_is_better=better)
+
+    @property
+    def common_smallest(self) -> float:
+        """The smallest difference of interest beside other studies: a protocol may ask for less, not for more."""
+        return min(self.smallest, self.endpoint.smallest)
 
     @property
     def note(self) -> str:
         """What the verdict alone does not say."""
-        parts = [] if self.interval.n >= FEWEST_SEEDS else [f"fewer than {FEWEST_SEEDS} seeds"]
-        if self.verdict == SHOWN and self.interval.within(self.smallest):
+        parts = self._few_seeds()
+        if self.verdict in (HELPS, HARMS) and self.interval.within(self.common_smallest):
+            parts.append("within the smallest effect of interest")
+        return "; ".join(parts + self._further(own=False))
+
+    @property
+    def own_note(self) -> str:
+        """The same in the study's own report."""
+        if not self.by_protocol:
+            return self.note
+        parts = self._few_seeds()
+        if self.own_verdict in (SHOWN, HARM_SHOWN) and self.interval.within(self.smallest):
             parts.append("too small to count")
         if self.paper is not None and self.interval.excludes(self.paper):
             larger = self.interval.mean > self.paper
             parts.append(f"{'above' if larger else 'below'} the paper's effect")
-        if self.interval.is_known and self.pooled_verdict != self.verdict:
-            parts.append(f"by the pooled interval {self.pooled_verdict}")
-        ours, theirs = self.row.cell.run, self.row.baseline and self.row.baseline.run
-        if self.endpoint.unit == "ratio" and theirs and ours.learning_rate != theirs.learning_rate:
-            parts.append(f"at its own rate {ours.learning_rate:g}, not {theirs.learning_rate:g}")
+        return "; ".join(parts + self._further(own=True))
+
+    def _few_seeds(self) -> list[str]:
+        return [] if self.interval.n >= FEWEST_SEEDS else [f"fewer than {FEWEST_SEEDS} seeds"]
+
+    def _further(self, *, own: bool) -> list[str]:
+        parts = []
+        pooled = self._decide(self.pooled, self.pooled_p, own=own)
+        # Without the sign of harm, which both intervals share.
+        pooled = SHOWN if pooled == HARM_SHOWN else pooled
+        word = self.own_verdict if own else self.verdict
+        if self.interval.is_known and pooled != (SHOWN if word == HARM_SHOWN else word):
+            parts.append(f"by the pooled interval {pooled}")
+        if self.other_rate:
+            theirs = self.row.baseline and self.row.baseline.run.learning_rate
+            parts.append(f"at its own rate {self.row.cell.run.learning_rate:g}, not {theirs:g}")
         if self.row.cell.diverged or (self.row.baseline and self.row.baseline.diverged):
             parts.append("with diverged runs")
-        return "; ".join(parts)
+        return parts
+
+    @property
+    def other_rate(self) -> bool:
+        """Whether a ratio of training losses compares learning rates too."""
+        ours, theirs = self.row.cell.run, self.row.baseline and self.row.baseline.run
+        return (
+            self.endpoint.unit == "ratio"
+            and theirs is not None
+            and ours.learning_rate != theirs.learning_rate
+        )
 
     @property
     def word(self) -> str:
-        """The verdict and the note, for a table."""
-        word = f"harm {SHOWN}" if self.harms and self.verdict == SHOWN else self.verdict
-        return f"{word}; {self.note}" if self.note else word
+        """The verdict and the note, for a table of the study's own report."""
+        return f"{self.own_verdict}; {self.own_note}" if self.own_note else self.own_verdict
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The ends of the interval, as they are printed; `None` where there is none."""
+        if not self.interval.is_known:
+            return None
+        return self.endpoint.convert(self.interval.low), self.endpoint.convert(self.interval.high)
+
+    @property
+    def printed_paper(self) -> float | None:
+        """The paper's effect, as it is printed."""
+        return None if self.paper is None else self.endpoint.convert(self.paper)
+
+    @property
+    def holds_paper(self) -> str:
+        """Whether the interval holds the paper's effect; empty where one of the two is not known."""
+        return compare_with_paper(self.ends, self.printed_paper, self.endpoint.unit)
+
+    @property
+    def runs(self) -> str:
+        """Which runs are compared, as one short word."""
+        assert self.row.baseline is not None
+        cells = (self.row.cell, self.row.baseline)
+        names_of_runs = sorted(record.run.name for cell in cells for record in cell.ended.values())
+        return hashlib.sha256(" ".join(names_of_runs).encode()).hexdigest()[:8]
 
 
 def make_contrasts(
@@ -138,6 +221,7 @@ def make_contrasts(
     paper: Callable[[Run], float | None] = lambda run: None,
     smallest: Callable[[Run], float] | None = None,
     described: Sequence[str] = (),
+    by_protocol: bool = False,
 ) -> list[Contrast]:
     """One contrast per row that has a baseline; a family is the rows whose labels differ in the method alone.
 
@@ -147,6 +231,7 @@ def make_contrasts(
       paper: difference to the baseline that the paper printed for a run's row.
       smallest: smallest difference of interest; by default the endpoint's.
       described: methods that are no part of the family: their p-values stay as they are.
+      by_protocol: see `Contrast`.
     """
     families: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -160,19 +245,17 @@ def make_contrasts(
         pooled = [_pooled(row, endpoint, cells) for row in compared]
         adjusted, pooled_adjusted = _adjust(paired, outside), _adjust(pooled, outside)
         for i, row in enumerate(compared):
-            options = {
-                "smallest": endpoint.smallest if smallest is None else smallest(row.cell.run),
-                "paper": paper(row.cell.run),
-            }
+            run = row.cell.run
             found[id(row)] = Contrast(
                 row,
                 endpoint,
                 paired[i],
                 pooled[i],
                 adjusted[i],
-                **options,
-                verdict=decide(paired[i], p=adjusted[i], **options),
-                pooled_verdict=decide(pooled[i], p=pooled_adjusted[i], **options),
+                pooled_adjusted[i],
+                smallest=endpoint.smallest if smallest is None else smallest(run),
+                paper=paper(run),
+                by_protocol=by_protocol,
             )
     return [found[id(row)] for row in rows if id(row) in found]
 
@@ -202,6 +285,7 @@ def make_findings(
     headline: Callable[[Run], bool] = lambda run: False,
     forest: Callable[[Run], bool] = lambda run: False,
     versus: str = "",
+    own: bool = False,
 ) -> list[Finding]:
     """One finding per contrast whose runs have ended.
 
@@ -212,6 +296,7 @@ def make_findings(
       headline: whether the table of all studies names it.
       forest: whether the forest plot draws it.
       versus: what it is compared with, where that is not the baseline.
+      own: in the words of the study's own report, where a protocol fixed these.
     """
     found = []
     for contrast in contrasts:
@@ -226,16 +311,17 @@ def make_findings(
                 claim=f"{method} {endpoint.verb} {endpoint.title}{f' against {versus}' if versus else ''}: {where}",
                 source=source(run),
                 measured=_measured(endpoint, interval),
-                interval=(endpoint.convert(interval.low), endpoint.convert(interval.high)) if known else None,
-                verdict=contrast.verdict,
-                harm=contrast.harms,
-                note=contrast.note,
+                interval=contrast.ends,
+                verdict=contrast.own_verdict if own else contrast.verdict,
+                note=contrast.own_note if own else contrast.note,
                 effect=endpoint.convert(interval.mean),
-                paper=None if contrast.paper is None else endpoint.convert(contrast.paper),
+                paper=contrast.printed_paper,
                 unit=endpoint.unit,
                 detectable=endpoint.convert_size(contrast.detectable) if known else None,
                 group=where,
                 label=method,
+                other_rate=contrast.other_rate,
+                runs=contrast.runs,
                 question=f"{endpoint.title[:1].upper()}{endpoint.title[1:]} against the {versus or 'baseline'}",
                 headline=headline(run),
                 forest=forest(run),

@@ -14,8 +14,14 @@ from experiments.report.intervals import FEWEST_SEEDS, Interval
 from experiments.report.markdown import Markup, escape, link, markdown_table, paragraph, remove_tags
 
 LEVEL = 0.05
-SHOWN, CONTRADICTED, UNTOLD, TOO_SMALL = "shown", "contradicted", "cannot be told", "too small to count"
-VERDICTS = (SHOWN, CONTRADICTED, UNTOLD, TOO_SMALL)
+# Of a method against what it is compared with.
+HELPS, HARMS, NO_DIFFERENCE, UNTOLD = "helps", "harms", "no difference that counts", "cannot be told"
+# Of a claim that a rule decides.
+SHOWN, CONTRADICTED = "shown", "contradicted"
+# Words that some studies fixed in a PROTOCOL.md before their runs: their own reports use them, nothing else does.
+HARM_SHOWN, TOO_SMALL = "harm shown", "too small to count"
+# In the order in which they are told.
+VERDICTS = (HELPS, SHOWN, HARMS, HARM_SHOWN, CONTRADICTED, UNTOLD, NO_DIFFERENCE, TOO_SMALL)
 BEGIN, END = "<!-- findings: begin -->", "<!-- findings: end -->"
 FILE = "findings.json"
 DIGITS = 6  # significant ones in the file
@@ -31,9 +37,9 @@ class Finding:
       source: who makes it; empty for a question of ours.
       measured: the number that decides, in words and with its unit.
       interval: its 95 % interval; `None` where the claim is not about a mean over seeds.
-      verdict: one of `VERDICTS`, by `decide` or `judge`.
+      verdict: one of `VERDICTS`, by `decide` or `judge`; in a report whose words a protocol fixed, by
+        `decide_by_protocol`.
       link: the report, seen from the folder of all results; `pages.write_report` fills it in.
-      harm: whether the measured difference is for the worse.
       note: what the verdict alone does not say.
       effect: `measured` as a number, in the unit of the interval; `None` where the claim has no one number.
       paper: the same as the paper printed it, if it did.
@@ -41,6 +47,9 @@ class Finding:
       detectable: smallest effect that the study could have seen, in the same unit; of a ratio in percent.
       group: heading over the effects that are drawn together.
       label: of this one among them.
+      other_rate: whether the compared runs have another learning rate than those they are compared with, where
+        that is a part of what was measured.
+      runs: which runs it is of, as one short word: two studies that share runs have findings of the same.
       question: what it answers together with others, such as 'test accuracy against the baseline'.
       headline: whether the table of all studies in the README names it.
       forest: whether the forest plot of all studies draws it.
@@ -52,7 +61,6 @@ class Finding:
     interval: tuple[float, float] | None
     verdict: str
     link: str = ""
-    harm: bool = False
     note: str = ""
     effect: float | None = None
     paper: float | None = None
@@ -60,6 +68,8 @@ class Finding:
     detectable: Annotated[float, Limits(0)] | None = None
     group: str = ""
     label: str = ""
+    other_rate: bool = False
+    runs: str = ""
     question: str = ""
     headline: bool = False
     forest: bool = False
@@ -71,40 +81,66 @@ class Finding:
             raise ValueError(f"the interval {self.interval} ends before it begins")
 
     @property
-    def word(self) -> str:
-        """The verdict for people: of a difference that is shown it says whether it does harm."""
-        return f"harm {self.verdict}" if self.harm and self.verdict == SHOWN else self.verdict
-
-    @property
-    def full_word(self) -> str:
-        """The same; where the interval excludes the paper's effect, also on which side it lies."""
-        if self.verdict != CONTRADICTED or self.effect is None or self.paper is None:
-            return self.word
-        return f"{self.word}, {'larger' if self.effect > self.paper else 'smaller'}"
+    def holds_paper(self) -> str:
+        """Whether the interval holds the effect that the paper printed; a dash where one of the two is not known."""
+        return compare_with_paper(self.interval, self.paper, self.unit) or "-"
 
 
-def decide(interval: Interval, *, p: float, smallest: float, paper: float | None = None) -> str:
-    """The word for a mean difference: the first of these that applies, with at least three seeds.
+def compare_with_paper(interval: tuple[float, float] | None, paper: float | None, unit: str) -> str:
+    """Whether an interval holds the effect that a paper printed; empty where one of the two is not known.
 
-    Shown: 0 is rejected after adjustment (in either direction, the sign of the mean says which). Too small to count:
-    the interval lies within plus and minus the smallest effect of interest. Contradicted: it excludes the paper's
-    effect. Cannot be told: else.
+    Args:
+      interval: its ends, as they are printed.
+      paper: the effect, likewise.
+      unit: see `Finding`.
+    """
+    if paper is None or interval is None:
+        return ""
+    low, high = interval
+    printed = f"x {paper:.2f}" if unit == "ratio" else f"{paper:+.1f}"
+    if low <= paper <= high:
+        return f"yes: {printed}"
+    return f"no: {printed} is {'above' if paper > high else 'below'}"
+
+
+def decide(interval: Interval, *, p: float, smallest: float, more_is_better: bool = True) -> str:
+    """The word for a mean difference to what is compared with: the first that applies, with at least three seeds.
+
+    Helps, harms: 0 is rejected after adjustment. No difference that counts: the interval lies within plus and minus
+    the smallest effect of interest. Cannot be told: else.
 
     Args:
       interval: of the difference.
       p: the p-value of 0, adjusted for the other questions of its family.
       smallest: smallest effect of interest.
-      paper: what the paper printed, if it did.
+      more_is_better: else a positive difference is harm.
     """
     if interval.n < FEWEST_SEEDS:
         return UNTOLD
     if interval.is_known and p <= LEVEL:
-        return SHOWN
-    if interval.within(smallest):
-        return TOO_SMALL
-    if paper is not None and interval.excludes(paper):
+        return HELPS if (interval.mean > 0) == more_is_better else HARMS
+    return NO_DIFFERENCE if interval.within(smallest) else UNTOLD
+
+
+def decide_by_protocol(
+    interval: Interval, *, p: float, smallest: float, more_is_better: bool = True, paper: float | None = None
+) -> str:
+    """The same in the words that the studies with a PROTOCOL.md fixed before their runs, for their own reports.
+
+    Shown, harm shown: 0 is rejected after adjustment. Too small to count: the interval lies within plus and minus
+    the smallest effect of interest. Contradicted: it excludes the paper's effect, also where that is smaller.
+
+    Args:
+      interval: see `decide`, as for the next three.
+      p: likewise.
+      smallest: likewise.
+      more_is_better: likewise.
+      paper: what the paper printed, if it did.
+    """
+    word = decide(interval, p=p, smallest=smallest, more_is_better=more_is_better)
+    if word == UNTOLD and interval.n >= FEWEST_SEEDS and paper is not None and interval.excludes(paper):
         return CONTRADICTED
-    return UNTOLD
+    return {HELPS: SHOWN, HARMS: HARM_SHOWN, NO_DIFFERENCE: TOO_SMALL, UNTOLD: UNTOLD}[word]
 
 
 def judge(holds: bool | None) -> str:
@@ -158,13 +194,18 @@ def _lower(text: str) -> str:
 def _describe(findings: Sequence[Finding], most: int = 1_000) -> str:
     shared = set.intersection(*(set(_parts(finding)) for finding in findings))
     words = []
-    for word in (SHOWN, f"harm {SHOWN}", *VERDICTS[1:]):
-        some = [finding for finding in findings if finding.word == word]
+    for word in VERDICTS:
+        some = [finding for finding in findings if finding.verdict == word]
         if some:
             named = [_name(finding, shared if len(findings) > 1 else set()) for finding in some]
             told = f" ({'; '.join(named)})"
-            tell = len(some) <= min(most, MOST_NAMED if word in (UNTOLD, TOO_SMALL) else most)
-            words.append(f"**{word}** in {len(some)} of {len(findings)}{told if tell else ''}")
+            few = (UNTOLD, TOO_SMALL, NO_DIFFERENCE)
+            tell = len(some) <= min(most, MOST_NAMED if word in few else most)
+            rates = sum(finding.other_rate for finding in some) if word not in few else 0
+            words.append(
+                f"**{word}** in {len(some)} of {len(findings)}{told if tell else ''}"
+                + (f", {rates} of them at another learning rate" if rates else "")
+            )
     return ", ".join(words)
 
 
@@ -208,19 +249,23 @@ def _span(values: Sequence[float]) -> str:
 def claims_table(findings: Iterable[Finding], prefix: str = "", *, short: bool = False) -> str:
     """A Markdown table claim | source | measured | verdict, each verdict linked to its report.
 
+    A last column says whether the interval holds the paper's effect, where one of the claims has such an effect.
+
     Args:
       findings: of one study or of several.
       prefix: from the page to the folder of all results, such as 'experiments/results/'; empty for no links.
-      short: omits notes, but for those on effects that were told, and of what was measured all but the first part.
+      short: omits notes on what could not be told, and of what was measured all but the first part.
     """
-    rows = [["claim", "source", "measured [95 % interval]", "verdict"]]
+    rows = [["claim", "source", "measured [95 % interval]", "verdict", "holds the paper's effect"]]
     for finding in findings:
-        word = link(finding.full_word, prefix + finding.link) if prefix else f"**{finding.full_word}**"
-        tell = not short or (finding.effect is not None and finding.verdict in (SHOWN, TOO_SMALL))
-        note = f"; {finding.note}" if finding.note and tell else ""
+        word = link(finding.verdict, prefix + finding.link) if prefix else f"**{finding.verdict}**"
+        note = f"; {finding.note}" if finding.note and not (short and finding.verdict == UNTOLD) else ""
         measured = finding.measured.partition("; ")[0] if short else finding.measured
-        rows.append([finding.claim, finding.source or "-", measured, Markup(word + escape(note))])
-    return markdown_table(rows, left=4)
+        verdict = Markup(word + escape(note))
+        rows.append([finding.claim, finding.source or "-", measured, verdict, finding.holds_paper])
+    if all(row[-1] == "-" for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
+    return markdown_table(rows, left=5)
 
 
 def write_findings(folder: Path, findings: Sequence[Finding]) -> None:

@@ -1,21 +1,21 @@
 """The forest plot: measured differences to the optimizer alone, of all studies, with their intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.report import names, style
-from experiments.report.findings import Finding
+from experiments.report.findings import UNTOLD, Finding
 
 LINE = 0.2  # inches per row
 WIDTH = 8.0  # inches; 100 pixels each on a web page
 
 
-def draw(path: Path, findings: Sequence[Finding]) -> None:
-    """Draws one line per finding, below the heading of its setting, with the paper's effect where it has one.
+def draw(path: Path, findings: Mapping[str, Sequence[Finding]]) -> None:
+    """Draws one line per finding, below the heading of its study and setting, with the paper's effect if it has one.
 
     Args:
       path: of the figure, which ends with .svg.
-      findings: differences in points; those of one setting lie together.
+      findings: by study; of these, differences in points that belong into the plot.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -44,8 +44,8 @@ def draw(path: Path, findings: Sequence[Finding]) -> None:
                 axes.plot(row.paper, place, "D", color=style.BLACK, markerfacecolor="white", markersize=5)
             axes.text(-0.02, place, style.plain(row.label), ha="right", **beside)
             axes.text(1.02, place, style.plain(row.measured.removesuffix(" points")), **beside)
-            weight = "normal" if row.word == "cannot be told" else "bold"
-            axes.text(1.385, place, row.full_word, weight=weight, **beside)
+            weight = "normal" if row.verdict == UNTOLD else "bold"
+            axes.text(1.385, place, row.verdict, weight=weight, **beside)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_yticks([])
         axes.grid(axis="x", alpha=0.3)
@@ -73,13 +73,11 @@ def draw(path: Path, findings: Sequence[Finding]) -> None:
         style.save(figure, path)
 
 
-def _rows(findings: Sequence[Finding]) -> list[str | Finding]:
+def _rows(findings: Mapping[str, Sequence[Finding]]) -> list[str | Finding]:
     """Headings, and the findings below them; those without a number or an interval have no place."""
-    rows: list[str | Finding] = []
-    for finding in findings:
-        if finding.interval is None or finding.effect is None:
-            continue
-        if finding.group not in rows:
-            rows.append(finding.group)
-        rows.append(finding)
-    return rows
+    settings: dict[str, list[Finding]] = {}
+    for study, some in findings.items():
+        for finding in some:
+            if finding.forest and finding.interval is not None and finding.effect is not None:
+                settings.setdefault(f"{finding.group} ({study})", []).append(finding)
+    return [row for heading, some in settings.items() for row in (heading, *some)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.files import write_whole
 from experiments.report import findings as findings_module
 from experiments.report import names
-from experiments.report.cells import Cell, processor
+from experiments.report.cells import Cell, Row, processor
 from experiments.report.findings import Finding
 from experiments.report.markdown import escape, remove_tags
 from experiments.run import CROSS_ENTROPY, Run
@@ -109,6 +109,29 @@ def describe_waiting(cells: Collection[Cell]) -> str:
     return f"{ended} of {ended + missing} runs have ended. Nothing is compared before all have."
 
 
+def describe_rates(rows: Iterable[Row], tuning: Iterable[Cell]) -> str:
+    """Which methods were given another learning rate than the baseline, in words; empty where none was.
+
+    Args:
+      rows: of the table, whose last label is the method.
+      tuning: cells of the runs that chose the rates.
+    """
+    rates: dict[str, list[str]] = {}
+    for row in rows:
+        ours, theirs = row.cell.run, row.baseline and row.baseline.run
+        if theirs is not None and ours.learning_rate != theirs.learning_rate:
+            setting = f"{', '.join(row.labels[:-1])}, not {theirs.learning_rate:g}"
+            rates.setdefault(setting, []).append(f"{row.labels[-1]} {ours.learning_rate:g}")
+    if not rates:
+        return ""
+    seeds = len({seed for cell in tuning for seed in cell.ended})
+    told = "; ".join(f"{setting}: {', '.join(words)}" for setting, words in rates.items())
+    return (
+        f"Not at the baseline's learning rate, by {_count(seeds, 'tuning seed')}: {told}. What is told of these "
+        "compares method and rate together: a lower training loss can be the rate's."
+    )
+
+
 def describe_origin(cells: Iterable[Cell]) -> str:
     """Where the runs were made and how long they took, from their records."""
     records = list({r.run.name: r for cell in cells for r in cell.ended.values()}.values())
@@ -145,6 +168,7 @@ def write_report(
     results: Sequence[str],
     method: Sequence[str] = (),
     answer: str = "",
+    own_findings: Sequence[Finding] | None = None,
     keep_findings: bool = True,
 ) -> None:
     """Writes report.md and findings.json.
@@ -158,6 +182,7 @@ def write_report(
       results: Markdown of the tables and figures.
       method: Markdown of how they came about; where the runs were made follows.
       answer: of the study in a sentence; by default made of the findings.
+      own_findings: the answers in the words that a protocol fixed for this report; by default the findings.
       keep_findings: writes findings.json too, which has no place among records.
     """
     link = f"{folder.parent.name}/{folder.name}/{REPORT}"
@@ -166,6 +191,7 @@ def write_report(
         findings_module.write_findings(folder, findings)
     completeness = describe_completeness(cells)
     is_whole = not any(cell.missing for cell in cells)
+    findings = findings if own_findings is None else own_findings
     fully = findings_module.describe_fully(findings)
     parts = [
         f"# {escape(title)}",

@@ -1,5 +1,8 @@
 """What all figures share: one palette, one look, and files that are the same whenever the numbers are."""
 
+import io
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +13,7 @@ from experiments.files import write_whole
 if TYPE_CHECKING:  # imported where something is drawn: most commands draw nothing
     from matplotlib.figure import Figure
 
-# The salt makes the names inside an SVG the same every time.
-STYLE: dict[Any, Any] = {"svg.hashsalt": "experiments", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+STYLE: dict[Any, Any] = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
 
 # The colour-blind-safe palette of Okabe and Ito (2008).
 BLACK = "#000000"
@@ -72,11 +74,51 @@ def label_narrow_log_axis(axis: Any) -> None:
         axis.set_minor_locator(NullLocator())
 
 
+# In an SVG: what is no coordinate, or a number; and the names that Matplotlib makes of a digest of coordinates.
+_NUMBERS = re.compile(r"(?:scale|matrix)\([^)]*\)|-?\d+\.\d{3,}")
+_DIGESTS = re.compile(r'(?<=["#])(image|[A-Z]\d+_[0-9a-f]+_|[a-z])[0-9a-f]{10}(?=["\)])')
+_NAMES = {"p": "clip", "m": "marker", "h": "hatch", "image": "image"}
+_HUNDREDTH = Decimal("0.01")  # of a point: less than can be seen
+
+
+def settle(svg: str) -> str:
+    """An SVG without the last digits of its coordinates, in which kinds of processors differ.
+
+    Coordinates are rounded to a hundredth of a point. What is named by a digest of coordinates is numbered instead.
+    """
+    numbers: dict[str, str] = {}
+
+    def number(found: re.Match[str]) -> str:
+        kind = found[1]
+        return numbers.setdefault(found[0], f"{_NAMES.get(kind, kind)}{len(numbers) + 1}")
+
+    return _DIGESTS.sub(number, _NUMBERS.sub(_round, svg))
+
+
+def _round(found: re.Match[str]) -> str:
+    text = found[0]
+    if text.endswith(")"):
+        return text
+    # Of the decimals, not of the float: Matplotlib prints six digits, so that a half stays one.
+    return f"{Decimal(text).quantize(_HUNDREDTH) + 0:f}".rstrip("0").rstrip(".")
+
+
+def _settle_places(figure: "Figure") -> None:
+    """Lays a figure out, and rounds the places of its axes, which decide the pixels that pictures cover."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(side, 6) for side in axes.get_position().bounds)
+        axes.set_position((left, bottom, width, height))  # in units of the figure
+        if axes.images:  # else the place is computed again from the picture's shape, which it has now
+            axes.set_aspect("auto")
+
+
 def save(figure: "Figure", path: Path) -> None:
-    """Writes a figure as SVG or PNG, and makes its folder.
+    """Writes a figure as SVG or PNG, the same bytes on every kind of processor, and makes its folder.
 
     Args:
-      figure: drawn, as it is saved, within `matplotlib.rc_context(STYLE)`.
+      figure: drawn within `matplotlib.rc_context(STYLE)`.
       path: ends with .svg or, for pictures of many points, .png.
 
     Raises:
@@ -87,6 +129,10 @@ def save(figure: "Figure", path: Path) -> None:
     kind = path.suffix.removeprefix(".")
     # Neither a date nor a version in the file.
     metadata = {"svg": {"Date": None}, "png": {"Software": None}}[kind]
-    # Of the style, the salt alone is read when saving, and drawings without the style need it too.
-    with mpl.rc_context({"svg.hashsalt": STYLE["svg.hashsalt"]}):
-        write_whole(path, lambda file: figure.savefig(file, format=kind, metadata=metadata))
+    if kind == "png":
+        _settle_places(figure)
+    drawn = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "experiments"}):  # else names are drawn at random
+        figure.savefig(drawn, format=kind, metadata=metadata)
+    data = settle(drawn.getvalue().decode()).encode() if kind == "svg" else drawn.getvalue()
+    write_whole(path, lambda file: file.write(data))

@@ -8,8 +8,9 @@ from experiments.files import write_whole
 from experiments.report import forest
 from experiments.report.findings import (
     FILE,
-    TOO_SMALL,
+    NO_DIFFERENCE,
     UNTOLD,
+    VERDICTS,
     Finding,
     claims_table,
     describe,
@@ -24,11 +25,13 @@ ACCURACY_QUESTION = "Test accuracy against the baseline"
 PRESETS = ("full", "cpu")  # the first that a study has findings of
 
 HEAD = """\
-What each study found, rendered from its `findings.json`. *Shown*: 0 is rejected after Holm's adjustment over the
-methods of one setting, or the claim's rule was met. *Too small to count*: the interval lies within plus and minus the
-smallest effect of interest. *Contradicted*: it excludes the paper's effect, or the rule that refutes the claim
-applied. *Cannot be told*: none of these, or fewer than three seeds; for example, the
-interval contains 0 and the paper's effect."""
+What each study found, rendered from its `findings.json`. A method *helps* or *harms*, against the optimizer alone,
+where 0 is rejected after Holm's adjustment over the methods of one setting. There is *no difference that counts*
+where the interval lies within plus and minus the smallest effect of interest, one point unless the protocol says
+otherwise (5 % of a loss, 10 % of its roughness, one pixel; a protocol may ask for less, not for more). Else it
+*cannot be told*, and so with fewer than three seeds. A claim that a rule decides is *shown* or *contradicted*, or it
+*cannot be told*. Where a paper printed an effect, the last column says whether the interval holds it. Studies with a
+PROTOCOL.md keep the words that it fixed in their own reports."""
 
 HOW_TO_READ = """\
 Intervals are 95 % Student t-intervals over the seeds, paired by seed. They say nothing about other images, nor about
@@ -67,16 +70,21 @@ def headline_table(findings: Mapping[str, Sequence[Finding]], prefix: str = "") 
 
 
 def count_accuracy(findings: Sequence[Finding]) -> str:
-    """One sentence: how often each verdict on the test accuracy was reached, and by which methods if it was told."""
-    found = [finding for finding in findings if finding.question == ACCURACY_QUESTION]
+    """One sentence: how often each verdict on the test accuracy was reached, and by which methods if it was told.
+
+    What two studies say of the same runs counts once, as the first of them says it.
+    """
+    found = {}
+    for i, finding in enumerate(findings):
+        if finding.question == ACCURACY_QUESTION:
+            found.setdefault(finding.runs or i, finding)
     words = []
-    for word in dict.fromkeys([UNTOLD, TOO_SMALL, *sorted({finding.word for finding in found})]):
-        methods = collections.Counter(finding.label for finding in found if finding.word == word)
+    few = (UNTOLD, NO_DIFFERENCE)
+    for word in (*few, *(word for word in VERDICTS if word not in few)):
+        methods = collections.Counter(finding.label for finding in found.values() if finding.verdict == word)
         told = ", ".join(f"{escape(method)} {count}" for method, count in methods.most_common())
         if methods:
-            words.append(
-                f"*{word}* in {methods.total()}" + ("" if word in (UNTOLD, TOO_SMALL) else f" ({told})")
-            )
+            words.append(f"*{word}* in {methods.total()}" + ("" if word in few else f" ({told})"))
     return f"{ACCURACY_QUESTION}, {len(found)} comparisons: {'; '.join(words)}." if found else ""
 
 
@@ -104,7 +112,7 @@ def write_summary(
       FileError: a file cannot be written.
     """
     text = insert(readme.read_text(), headline_table(findings, prefix))
-    forest.draw(docs / "forest.svg", [f for some in findings.values() for f in some if f.forest])
+    forest.draw(docs / "forest.svg", findings)
     write_page(docs / "findings.md", _page(findings, titles))
     write_whole(readme, lambda file: file.write(text.encode()))
     return [readme, docs / "findings.md", docs / "forest.svg"]

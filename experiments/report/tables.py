@@ -36,6 +36,11 @@ def results_table(
         contrast = by_row.get(id(row))
         return contrast.endpoint.write_interval(contrast.interval) if contrast else _no_difference(row)
 
+    def holds_paper(row: Row) -> str:
+        contrast = by_row.get(id(row))
+        # Reports in a protocol's words say it beside the verdict.
+        return contrast.holds_paper if contrast and not contrast.by_protocol else ""
+
     columns: dict[str, Callable[[Row], str]] = {
         "rate": lambda row: f"{row.cell.run.learning_rate:g}",
         "seeds": lambda row: str(len(row.cell.ended)),
@@ -43,6 +48,7 @@ def results_table(
         "the paper, %": lambda row: format_number(_percent(row.paper_accuracy), ".1f"),
         "vs baseline, points [95 %]": difference,
         "verdict": lambda row: by_row[id(row)].word if id(row) in by_row else "",
+        "holds the paper's effect": holds_paper,
         "best epoch, %": lambda row: format_score(row.cell, "best_accuracy"),
         "remarks": lambda row: remarks(row.cell),
     }
@@ -50,7 +56,8 @@ def results_table(
         del columns["vs baseline, points [95 %]"], columns["verdict"]
     if not best_epoch:
         del columns["best epoch, %"]
-    return row_table(headings, rows, columns, text=("verdict", "remarks"), tell=True, keep=_RESULTS)
+    text = ("verdict", "holds the paper's effect", "remarks")
+    return row_table(headings, rows, columns, text=text, tell=True, keep=_RESULTS)
 
 
 def training_table(

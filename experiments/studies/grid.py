@@ -16,8 +16,8 @@ from experiments.report.contrasts import (
     make_findings,
 )
 from experiments.report.curves import add_learning_curves
-from experiments.report.findings import Finding
-from experiments.report.pages import describe_protocol, write_report
+from experiments.report.findings import Finding, describe
+from experiments.report.pages import describe_protocol, describe_rates, write_report
 from experiments.report.tables import certainty_table, results_table, scores_table, training_table
 from experiments.run import Run
 
@@ -37,6 +37,7 @@ class Question:
       scores: further endpoints, such as the area under a curve; whether a summary names them as well.
       described: methods that are compared without being a part of the family.
       versus: what the rows are compared with, where that is not the baseline.
+      by_protocol: whether the study's own report uses the words that a PROTOCOL.md fixed before the runs.
     """
 
     setting: str
@@ -49,6 +50,7 @@ class Question:
     scores: Sequence[Endpoint] = ()
     described: Sequence[str] = ()
     versus: str = ""
+    by_protocol: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +61,13 @@ class Answers:
       rows: one per cell.
       contrasts: of every endpoint, by its score.
       findings: of the accuracy, the other scores and the speed of training.
+      own_findings: the same in the words of the study's own report.
     """
 
     rows: Sequence[Row]
     contrasts: Mapping[str, Sequence[Contrast]]
     findings: Sequence[Finding]
+    own_findings: Sequence[Finding]
 
     def tables(self, headings: Sequence[str], *, best_epoch: bool = False) -> list[str]:
         """Markdown: accuracies, other scores, training losses, and what is behind the verdicts."""
@@ -93,7 +97,7 @@ def compare_methods(rows: Sequence[Row], question: Question) -> Answers:
       question: what is asked.
     """
     contrasts: dict[str, Sequence[Contrast]] = {}
-    findings = []
+    findings, own_findings = [], []
     speed = dataclasses.replace(SPEED, smallest=question.smallest_speed)
     for endpoint in (ACCURACY, *question.scores, speed, FINAL_LOSS):
         of_accuracy = endpoint is ACCURACY
@@ -103,18 +107,21 @@ def compare_methods(rows: Sequence[Row], question: Question) -> Answers:
             paper=question.paper if of_accuracy else lambda run: None,
             smallest=question.smallest if of_accuracy else None,
             described=question.described,
+            by_protocol=question.by_protocol,
         )
         contrasts[endpoint.score] = found
         if endpoint is not FINAL_LOSS:
-            findings += make_findings(
-                found,
-                setting=question.setting,
-                source=question.source,
-                headline=question.headline if of_accuracy else lambda run: False,
-                forest=question.forest if of_accuracy else lambda run: False,
-                versus=question.versus,
-            )
-    return Answers(rows, contrasts, findings)
+            for words, own in ((findings, False), (own_findings, True)):
+                words += make_findings(
+                    found,
+                    setting=question.setting,
+                    source=question.source,
+                    headline=question.headline if of_accuracy else lambda run: False,
+                    forest=question.forest if of_accuracy else lambda run: False,
+                    versus=question.versus,
+                    own=own,
+                )
+    return Answers(rows, contrasts, findings, own_findings)
 
 
 def write_grid_report(
@@ -166,15 +173,18 @@ def write_grid_report(
             for (n, words), panels in figures.items()
         ),
     ]
+    answer = describe(answers.findings)
     method = ["\n".join(f"- Protocol: {protocol}." for protocol in protocols), notes]
     if tuning:
         protocol = describe_protocol(tuning[0].run)
+        answer = "\n\n".join(filter(None, [answer, describe_rates(rows, tuning)]))
         method += [f"Tuning: score of every learning rate, in percent ({protocol}).", tuning_table]
     write_report(
         folder,
         title,
         [*tuning, *cells.values()],
         answers.findings,
+        answer=answer,
         settings=settings,
         results=results,
         method=method,

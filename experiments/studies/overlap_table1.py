@@ -25,7 +25,6 @@ from pathlib import Path
 from experiments.records import RunRecord
 from experiments.report import names
 from experiments.report.cells import Cell, make_cells, make_rows
-from experiments.report.contrasts import ONE_POINT
 from experiments.report.curves import add_learning_curves
 from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, write_report
@@ -191,7 +190,6 @@ def _question(protocol: str) -> Question:
             "Yun 2024, arXiv 2410.21564, Table 1" if (PAPER_MODEL, run.method) in PAPER else ""
         ),
         paper=paper_effect,
-        smallest=smallest_effect,
         forest=lambda run: protocol == "tuned" and run.method in ("znorm", "gan", "centralization"),
     )
 
@@ -201,12 +199,6 @@ def paper_effect(run: Run, versus: str = "baseline") -> float | None:
     ours, _ = _paper(run)
     theirs, _ = _paper(dataclasses.replace(run, method=versus))
     return None if ours is None or theirs is None else ours - theirs
-
-
-def smallest_effect(run: Run) -> float:
-    """Smallest effect of interest: of ZNorm the paper's, of others one point."""
-    effect = paper_effect(run) if run.method == "znorm" else None
-    return ONE_POINT if effect is None else effect
 
 
 def _describe_protocols(preset: str) -> str:

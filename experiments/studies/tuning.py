@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments.records import RunRecord
 from experiments.report import names
 from experiments.report.cells import Cell, make_cells
@@ -190,6 +192,53 @@ def tuning_table(
             f"{', '.join(map(' '.join, at_the_edge))}."
         )
     return "\n\n".join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """The top of a parabola through the score of a grid's best learning rate and its two neighbours.
+
+    Attributes:
+      chosen: the best rate of the grid.
+      rate: where the parabola peaks.
+      gain: by how much its top is above the best rate's score.
+    """
+
+    chosen: float
+    rate: float
+    gain: float
+
+
+def find_peaks(
+    cells: Iterable[Cell], setting: Callable[[Run], Setting], score: str = "accuracy"
+) -> dict[Setting, Peak]:
+    """How far a finer grid could go beyond the chosen rates, over the logarithm of the rate.
+
+    Args:
+      cells: of the tuning runs.
+      setting: as for `choose_learning_rates`.
+      score: that chooses.
+
+    Returns:
+      By setting, where the chosen rate has a neighbour without a diverged run on either side.
+    """
+    cells = list(cells)
+    chosen = choose_learning_rates(cells, setting, score)
+    peaks = {}
+    for key, unsorted in _by_setting(cells, setting).items():
+        grid = sorted(unsorted, key=lambda cell: cell.run.learning_rate)
+        place = next((i for i, cell in enumerate(grid) if cell.run.learning_rate == chosen.get(key)), 0)
+        near = grid[place - 1 : place + 2] if place else []
+        scores = [_score(cell, score) for cell in near]
+        if len(near) == 3 and all(map(math.isfinite, scores)) and scores[1] > min(scores):
+            x = np.log10([cell.run.learning_rate for cell in near])
+            a, b, c = np.polyfit(x - x[1], scores, 2)
+            peaks[key] = Peak(
+                near[1].run.learning_rate,
+                float(10 ** (x[1] - b / (2 * a))),
+                float(c - b**2 / (4 * a) - scores[1]),
+            )
+    return peaks
 
 
 def _name(part: str) -> str:

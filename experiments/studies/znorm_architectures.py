@@ -16,7 +16,7 @@ from experiments.records import RunRecord
 from experiments.report import names
 from experiments.run import Run
 from experiments.studies.grid import Question, write_grid_report
-from experiments.studies.overlap_table1 import paper_effect, smallest_effect
+from experiments.studies.overlap_table1 import paper_effect
 from experiments.studies.study import Size, Study, default_learning_rate, grid, settings_table
 
 METHODS = ("baseline", "znorm")
@@ -64,7 +64,6 @@ QUESTION = Question(
     setting="CIFAR-10, one rate for both methods",
     source=lambda run: "Yun 2024, arXiv 2408.01215",
     paper=lambda run: paper_effect(run) if _has_shortcuts(run) else None,
-    smallest=smallest_effect,
     forest=lambda run: True,
 )
 

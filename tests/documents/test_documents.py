@@ -211,6 +211,15 @@ def test_the_readmes_answer_is_what_the_confirmatory_study_measured():
         numbers = [measured[method, f"CIFAR-10, rates tuned, ResNet-20, {optimizer}"] for method in methods]
         assert f"| {name} | {' | '.join(numbers)} |" in answer
     assert measured["ZNorm", "CIFAR-10, the paper's regime, ResNet-20, SGDM"] in answer
+    of_few_images = {
+        finding.group: finding.measured.removesuffix(" points")
+        for finding in findings.read_findings(ROOT / "experiments/results/overlap_table1/cpu/findings.json")
+        if (finding.question, finding.label) == (summary.ACCURACY_QUESTION, "ZNorm")
+    }
+    told = " ".join(answer.split())
+    for rates in ("tuned", "shared"):
+        number = of_few_images[f"CIFAR-10, rates {rates}, ResNet-20, SGDM"]
+        assert f"{number} where {'rates' if rates == 'tuned' else 'they'} are {rates}" in told
 
 
 def test_the_readmes_claims_are_the_findings_of_the_studies():

@@ -12,22 +12,30 @@ from experiments.report.findings import Finding, judge
 from experiments.report.markdown import markdown_table
 from experiments.statistics import GradientDynamics
 
-# Multipliers of GAN, from the global deviations of a run's epochs and that of the first one.
-MULTIPLIERS: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
-    "the library's": lambda s, first: np.asarray(
-        optax_gradnorm.default_autoscale(jnp.asarray(s), jnp.asarray(first))
-    ),
-    "tanh(s)": lambda s, first: np.tanh(s),
-    "1 - exp(-s)": lambda s, first: -np.expm1(-s),
-    "s / sqrt(1 + s^2)": lambda s, first: s / np.hypot(1, s),
+LIBRARYS = "s / (1 + s)"
+# Shapes of GAN's multiplier, which rises with the global deviation s from 0 to 1; the library's is the first.
+SHAPES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    LIBRARYS: lambda s: s / (1 + s),
+    "tanh(s)": np.tanh,
+    "1 - exp(-s)": lambda s: -np.expm1(-s),
+    "s / sqrt(1 + s^2)": lambda s: s / np.hypot(1, s),
 }
 ADAM_STEPS = 1_000  # that its second moment remembers: 1 / (1 - 0.999)
 LITTLE = 1.1  # two multipliers whose changes differ by less do the same
 
 MULTIPLIER_NOTES = """\
 GAN's multiplier is computed from the global deviations s that the GAN runs recorded, means over each epoch's steps;
-no network was trained with the other three. A constant factor cancels in Adam, so what counts is by how much a
-multiplier changes among the steps that Adam's second moment remembers; last column: the largest such ratio."""
+no network was trained with a shape or an exponent other than the library's. With the exponent, which the article
+describes as fixed at the first iteration, a shape f gives f(s) ^ p, p = 1 / (1 - ln f(s_1)), s_1 of the first epoch;
+without it, f(s). A constant factor cancels in Adam, so what counts is by how much a multiplier changes among the
+steps that Adam's second moment remembers; last column: the largest such ratio.
+
+The protocol held the library's multiplier, which has the exponent, against three shapes without it. Where these four
+differ, it can be the exponent and not the shape: the two questions that tell them apart were asked after the runs.
+Each is contradicted where two multipliers differ by more than 10 % in how they change."""
+
+# A shape, and whether the exponent is on.
+Multiplier = tuple[str, bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Change:
 
 def changes_along(
     recorded: Mapping[tuple[str, str], Sequence[GradientDynamics]], epochs_in_memory: int
-) -> dict[str, dict[str, Change]]:
+) -> dict[str, dict[Multiplier, Change]]:
     """How every multiplier would have changed in the GAN runs.
 
     Args:
@@ -55,19 +63,29 @@ def changes_along(
       epochs_in_memory: how many epochs Adam's second moment remembers.
 
     Returns:
-      The changes by network and multiplier.
+      The changes by network, shape and whether the exponent is on.
     """
-    found: dict[str, dict[str, Change]] = {}
+    found: dict[str, dict[Multiplier, Change]] = {}
     for (model, method), runs in recorded.items():
         deviations = [run.global_std.astype(np.float64) for run in runs if np.all(run.global_std > 0)]
         if method == "gan" and deviations:
             found[model] = {}
-            for name, multiplier in MULTIPLIERS.items():
-                curves = np.log([multiplier(s, s[0]) for s in deviations])
-                within = [_largest_change(curve, epochs_in_memory) for curve in curves]
-                means = (curves[:, 0].mean(), curves[:, -1].mean(), np.mean(within))
-                found[model][name] = Change(*(float(np.exp(mean)) for mean in means))
+            for shape in SHAPES:
+                for exponent in (True, False):
+                    curves = np.array([_log_multiplier(shape, exponent, s) for s in deviations])
+                    within = [_largest_change(curve, epochs_in_memory) for curve in curves]
+                    means = (curves[:, 0].mean(), curves[:, -1].mean(), np.mean(within))
+                    found[model][shape, exponent] = Change(*(float(np.exp(mean)) for mean in means))
     return found
+
+
+def _log_multiplier(shape: str, exponent: bool, deviations: np.ndarray) -> np.ndarray:
+    """Logarithm of a multiplier along a run, from its deviations by epoch."""
+    if (shape, exponent) == (LIBRARYS, True):  # what the runs were trained with
+        librarys = optax_gradnorm.default_autoscale(jnp.asarray(deviations), jnp.asarray(deviations[0]))
+        return np.log(np.asarray(librarys))
+    curve = np.log(SHAPES[shape](deviations))
+    return curve / (1 - curve[0]) if exponent else curve
 
 
 def _largest_change(curve: np.ndarray, epochs: int) -> float:
@@ -76,39 +94,71 @@ def _largest_change(curve: np.ndarray, epochs: int) -> float:
     return max(float(np.ptp(window)) for window in windows)
 
 
-def multipliers_matter(changes: Mapping[str, Mapping[str, Change]]) -> list[Finding]:
-    """A finding for every network: whether the multipliers' changes differ, by the protocol's rule."""
-    findings = []
+def multipliers_matter(changes: Mapping[str, Mapping[Multiplier, Change]]) -> list[Finding]:
+    """Findings for every network: by the protocol's rule, and whether shape and exponent matter, each by itself."""
+    found = []
     for model, by_name in changes.items():
-        within = [change.within for change in by_name.values()]
-        findings.append(
-            Finding(
-                claim=f"Which multiplier GAN has matters little in front of Adam: {names.model(model)}",
-                source="",
-                measured=f"they change by x {min(within):.2f} to x {max(within):.2f} within {ADAM_STEPS:,} steps",
-                interval=None,
-                verdict=judge(max(within) / min(within) <= LITTLE),
-                label=names.model(model),
-                question="Which multiplier GAN has matters little",
-            )
-        )
-    return findings
+        on, off = ([by_name[shape, exponent].within for shape in SHAPES] for exponent in (True, False))
+        protocols = [on[0], *off[1:]]  # the library's, and the others without the exponent
+        found += [
+            _matters_little(
+                model,
+                "Which multiplier GAN has matters little",
+                [protocols],
+                f"they change by {_span(protocols)} within {ADAM_STEPS:,} steps",
+                "the library's has the exponent, the three others do not",
+            ),
+            _matters_little(
+                model,
+                "Given the exponent, the shape of GAN's multiplier matters little",
+                [on],
+                f"with it four shapes change by {_span(on)} within {ADAM_STEPS:,} steps",
+            ),
+            _matters_little(
+                model,
+                "Whether GAN's multiplier has the exponent matters little",
+                list(zip(on, off, strict=True)),
+                f"the same shapes change by {_span(on)} within {ADAM_STEPS:,} steps with it, by {_span(off)} without",
+            ),
+        ]
+    return found
 
 
-def multipliers_table(changes: Mapping[str, Mapping[str, Change]]) -> str:
+def _matters_little(
+    model: str, question: str, groups: Sequence[Sequence[float]], measured: str, note: str = ""
+) -> Finding:
+    """Whether the changes within every group differ by little."""
+    return Finding(
+        claim=f"{question} in front of Adam: {names.model(model)}",
+        source="",
+        measured=measured,
+        interval=None,
+        verdict=judge(all(max(group) / min(group) <= LITTLE for group in groups)),
+        note=note,
+        label=names.model(model),
+        question=question,
+    )
+
+
+def _span(changes: Sequence[float]) -> str:
+    return f"x {min(changes):.2f} to x {max(changes):.2f}"
+
+
+def multipliers_table(changes: Mapping[str, Mapping[Multiplier, Change]]) -> str:
     """Markdown: each multiplier in the first and the last epoch, and how it changes."""
-    headings = ["network", "multiplier", "first epoch", "last epoch", "last / first"]
+    headings = ["network", "shape", "exponent", "first epoch", "last epoch", "last / first"]
     rows = [[*headings, f"most in {ADAM_STEPS:,} steps"]]
     rows += [
         [
             names.model(model),
-            name,
+            f"{shape} (the library's)" if shape == LIBRARYS else shape,
+            "on" if exponent else "off",
             f"{change.first:.3g}",
             f"{change.last:.3g}",
             f"x {change.last / change.first:.2f}",
             f"x {change.within:.2f}",
         ]
         for model, by_name in changes.items()
-        for name, change in by_name.items()
+        for (shape, exponent), change in by_name.items()
     ]
-    return markdown_table(rows, left=2) if len(rows) > 1 else "No GAN run has recorded its gradients."
+    return markdown_table(rows, left=3) if len(rows) > 1 else "No GAN run has recorded its gradients."

@@ -25,7 +25,7 @@ from experiments.report.pages import describe_protocol, write_report
 from experiments.report.tables import results_table
 from experiments.run import Run
 from experiments.studies.gan_cifar100 import base_run
-from experiments.studies.gradient_dynamics.observations import make_findings
+from experiments.studies.gradient_dynamics.observations import RULES, make_findings
 from experiments.studies.gradient_dynamics.trends import (
     AMPLIFICATION_NOTES,
     NOTES,
@@ -124,21 +124,26 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         folder,
         "What gradients do during training on CIFAR-100",
         list(cells.values()),
-        make_findings(summaries, steps),
+        make_findings(summaries, steps, _unequal(preset)),
         settings=settings_table(preset, SIZES[preset], SIZES["full"]),
         results=results,
-        method=["\n".join(protocols), _describe_unequal(preset), NOTES, AMPLIFICATION_NOTES],
+        method=["\n".join(protocols), _describe_unequal(preset), RULES, NOTES, AMPLIFICATION_NOTES],
+    )
+
+
+def _unequal(preset: str) -> str:
+    """Which network trained on fewer images than the others."""
+    return "; ".join(
+        f"{names.model(model)} trained on {changes['train_examples']:,} images, the others on "
+        f"{SIZES[preset].train_examples:,}"
+        for (name, model), changes in SMALLER.items()
+        if name == preset
     )
 
 
 def _describe_unequal(preset: str) -> str:
-    """Says which network trained on fewer images than the others."""
-    return "\n".join(
-        f"Between networks these numbers do not compare like with like: {names.model(model)} trained on "
-        f"{changes['train_examples']:,} images, the others on {SIZES[preset].train_examples:,}."
-        for (name, model), changes in SMALLER.items()
-        if name == preset
-    )
+    unequal = _unequal(preset)
+    return f"Between networks these numbers do not compare like with like: {unequal}." if unequal else ""
 
 
 STUDY = Study(

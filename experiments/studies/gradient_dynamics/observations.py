@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping
 
 from experiments.report import intervals, names
-from experiments.report.findings import SHOWN, TOO_SMALL, UNTOLD, Finding, judge
+from experiments.report.findings import CONTRADICTED, NO_DIFFERENCE, SHOWN, TOO_SMALL, UNTOLD, Finding, judge
+from experiments.report.intervals import Interval
 from experiments.studies.gradient_dynamics.trends import (
     SEEN_SHARE,
     Settings,
@@ -17,25 +18,40 @@ from experiments.studies.gradient_dynamics.trends import (
 
 SOURCE = "Yun 2025, arXiv 2509.03677"
 PAPER_STEPS = 58_500  # 300 epochs of 195 steps
-# A run of fewer steps than this share of the paper's cannot contradict what it observes by its end.
+# By a protocol's rule, a run of fewer steps than this share of the paper's cannot contradict what it observes.
 ENOUGH = 0.5
 NO_CHANGE = 0.05  # of the ratio of last over first epoch
 
+RULES = f"""\
+The global deviation falls: shown where the interval of the ratio of the last epoch to the first behind the warm-up
+lies below 1, contradicted where it lies above 1, no difference that counts where all of it is within
+{NO_CHANGE:.0%} of 1. Some layers rise while others fall: shown where more than {SEEN_SHARE:.0%} of the layers do
+each in every run, with and without the first epoch; contradicted where in every run more than {SEEN_SHARE:.0%} move
+one way from then on and no more than that the other, and no run has both. ZNorm amplifies most in VGG: shown where
+VGG's factor is above all others, contradicted where it is not. What few steps show or contradict is said of few
+steps."""
 
-def make_findings(settings: Settings, steps: Mapping[str, int]) -> list[Finding]:
+
+def make_findings(settings: Settings, steps: Mapping[str, int], unequal: str = "") -> list[Finding]:
     """One finding for every network and observation.
 
     Args:
       settings: summaries by network and method.
       steps: how long each network trained.
+      unequal: what the networks do not have in common, for comparisons between them.
     """
     measured = {setting: runs for setting, runs in settings.items() if runs}
     trends = trend_findings(settings, steps, headline=("resnet56", "baseline"))
-    return [*trends, *_amplifies(measured, steps)]
+    return [*trends, *_amplifies(measured, steps, unequal)]
 
 
 def trend_findings(
-    settings: Settings, steps: Mapping[str, int], *, headline: tuple[str, str], regime: str = ""
+    settings: Settings,
+    steps: Mapping[str, int],
+    *,
+    headline: tuple[str, str],
+    regime: str = "",
+    by_protocol: bool = False,
 ) -> list[Finding]:
     """The same of the observations that are of one network by itself.
 
@@ -44,70 +60,95 @@ def trend_findings(
       steps: how long each network trained.
       headline: whose findings stand in README's table.
       regime: what tells these runs from another study's of the same network, for the claim.
+      by_protocol: by the rule that `gradient_convergence` fixed, which few steps can only pass.
     """
     found = []
     for observe in (_falls, _part):
         for setting, runs in settings.items():
             if runs:
-                finding = observe(setting, runs, steps[setting[0]])
+                finding = observe(setting, runs, steps[setting[0]], by_protocol)
                 claim = f"{finding.claim}, {regime}" if regime else finding.claim
                 found.append(dataclasses.replace(finding, claim=claim, headline=setting == headline))
     return found
 
 
-def _falls(setting: tuple[str, str], runs, steps: int) -> Finding:
-    """The global deviation falls: its last over its first epoch, and how often that is a trend."""
-    everything, _ = count_trends(runs)
-    interval = change_interval(everything.runs)
-    falls = sum(everything.overall(-1))
-    told = f"falling as a trend in {falls} of {len(runs)} runs"
-    size = math.log(1 + NO_CHANGE)
-    if interval.is_known and interval.high < 0:
-        verdict = TOO_SMALL if interval.within(size) else SHOWN
-    elif interval.is_known and interval.low > 0:
-        # It rises so far: it may yet fall in the many steps that are not here.
-        verdict = judge(False if steps >= ENOUGH * PAPER_STEPS else None)
+def _falls(setting: tuple[str, str], runs, steps: int, by_protocol: bool) -> Finding:
+    """The global deviation falls: its last over its first epoch that counts, and how often that is a trend."""
+    everything, later = count_trends(runs)
+    tally = everything if by_protocol else later
+    interval = change_interval(tally.runs)
+    trend = f"falling as a trend in {sum(tally.overall(-1))} of {len(runs)} runs"
+    whole = f"last / first epoch {format_ratio(change_interval(everything.runs))}"
+    if by_protocol:
+        verdict, since = _by_protocol(interval, steps), ""
+        measured, note = f"{whole}, {trend}", _cannot(steps) if verdict != SHOWN else ""
     else:
-        verdict = TOO_SMALL if interval.within(size) else UNTOLD
+        verdict, since, note = _either_way(interval), f" from epoch {later.start} on", _few(steps)
+        measured = f"last epoch / epoch {later.start} {format_ratio(interval)}, {whole}; {trend}"
     known = interval.is_known
     return Finding(
-        claim=f"The global deviation of the gradients falls: {_where(setting)}",
+        claim=f"The global deviation of the gradients falls{since}: {_where(setting)}",
         source=SOURCE,
-        measured=f"last / first epoch {format_ratio(interval)}, {told}",
+        measured=measured,
         interval=(math.exp(interval.low), math.exp(interval.high)) if known else None,
         verdict=verdict,
-        note=_short(steps) if verdict != SHOWN else "",
+        note=note,
         effect=math.exp(interval.mean) if interval.n else None,
         unit="ratio",
         detectable=100 * (math.exp(intervals.smallest_detectable(interval)) - 1) if known else None,
         label=_where(setting),
-        question="The global deviation falls from the first epoch to the last",
+        question=f"The global deviation falls{since or ' from the first epoch to the last'}",
     )
 
 
-def _part(setting: tuple[str, str], runs, steps: int) -> Finding:
+def _either_way(interval: Interval) -> str:
+    """The word for a fall, which a rise contradicts, however long the runs are."""
+    if interval.within(math.log(1 + NO_CHANGE)):
+        return NO_DIFFERENCE
+    return judge(interval.mean < 0 if interval.excludes_zero else None)
+
+
+def _by_protocol(interval: Interval, steps: int) -> str:
+    """The word by the rule that was fixed for `gradient_convergence`: few steps show a fall, and no rise."""
+    if interval.within(math.log(1 + NO_CHANGE)):
+        return TOO_SMALL
+    if interval.excludes_zero and interval.mean > 0:
+        # It rises so far: it may yet fall in the many steps that are not here.
+        return CONTRADICTED if steps >= ENOUGH * PAPER_STEPS else UNTOLD
+    return SHOWN if interval.excludes_zero else UNTOLD
+
+
+def _part(setting: tuple[str, str], runs, steps: int, by_protocol: bool) -> Finding:
     """Some layers rise while others fall, in one run."""
     everything, later = count_trends(runs)
     seen, seen_later = sum(everything.parted), sum(later.parted)
+    one_way = sum(run.moves_one_way for run in later.runs)
     holds = True if min(seen, seen_later) == len(runs) else None
-    if holds is None and steps >= ENOUGH * PAPER_STEPS and not seen:
-        holds = False
+    if by_protocol:
+        if holds is None and steps >= ENOUGH * PAPER_STEPS and not seen:
+            holds = False
+        note = _cannot(steps) if holds is None else ""
+    else:
+        if not seen and not seen_later and one_way == len(runs):
+            holds = False
+        note = _few(steps)
     return Finding(
         claim=f"Some layers' deviations rise while others' fall: {_where(setting)}",
         source=SOURCE,
         measured=(
             f"more than {SEEN_SHARE:.0%} of the layers each way in {seen} of {len(runs)} runs, "
             f"from epoch {later.start} in {seen_later}"
+            + ("" if by_protocol else f", one way alone in {one_way}")
         ),
         interval=None,
         verdict=judge(holds),
-        note=_short(steps) if holds is None else "",
+        note=note,
         label=_where(setting),
         question="Some layers rise while others fall",
     )
 
 
-def _amplifies(measured: Settings, steps: Mapping[str, int]) -> list[Finding]:
+def _amplifies(measured: Settings, steps: Mapping[str, int], unequal: str) -> list[Finding]:
     """ZNorm's largest amplification is larger in VGG than in the ResNets."""
     found = []
     for method in dict.fromkeys(method for _, method in measured):
@@ -115,17 +156,17 @@ def _amplifies(measured: Settings, steps: Mapping[str, int]) -> list[Finding]:
         largest = {model: factor for model, factor in largest.items() if not math.isnan(factor)}
         vgg = [factor for model, factor in largest.items() if model.startswith("vgg")]
         others = [factor for model, factor in largest.items() if not model.startswith("vgg")]
-        holds = min(vgg) > max(others) if vgg and others else None
+        both = bool(vgg and others)
         numbers = ", ".join(f"{names.model(model)} {factor:,.0f}" for model, factor in largest.items())
-        short = _short(max(steps.values())) if holds is False else ""
+        notes = [unequal, _few(max(steps.values()))] if both else ["this needs VGG and a ResNet"]
         found.append(
             Finding(
                 claim=f"ZNorm amplifies small gradients most in VGG: gradients of {names.METHODS[method]}",
                 source=SOURCE,
                 measured=f"largest factor, geometric mean over seeds: {numbers or 'none'}",
                 interval=None,
-                verdict=judge(None if holds is False and short else holds),
-                note=short or ("" if vgg and others else "this needs VGG and a ResNet"),
+                verdict=judge(min(vgg) > max(others) if both else None),
+                note="; ".join(filter(None, notes)),
                 label=names.METHODS[method],
                 question="ZNorm amplifies most in VGG",
                 headline=method == "baseline",
@@ -134,12 +175,12 @@ def _amplifies(measured: Settings, steps: Mapping[str, int]) -> list[Finding]:
     return found
 
 
-def _short(steps: int) -> str:
-    return (
-        ""
-        if steps >= ENOUGH * PAPER_STEPS
-        else f"cannot be told in {steps:,} steps of the paper's {PAPER_STEPS:,}"
-    )
+def _few(steps: int) -> str:
+    return "" if steps >= ENOUGH * PAPER_STEPS else f"in {steps:,} steps of the paper's {PAPER_STEPS:,}"
+
+
+def _cannot(steps: int) -> str:
+    return f"cannot be told {few}" if (few := _few(steps)) else ""
 
 
 def _where(setting: tuple[str, str]) -> str:

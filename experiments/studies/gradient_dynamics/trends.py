@@ -93,6 +93,11 @@ class Trends:
         """Whether some layers rise while others fall, more of each than without any trend."""
         return self.share(1) > SEEN_SHARE and self.share(-1) > SEEN_SHARE
 
+    @property
+    def moves_one_way(self) -> bool:
+        """Whether layers rise or fall, more than without any trend, and no more than that the other way."""
+        return (self.share(1) > SEEN_SHARE) != (self.share(-1) > SEEN_SHARE)
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary:

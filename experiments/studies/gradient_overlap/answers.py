@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from experiments.report import intervals, names
-from experiments.report.findings import Finding, decide, judge
+from experiments.report.findings import LEVEL, Finding, judge
 from experiments.report.intervals import FEWEST_SEEDS, Interval
 from experiments.studies.gradient_overlap.measures import Network, Networks
 
@@ -14,7 +14,6 @@ SOURCE = "Yun 2024, arXiv 2410.21564"
 ORTHOGONAL = 0.1
 ALIGNED = 0.5
 PAPER_AMPLIFICATION = math.log(1.5)  # of its simulation, equation 31
-SMALLEST = math.log(1.05)
 
 
 def describe(networks: Networks, states: Mapping[str, str]) -> str:
@@ -105,9 +104,8 @@ def make_findings(networks: Networks, states: Mapping[str, str]) -> list[Finding
                     source=SOURCE,
                     measured=f"x {math.exp(interval.mean):.2f} [{low:.2f}, {high:.2f}]",
                     interval=(low, high) if interval.is_known else None,
-                    verdict=decide(interval, p=interval.p, smallest=SMALLEST, paper=PAPER_AMPLIFICATION),
+                    verdict=judge(_is_longer(interval)),
                     note=f"longer in {np.mean(network.blocks['amplification'] > 1):.0%} of the blocks",
-                    harm=interval.mean < 0,
                     effect=math.exp(interval.mean),
                     paper=math.exp(PAPER_AMPLIFICATION),
                     unit="ratio",
@@ -141,6 +139,12 @@ def make_findings(networks: Networks, states: Mapping[str, str]) -> list[Finding
                 )
             )
     return [*found, *_growth_findings(networks, states)]
+
+
+def _is_longer(interval: Interval) -> bool | None:
+    """Whether the logarithm of the amplification is above 0; `None` where that cannot be told."""
+    told = interval.n >= FEWEST_SEEDS and interval.is_known and interval.p <= LEVEL
+    return interval.mean > 0 if told else None
 
 
 def _growth_findings(networks: Networks, states: Mapping[str, str]) -> list[Finding]:

@@ -21,8 +21,8 @@ from experiments.report import names
 from experiments.report.cells import Cell, Row, make_cells, make_rows
 from experiments.report.contrasts import ONE_POINT, SPEED, Contrast, Endpoint, make_contrasts, make_findings
 from experiments.report.curves import add_learning_curves
-from experiments.report.findings import Finding
-from experiments.report.pages import describe_images, describe_protocol, write_report
+from experiments.report.findings import Finding, describe
+from experiments.report.pages import describe_images, describe_protocol, describe_rates, write_report
 from experiments.report.tables import certainty_table, format_score, remarks, row_table, training_table
 from experiments.run import Run
 from experiments.studies import medical
@@ -198,11 +198,13 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "Tuning: F1 of the held-out patients for every learning rate, in percent.",
         tuning_table(headings, tuning.values(), _setting, score="f1"),
     ]
+    findings = _make_findings(contrasts)
     write_report(
         folder,
         "LGG MRI segmentation with a U-Net",
         [*tuning.values(), *cells.values()],
-        _make_findings(contrasts),
+        findings,
+        answer="\n\n".join(filter(None, [describe(findings), describe_rates(rows, tuning.values())])),
         settings=settings_table(preset, size, SIZES["full"], of_paper=False),
         results=results,
         method=method,

@@ -29,6 +29,7 @@ from experiments.studies.tuning import extend_grids, make_tuning_runs, tune, tun
 from experiments.studies.vit_dynamics.parts import (
     PARTS_NOTES,
     block_table,
+    describe_after_warmup,
     find_global,
     global_table,
     part_table,
@@ -141,17 +142,19 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     """Writes report.md, findings.json, the learning curves and a figure of the global standard deviation."""
     tuning = make_cells(_tuning_runs(preset, records), records)
     cells = make_cells(_reported_runs(preset, records), records)
-    findings, results = [], []
+    findings, own_findings, results = [], [], []
     for model in SIZES[preset].models:
         of_model = [cell for cell in cells.values() if cell.run.model == model]
-        found, sections = _report_model(model, SIZES[preset].methods, of_model, folder)
+        found, own, sections = _report_model(model, SIZES[preset].methods, of_model, folder)
         findings += found
+        own_findings += own
         results += sections
     write_report(
         folder,
         "Gradients of a Vision Transformer on CIFAR-100",
         [*tuning.values(), *cells.values()],
         findings,
+        own_findings=own_findings,
         settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
         results=results,
         method=[
@@ -168,15 +171,17 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
 
 def _report_model(
     model: str, methods: Sequence[str], cells: Sequence[Cell], folder: Path
-) -> tuple[list[Finding], list[str]]:
-    """Findings and Markdown of everything about one network."""
+) -> tuple[list[Finding], list[Finding], list[str]]:
+    """Findings, the same in the protocol's words, and Markdown of everything about one network."""
     name = names.model(model)
     if len(cells) < len(methods):
-        return [], [
-            f"{name} is not tuned for every method yet. Nothing is compared before all runs have ended."
-        ]
+        return (
+            [],
+            [],
+            [f"{name} is not tuned for every method yet. Nothing is compared before all runs have ended."],
+        )
     if waiting := describe_waiting(cells):
-        return [], [waiting]
+        return [], [], [waiting]
     recorded = {c.run.method: dynamics.read_all(folder / "records", c.ended.values()) for c in cells}
     recorded = {method: seeds for method, seeds in recorded.items() if seeds}
     rows = make_rows(cells, lambda run: (names.model(run.model), names.METHODS[run.method]))
@@ -186,6 +191,7 @@ def _report_model(
         smallest_speed=SMALLEST_SPEED,
         headline=lambda run: run.method == "gan",
         forest=lambda run: run.method in ("znorm", "gan", "centralization"),
+        by_protocol=True,
     )
     answers = compare_methods(rows, question)
     figure = f"global_std_{model}"
@@ -197,13 +203,15 @@ def _report_model(
         add_learning_curves(folder, f"curves_{model}", title, {"AdamW": cells}),
         "### Gradients of all layers together",
         global_table(recorded),
+        describe_after_warmup(recorded),
         f"![Global standard deviation over epochs, per method]({figure}.svg)",
         "### Gradients by kind of layer",
         part_table(recorded),
         "### The baseline's gradients from block to block",
         block_table(recorded.get("baseline", [])),
     ]
-    return [*answers.findings, *find_global(name, recorded)], sections
+    findings = [*answers.findings, *find_global(name, recorded)]
+    return findings, [*answers.own_findings, *find_global(name, recorded, own=True)], sections
 
 
 STUDY = Study(

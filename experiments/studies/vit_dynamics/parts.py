@@ -26,6 +26,7 @@ PARTS = {
     "head": r"to_logits/kernel",
 }
 Recorded = Mapping[str, Sequence[GradientDynamics]]
+AFTER_WARMUP = "The global deviation falls after the warm-up"
 
 PARTS_NOTES = f"""\
 Last / first: standard deviation of the raw gradient in the last epoch over that in the first, geometric mean over
@@ -81,19 +82,30 @@ def global_changes(seeds: Sequence[GradientDynamics], start: int = 1) -> list[fl
     return [log_change(recorded.global_std[start - 1 :, None]) for recorded in seeds]
 
 
-def find_global(network: str, recorded: Recorded) -> list[Finding]:
-    """Says of every method whether the global standard deviation falls, as it does in convolutional networks."""
+def find_global(network: str, recorded: Recorded, *, own: bool = False) -> list[Finding]:
+    """Says of every method whether the global standard deviation falls, as it does in convolutional networks.
+
+    Args:
+      network: its name for people.
+      recorded: statistics of runs by method.
+      own: by the rule of PROTOCOL.md, from the first epoch on, which is the warm-up; else from the second on.
+    """
     found = []
     for method, seeds in recorded.items():
-        interval, later = (change_interval(global_changes(seeds, start)) for start in (1, 2))
+        first, second = (change_interval(global_changes(seeds, start)) for start in (1, 2))
+        interval = first if own else second
+        ratios = [_format_change(global_changes(seeds, start)) for start in (1, 2)]
         known = interval.is_known
         verdict = judge(interval.mean < 0 if interval.excludes_zero else None)
-        on_warmup = verdict == SHOWN and not (later.excludes_zero and later.mean < 0)
+        on_warmup = verdict == SHOWN and not (second.excludes_zero and second.mean < 0)
         found.append(
             Finding(
-                claim=f"The global deviation of the gradients falls: {network}, {names.METHODS[method]}",
+                claim="The global deviation of the gradients falls"
+                f"{'' if own else ' after the warm-up'}: {network}, {names.METHODS[method]}",
                 source="Yun 2025, arXiv 2509.03677, of convolutional networks",
-                measured=f"last / first epoch {_format_change(global_changes(seeds))}",
+                measured=f"last / first epoch {ratios[0]}"
+                if own
+                else f"last / second epoch {ratios[1]}, last / first {ratios[0]}",
                 interval=(math.exp(interval.low), math.exp(interval.high)) if known else None,
                 verdict=verdict if interval.n else UNTOLD,
                 note="the fall rests on the warm-up" if on_warmup else "",
@@ -102,11 +114,28 @@ def find_global(network: str, recorded: Recorded) -> list[Finding]:
                 detectable=100 * (math.exp(intervals.smallest_detectable(interval)) - 1) if known else None,
                 group=network,
                 label=names.METHODS[method],
-                question="The global deviation falls from the first epoch to the last",
+                question="The global deviation falls from the first epoch to the last"
+                if own
+                else AFTER_WARMUP,
                 headline=method == "baseline",
             )
         )
     return found
+
+
+def describe_after_warmup(recorded: Recorded) -> str:
+    """In how many methods the global deviation rises or falls behind the first epoch, in a sentence."""
+    later = [change_interval(global_changes(seeds, 2)) for seeds in recorded.values()]
+    known = [interval for interval in later if interval.excludes_zero]
+    if not known:
+        return ""
+    ratios = [math.exp(interval.mean) for interval in known]
+    counts = [sum(interval.mean * way > 0 for interval in known) for way in (1, -1)]
+    return (
+        f"The first epoch is the warm-up. From the second on the deviation rises in {counts[0]} and falls in "
+        f"{counts[1]} of {len(later)} methods by intervals that exclude 1: x {min(ratios):.2f} to "
+        f"x {max(ratios):.2f}. The protocol's question takes the first epoch in."
+    )
 
 
 def global_table(recorded: Recorded) -> str:

@@ -100,10 +100,12 @@ def test_summary_finds_the_peak_and_the_change():
     assert summary.typical == pytest.approx(4.0)  # of 1, 2, 4, 5, 10
 
 
-def find(*stds, steps=200):
+def find(*stds, steps=200, by_protocol=False):
     """What the report says of VGG and the baseline, from one run per array [epochs, layers]."""
     runs = [trends.summarize(make_dynamics(std)) for std in stds]
-    found = observations.make_findings({("vgg16_bn", "baseline"): runs}, {"vgg16_bn": steps})
+    settings = {("vgg16_bn", "baseline"): runs}
+    options = {"headline": ("vgg16_bn", "baseline"), "by_protocol": by_protocol}
+    found = observations.trend_findings(settings, {"vgg16_bn": steps}, **options)
     return {"falls": found[0], "layers part": found[1]}
 
 
@@ -112,19 +114,33 @@ def test_layers_that_rise_in_one_run_and_fall_in_another_are_no_run_with_both():
     rising, falling = np.hstack([epochs] * 4), np.hstack([1 / epochs] * 4)
     both = np.hstack([rising[:, :3], falling[:, :1]])
     parts = find(rising, falling)["layers part"]
-    assert (parts.verdict, "in 0 of 2 runs" in parts.measured) == ("cannot be told", True)
-    assert "cannot be told in 200 steps of the paper's 58,500" in parts.note
+    # In each run all layers go one way, which is the opposite and has its word, however few the steps are.
+    assert (parts.verdict, "in 0 of 2 runs" in parts.measured) == ("contradicted", True)
+    assert parts.note == "in 200 steps of the paper's 58,500"
     assert find(both, rising, falling)["layers part"].verdict == "cannot be told"
     assert find(both, both)["layers part"].verdict == "shown"
-    # Only about as many steps as the paper has can say that it does not happen.
-    assert find(rising, falling, steps=58_500)["layers part"].verdict == "contradicted"
+    # Where hardly a layer has a trend, nothing is told of them.
+    still = np.ones((8, 4)) + 0.1 * np.array([1, -1, 1, 1, -1, -1, 1, -1])[:, None]
+    assert find(still, rising)["layers part"].verdict == "cannot be told"
+    assert find(rising, falling, steps=58_500)["layers part"].note == ""
+
+
+def test_a_protocols_rule_that_few_steps_could_only_pass_stays_as_it_was_fixed():
+    epochs = np.arange(1.0, 9.0)[:, None]
+    rising, falling = np.hstack([epochs] * 4), np.hstack([1 / epochs] * 4)
+    for steps, verdict in ((200, "cannot be told"), (58_500, "contradicted")):
+        found = find(rising, rising**1.1, rising**0.9, steps=steps, by_protocol=True)
+        assert found["layers part"].verdict == verdict
+        assert found["falls"].verdict == verdict
+        assert bool(found["falls"].note) == (steps == 200)
+    assert find(falling, falling**1.1, falling**0.9, by_protocol=True)["falls"].verdict == "shown"
 
 
 def test_a_global_deviation_falls_by_how_much_its_last_epoch_is_below_the_first():
     falling = 1 / np.arange(1.0, 11.0)[:, None]
     # It falls to a half by way of a peak: no trend, but a fall.
     hump = np.array([1.0, 2, 3, 4, 5, 4, 3, 2, 1, 0.5])[:, None]
-    found = find(hump, 1.1 * hump**1.1, 0.9 * hump**0.9)["falls"]
+    found = find(hump, 1.1 * hump**1.1, 0.9 * hump**0.9, by_protocol=True)["falls"]
     logs = np.log(0.5) * np.array([1, 1.1, 0.9])
     half = 4.302653 * logs.std(ddof=1) / math.sqrt(3)
     np.testing.assert_allclose(found.interval, np.exp(logs.mean() + np.array([-half, half])), rtol=1e-4)
@@ -132,8 +148,35 @@ def test_a_global_deviation_falls_by_how_much_its_last_epoch_is_below_the_first(
     assert found.verdict == "shown"
     assert "a trend in 0 of 3 runs" in found.measured
     rising = [1 / falling, (1 / falling) ** 1.1, (1 / falling) ** 0.9]
-    assert find(*rising)["falls"].verdict == "cannot be told"
-    assert find(*rising, steps=58_500)["falls"].verdict == "contradicted"
+    assert find(*rising)["falls"].verdict == "contradicted"
+
+
+def test_a_fall_in_the_first_epoch_alone_is_told_apart_from_one_after_it():
+    """From the first epoch to the last it falls to a fifth, from the second on it rises by a half."""
+    curve = np.array([5.0, 0.7, 0.8, 0.9, 1.0, 1.05])[:, None]
+    found = find(curve, 1.1 * curve**1.1, 0.9 * curve**0.9)["falls"]
+    logs = np.log(1.05 / 0.7) * np.array([1, 1.1, 0.9])
+    half = 4.302653 * logs.std(ddof=1) / math.sqrt(3)
+    np.testing.assert_allclose(found.interval, np.exp(logs.mean() + np.array([-half, half])), rtol=1e-4)
+    assert (found.verdict, found.question) == ("contradicted", "The global deviation falls from epoch 2 on")
+    assert found.measured.startswith("last epoch / epoch 2 1.50 [")
+    assert ", last / first epoch 0.21 [" in found.measured
+    flat = [np.array([5.0, 1.0, 1.2, 0.8, 1.0 + d])[:, None] for d in (0.01, 0.0, -0.01)]
+    assert find(*flat)["falls"].verdict == "no difference that counts"
+
+
+def test_znorm_amplifies_most_in_vgg_can_fail():
+    def amplifies(vgg, resnet, unequal=""):
+        settings = {
+            (model, "baseline"): [trends.summarize(make_dynamics(np.full((6, 2), 1 / factor)))]
+            for model, factor in (("vgg16_bn", vgg), ("resnet20", resnet))
+        }
+        return observations.make_findings(settings, {"vgg16_bn": 100, "resnet20": 200}, unequal)[-1]
+
+    assert amplifies(20, 10).verdict == "shown"
+    assert amplifies(10, 20).verdict == "contradicted"
+    note = amplifies(20, 10, "VGG-16-BN trained on 500 images, the others on 1,000").note
+    assert note == "VGG-16-BN trained on 500 images, the others on 1,000; in 200 steps of the paper's 58,500"
 
 
 def test_a_fall_that_the_first_epoch_alone_makes_shows_in_the_table():

@@ -22,7 +22,7 @@ from experiments.report.cells import (
     mean_log_loss,
     paired_difference,
 )
-from experiments.report.contrasts import ACCURACY, ONE_POINT, SPEED, Endpoint, make_contrasts, make_findings
+from experiments.report.contrasts import ACCURACY, ONE_POINT, Endpoint, make_contrasts
 from experiments.report.curves import draw_learning_curves
 from experiments.report.pages import describe_completeness, describe_protocol, write_page
 from experiments.report.tables import remarks, results_table, scores_table, training_table
@@ -61,71 +61,6 @@ def test_mean_deviation_and_paired_interval(cells):
     assert f"{100 * mean:+.1f} [{low:+.1f}, {high:+.1f}]" in table
 
 
-def contrasts_of(*scores, endpoint=ACCURACY, **options):
-    """Contrasts of made-up accuracies by seed: of the baseline, ZNorm and GAN."""
-    runs = [
-        make_run(m, s) for m in ("baseline", "znorm", "gan")[: len(scores)] for s in range(len(scores[0]))
-    ]
-    made = [
-        make_record(run, accuracy)
-        for run, accuracy in zip(runs, [a for some in scores for a in some], strict=True)
-    ]
-    rows = make_rows(make_cells(runs, made).values(), lambda run: (run.method,))
-    return make_contrasts(rows, endpoint, **options)
-
-
-BASE = [0.10, 0.20, 0.30, 0.25, 0.15]
-
-
-def shifted(by, spread=0.001):
-    return [a + by + spread * e for a, e in zip(BASE, (-1, 1, 0, 2, -2), strict=True)]
-
-
-@pytest.mark.parametrize(
-    ("shift", "spread", "paper", "word", "note"),
-    [
-        (0.10, 0.001, None, "shown", ""),
-        (-0.10, 0.001, None, "harm shown", ""),
-        (0.005, 0.001, None, "shown", "too small to count"),
-        (0.0, 0.001, None, "too small to count", ""),
-        (0.0, 0.02, 0.2, "contradicted", "below the paper's effect"),
-        (0.0, 0.02, 0.01, "cannot be told", ""),
-        (0.0, 0.02, None, "cannot be told", ""),
-        (0.10, 0.001, 0.02, "shown", "above the paper's effect"),
-    ],
-)
-def test_the_first_word_that_applies_is_the_verdict(shift, spread, paper, word, note):
-    (contrast,) = contrasts_of(BASE, shifted(shift, spread), paper=lambda run: paper)
-    (finding,) = make_findings([contrast], setting="digits")
-    assert finding.word == word
-    assert note in finding.note
-    assert finding.paper == (None if paper is None else pytest.approx(100 * paper))
-    assert finding.effect == pytest.approx(100 * contrast.interval.mean)
-
-
-def test_p_values_are_adjusted_over_the_methods_of_one_family():
-    znorm, gan = contrasts_of(BASE, shifted(0.1), shifted(0.02, 0.02))
-    assert znorm.p == pytest.approx(2 * znorm.interval.p)
-    assert gan.p == pytest.approx(gan.interval.p)
-    znorm, gan = contrasts_of(BASE, shifted(0.1), shifted(0.02, 0.02), described=("gan",))
-    assert (znorm.p, gan.p) == (znorm.interval.p, gan.interval.p)
-
-
-def test_seeds_that_agree_and_two_seeds_tell_nothing():
-    # 0.3 - 0.1 and 0.4 - 0.2 differ in their last digits.
-    (contrast,) = contrasts_of([0.1, 0.2, 0.3], [0.3, 0.4, 0.5])
-    assert ACCURACY.write_interval(contrast.interval) == "+20.0 [seeds agree]"
-    assert contrast.verdict == "cannot be told"
-    (contrast,) = contrasts_of([0.1, 0.2], [0.5, 0.61])
-    assert (contrast.verdict, contrast.note) == ("cannot be told", "fewer than 3 seeds")
-
-
-def test_where_less_is_better_a_higher_value_is_harm():
-    distance = Endpoint("final_accuracy", "distance", "pixels", 0.01, more_is_better=False)
-    (contrast,) = contrasts_of(BASE, shifted(0.1), endpoint=distance)
-    assert contrast.word.startswith("harm shown")
-
-
 def test_a_method_without_its_baseline_is_not_compared(cells):
     def compare(*methods):
         rows = make_rows([cells[m] for m in methods], lambda run: (run.optimizer, run.method))
@@ -160,20 +95,6 @@ def test_the_endpoints_of_a_run():
     assert log_roughness(dataclasses.replace(record, epochs=epochs[:2])) is None
     assert log_final_loss(dataclasses.replace(record, status="diverged")) is None
     assert [epochs_until(record, loss) for loss in (5, 1.0, 0.9, 0.1)] == [1, 3, 4, None]
-
-
-def test_losses_are_compared_as_ratios():
-    runs = [make_run(m, s) for m in ("baseline", "znorm") for s in range(3)]
-    records = [
-        make_record(r, 0.5, (0.8 if r.method == "znorm" else 1.0) * (1 + 0.001 * r.seed)) for r in runs
-    ]
-    records[4] = make_record(runs[4], 0.5, 0.8 * 1.01)
-    rows = make_rows(make_cells(runs, records).values(), lambda run: (run.method,))
-    (contrast,) = make_contrasts(rows, SPEED)
-    (finding,) = make_findings([contrast], setting="digits")
-    assert finding.effect == pytest.approx(0.8, rel=0.01)
-    assert finding.word == "shown"  # less is better
-    assert finding.interval[0] < 0.8 < finding.interval[1]
 
 
 def test_a_run_in_two_tables_is_counted_once(cells):

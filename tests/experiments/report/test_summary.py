@@ -31,10 +31,10 @@ def finding(effect, low, high, **changes):
 @pytest.fixture
 def results(tmp_path):
     for study, preset, found in (
-        ("first", "cpu", [finding(1.5, -0.5, 3.5), finding(7.0, 6.0, 8.0, headline=False, verdict="shown")]),
+        ("first", "cpu", [finding(1.5, -0.5, 3.5), finding(7.0, 6.0, 8.0, headline=False, verdict="helps")]),
         ("second", "smoke", [finding(9.0, 8.0, 10.0)]),
         ("third", "cpu", [finding(4.0, 3.0, 5.0)]),
-        ("third", "full", [finding(-2.0, -3.0, -1.0, group="LGG", harm=True, verdict="shown")]),
+        ("third", "full", [finding(-2.0, -3.0, -1.0, group="LGG", verdict="harms")]),
         ("fourth", "cpu", []),
     ):
         folder = tmp_path / "results" / study / preset
@@ -74,12 +74,14 @@ def test_every_headline_is_a_line_of_the_readme_and_nothing_else_of_it_changes(r
             "Someone 2024",
             "+1.5 [-0.5, +3.5] points",
             "[cannot be told](experiments/results/first/cpu/report.md)",
+            "yes: +2.5",
         ],
         [
             "ZNorm raises accuracy by -2.0",
             "Someone 2024",
             "-2.0 [-3.0, -1.0] points",
-            "[harm shown](experiments/results/third/full/report.md); a note",
+            "[harms](experiments/results/third/full/report.md); a note",
+            "no: +2.5 is above",
         ],
     ]
     page = (docs / "findings.md").read_text()
@@ -95,15 +97,15 @@ def test_every_headline_is_a_line_of_the_readme_and_nothing_else_of_it_changes(r
 def test_the_forest_plot_has_the_effects_where_they_are(results, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(summary.forest.style, "save", lambda figure, path: drawn.append(figure))
-    findings = [f for some in summary.collect(results, STUDIES).values() for f in some]
-    no_interval = finding(0.0, 0.0, 0.0, interval=None)
-    summary.forest.draw(tmp_path / "forest.svg", [*findings, no_interval])
+    findings = summary.collect(results, STUDIES)
+    findings["first"] += [finding(0.0, 0.0, 0.0, interval=None), finding(0.0, 0.0, 0.0, forest=False)]
+    summary.forest.draw(tmp_path / "forest.svg", findings)
     (axes,) = drawn[0].axes
     lines = [tuple(map(float, line.get_xdata())) for line in axes.lines[1:]]
     # Interval, effect and the paper's, of every finding.
     assert lines == [(-0.5, 3.5), (1.5,), (2.5,), (6, 8), (7,), (2.5,), (-3, -1), (-2,), (2.5,)]
     texts = [text.get_text() for text in axes.texts]
-    assert [t for t in texts if t in ("CIFAR-10, SGDM", "LGG")] == ["CIFAR-10, SGDM", "LGG"]
+    assert [t for t in texts if "(" in t] == ["CIFAR-10, SGDM (first)", "LGG (third)"]
     assert texts.count("ZNorm") == 3
 
 
@@ -124,5 +126,47 @@ def test_what_a_file_holds_is_what_was_found(results):
         -2.0,
         [-3.0, -1.0],
         2.5,
-        "shown",
+        "harms",
+    )
+
+
+def test_two_studies_of_one_setting_share_no_heading_in_the_forest_plot(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(summary.forest.style, "save", lambda figure, path: drawn.append(figure))
+    other = finding(5.0, 4.0, 6.0, group="CIFAR-10, Adam")
+    first, second = finding(1.0, 0.0, 2.0), finding(2.0, 1.0, 3.0)
+    # Of one study the rows of a setting lie together, in whatever order they come.
+    summary.forest.draw(tmp_path / "forest.svg", {"first": [first, other, first], "second": [second]})
+    (axes,) = drawn[0].axes
+    texts = [text.get_text() for text in axes.texts]
+    rows = [text for text in texts if text in ("ZNorm", "here [95 %]") or text.endswith(")")]
+    assert rows[:-1] == [
+        "CIFAR-10, SGDM (first)",
+        "ZNorm",
+        "ZNorm",
+        "CIFAR-10, Adam (first)",
+        "ZNorm",
+        "CIFAR-10, SGDM (second)",
+        "ZNorm",
+    ]
+
+
+def test_runs_that_two_studies_share_are_counted_once():
+    def made(verdict, runs, **changes):
+        return finding(
+            1.0, 0.0, 2.0, question=summary.ACCURACY_QUESTION, verdict=verdict, runs=runs, **changes
+        )
+
+    found = [
+        made("harms", "a"),
+        made("helps", "b"),
+        made("cannot be told", "a"),
+        made("harms", "c", label="GAN"),
+    ]
+    # Records made by hand have no names of runs; then each counts.
+    found += [made("cannot be told", ""), made("cannot be told", "")]
+    counted = summary.count_accuracy(found)
+    assert counted == (
+        "Test accuracy against the baseline, 5 comparisons: *cannot be told* in 2; *helps* in 1 (ZNorm 1); "
+        "*harms* in 2 (ZNorm 1, GAN 1)."
     )

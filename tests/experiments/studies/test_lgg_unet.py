@@ -112,9 +112,9 @@ def test_the_report_says_of_every_score_what_the_records_hold(tmp_path):
         (finding.question.split(" against")[0], finding.label): finding
         for finding in read_findings(tmp_path / "findings.json")
     }
-    assert found["F1", "ZNorm"].word == "shown"
-    assert found["Hausdorff", "ZNorm"].word == "harm shown"
-    assert found["Tversky", "ZNorm"].word == "cannot be told"
+    assert found["F1", "ZNorm"].verdict == "helps"
+    assert found["Hausdorff", "ZNorm"].verdict == "harms"
+    assert found["Tversky", "ZNorm"].verdict == "cannot be told"
     assert found["F1", "ZNorm"].source == "Yun 2024, arXiv 2408.01215"
     assert found["F1", "clipping by norm"].verdict == "cannot be told"
     assert "All 45 runs have ended." in text

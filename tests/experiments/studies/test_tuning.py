@@ -14,6 +14,7 @@ from experiments.studies.tuning import (
     MOST_EXTENSIONS,
     choose_learning_rates,
     extend_grids,
+    find_peaks,
     half_a_decade,
     make_tuning_runs,
     tune,
@@ -185,3 +186,18 @@ def test_no_seed_that_tunes_is_reported(name, preset):
     assert tuning
     assert reported
     assert not tuning & reported
+
+
+def test_the_top_of_a_parabola_says_how_far_a_finer_grid_could_go():
+    """Scores -(log10(rate) - log10(0.2))^2 of 0.03, 0.1, 0.3 and 1: the best is 0.3, the top 0 at 0.2."""
+    runs = make_tuning_runs(SETTINGS[:1], {"sgdm": (0.03, 0.1, 0.3, 1.0)}, (7, 8))
+    records = [ended(run, 1 - (math.log10(run.learning_rate / 0.2)) ** 2) for run in runs]
+    (peak,) = find_peaks(make_cells(runs, records).values(), setting).values()
+    assert (peak.chosen, peak.rate) == (0.3, pytest.approx(0.2))
+    assert peak.gain == pytest.approx(math.log10(0.3 / 0.2) ** 2)
+    # At an edge, beside a diverged run, and before all have ended there is none.
+    edge = make_cells(runs[4:], records)
+    assert not find_peaks(edge.values(), setting)
+    broken = [ended(r.run, 0.5, "diverged") if r.run.learning_rate == 0.1 else r for r in records]
+    assert not find_peaks(make_cells(runs, broken).values(), setting)
+    assert not find_peaks(make_cells(runs, records[1:]).values(), setting)

@@ -136,8 +136,9 @@ def test_tables_of_kinds_and_blocks():
 def test_the_global_deviation_falls_only_where_its_interval_says_so():
     std = np.ones((3, len(LAYERS)))
 
-    def find(*global_stds):
-        (found,) = parts.find_global("ViT", {"gan": [dynamics_of(std, values) for values in global_stds]})
+    def find(*global_stds, own=True):
+        recorded = {"gan": [dynamics_of(std, values) for values in global_stds]}
+        (found,) = parts.find_global("ViT", recorded, own=own)
         return found
 
     falls = find([1, 0.8, 0.4], [1, 0.8, 0.41], [1, 0.8, 0.4])
@@ -149,6 +150,15 @@ def test_the_global_deviation_falls_only_where_its_interval_says_so():
     # The deviation falls in the warm-up alone.
     warmup = find([1, 0.4, 0.40], [1, 0.4, 0.41], [1, 0.4, 0.39])
     assert (warmup.verdict, warmup.note) == ("shown", "the fall rests on the warm-up")
+    # Beside other studies what comes after the warm-up decides.
+    seeds = [1, 0.4, 0.60], [1, 0.4, 0.62], [1, 0.4, 0.58]
+    assert (find(*seeds).verdict, find(*seeds, own=False).verdict) == ("shown", "contradicted")
+    after = find(*seeds, own=False)
+    assert after.measured.startswith("last / second epoch 1.5 [")
+    assert "last / first 0.6 [" in after.measured
+    recorded = {m: [dynamics_of(std, values) for values in seeds] for m in ("gan", "znorm")}
+    assert "rises in 2 and falls in 0 of 2 methods" in parts.describe_after_warmup(recorded)
+    assert not parts.describe_after_warmup({"gan": [dynamics_of(std, seeds[0])]})
 
 
 def make_records(preset, accuracies, losses):
@@ -180,15 +190,19 @@ def test_words_of_the_contrasts(tmp_path):
     found = {(f.question.split()[0], f.label): f for f in read_findings(tmp_path)}
     assert len(found) == 2 * 4
     assert found["Test", "ZNorm"].measured.startswith("+5.0 [")
-    assert found["Test", "ZNorm"].verdict == "shown"
-    assert found["Test", "GAN"].verdict == "too small to count"
+    assert found["Test", "ZNorm"].verdict == "helps"
+    assert found["Test", "GAN"].verdict == "no difference that counts"
     assert found["Test", "clipping at 1"].verdict == "cannot be told"
     assert found["Test", "centralization"].verdict == "cannot be told"  # its seeds agree
     speed = np.mean([0.5 * math.log(loss / 3) for loss in (2.0, 2.01, 2.0)])
     assert found["Training", "ZNorm"].effect == pytest.approx(math.exp(speed), rel=1e-5)
-    assert found["Training", "ZNorm"].verdict == "shown"
+    assert found["Training", "ZNorm"].verdict == "helps"
     # 0.7 % to 0.8 % less, shown all the same; and up to 3.4 % less in one seed.
-    assert found["Training", "GAN"].note.startswith("too small to count")
+    assert found["Training", "GAN"].note.startswith("within the smallest effect of interest")
+    # Its own report keeps the words that the protocol fixed.
+    report = (tmp_path / "report.md").read_text()
+    assert "**shown** in 1 of 4 (ZNorm +5.0)" in report
+    assert "**too small to count** in 1 of 4 (GAN +0.1)" in report
     assert found["Training", "clipping at 1"].verdict == "cannot be told"
 
 
@@ -209,7 +223,7 @@ def test_the_report_of_all_runs_and_of_none(tmp_path):
     vit_dynamics.make_report("smoke", records, tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "runs are missing" not in text
-    assert "last / first epoch 0.505" in read_findings(tmp_path)[-3].measured
+    assert "last / first 0.505" in read_findings(tmp_path)[-3].measured
     for heading in ("Accuracy and speed", "Gradients by kind of layer", "from block to block", "Tuning"):
         assert heading in text
     assert (tmp_path / "global_std_vit96_small_stacked.svg").exists()
