@@ -32,6 +32,7 @@ def data_dir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_reports_from_its_records_and_is_published(data_dir, tmp_path, capsys):
     command = ("reproduce", *STUDY, "--data-dir", data_dir, "--out", tmp_path, "--workers", "2", "--dynamics")
     records = tmp_path / "gan_cifar100" / "smoke" / "records"
