@@ -4,10 +4,11 @@ from optax_gradnorm import overlap
 from optax_gradnorm._centralize import centralize
 from optax_gradnorm._dynamics import GradientDynamicsState, gradient_dynamics, track_gradient_dynamics
 from optax_gradnorm._gan import GanState, default_autoscale, gan
-from optax_gradnorm._layers import exclude, layer_names, layers
+from optax_gradnorm._layers import exclude, layers
+from optax_gradnorm._names import layer_names
 from optax_gradnorm._znorm import znorm
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "GanState",

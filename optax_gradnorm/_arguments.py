@@ -1,14 +1,15 @@
 """Arguments of the transformations: one value for all leaves, a pytree, or a function of the tree."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import numpy as np
 import optax
 
-PyTree = Any
+from optax_gradnorm._names import PyTree, path_parts
+
 Mask = PyTree | Callable[[PyTree], PyTree] | None
 StackedAxes = int | PyTree | Callable[[PyTree], PyTree] | None
 AxisName = str | tuple[str, ...] | PyTree | Callable[[PyTree], PyTree] | None
@@ -16,6 +17,19 @@ FeatureAxis = int | tuple[int, ...] | PyTree | Callable[[PyTree], PyTree]
 
 # Stands for a mask's boolean where the default rule decides.
 BY_DEFAULT = object()
+
+
+class Option(NamedTuple):
+    """An argument that holds one value for each leaf."""
+
+    value: Any
+    check: Callable[[Any], Any]  # of one value, which it returns in its own form
+    is_leaf: Callable[[Any], bool] | None = None  # what is one value though it is a container
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is one value for all leaves, so that it can be checked before there is a tree."""
+        return not is_function(self.value) and jax.tree_util.all_leaves([self.value], is_leaf=self.is_leaf)
 
 
 def is_function(option: Any) -> bool:
@@ -148,6 +162,8 @@ def check_feature_axis(value: Any) -> tuple[int, ...]:
         raise TypeError(f"feature_axis must hold integers, got {value!r}") from None
 
 
-def path_parts(path: tuple) -> tuple[str, ...]:
-    """The steps of a path as strings, the same in every container."""
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+def check_state(state: Any, kind: type, transformation: str) -> None:
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"state must be the {kind.__name__} that {transformation}'s init gives, got {type(state).__name__}"
+        )

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_gradnorm._arguments import AxisName, FeatureAxis, Mask, StackedAxes
-from optax_gradnorm._layers import layer_resolver, resolve_at_init
-from optax_gradnorm._moments import Measured, map_measured, subtract
+from optax_gradnorm._layers import at_least, layer_resolver
+from optax_gradnorm._moments import Moments, per_layer, subtract
 
 
 def centralize(
@@ -68,18 +68,13 @@ def centralize(
     """
     resolve = layer_resolver(mask, stacked_axes, axis_name, stacked_axis_name, feature_axis)
 
-    def init_fn(params):
-        resolve_at_init(resolve, params, mask)
-        return optax.EmptyState()
-
-    def subtract_mean(gradient: jax.Array, measured: Measured) -> jax.Array:
-        # A unit of a single weight would never train.
-        if measured.size == 1:
+    def subtract_mean(gradient: jax.Array, moments: Moments) -> jax.Array:
+        # A unit of a single weight would never train; a symbolic size may come to be 1.
+        if moments.size == 1:
             return gradient
-        return subtract(gradient, measured.mean, jnp.asarray(4, measured.std.dtype))
+        centred = subtract(gradient, moments.mean)
+        if at_least(moments.size, 2):
+            return centred
+        return jnp.where(jnp.asarray(moments.size) == 1, gradient, centred)
 
-    def update_fn(updates, state, params=None):
-        del params
-        return map_measured(subtract_mean, updates, resolve), state
-
-    return optax.GradientTransformation(init_fn, update_fn)
+    return per_layer(subtract_mean, resolve, mask)

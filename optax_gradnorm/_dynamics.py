@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._arguments import AxisName, Mask, PyTree, StackedAxes, check_integer, path_parts
-from optax_gradnorm._layers import is_flax_box, layer_resolver, leaf_parts, resolve_at_init, unbox
-from optax_gradnorm._moments import check_varies_as, global_std, measure, zero_global, zero_statistic
+from optax_gradnorm._arguments import AxisName, Mask, StackedAxes, check_integer, check_state
+from optax_gradnorm._layers import layer_resolver, resolve_at_init
+from optax_gradnorm._mesh import check_varies_as, zero_global, zero_statistic
+from optax_gradnorm._moments import global_std, measure
+from optax_gradnorm._names import PyTree, leaf_parts, path_parts, without_boxes
 
 
 class GradientDynamicsState(NamedTuple):
     """Statistics of the last gradients that `track_gradient_dynamics` saw; zeros before the first.
 
     Attributes:
-      step: number of updates so far, int32. (Not `count`, which optax.tree.get would find in Adam's state too.)
+      num_updates: how many there were so far, int32. (Not `count` or `step`, which `optax.tree.get` would find in
+        the states of Adam and `optax.conditionally_transform` too.)
       mean: mean of each layer: a pytree with the structure of the parameters, in which leaves that are not
         layers are `optax.MaskedNode`. A scalar per layer, or an array with the shape of the stacked axes;
         float32, complex64 for complex layers.
@@ -26,7 +30,7 @@ class GradientDynamicsState(NamedTuple):
         `gan`): a float32 scalar.
     """
 
-    step: jax.Array
+    num_updates: jax.Array
     mean: PyTree
     std: PyTree
     global_std: jax.Array
@@ -71,7 +75,8 @@ def track_gradient_dynamics(
     Raises:
       ValueError: as `znorm`; at `update` also when there is a layer that `init` did not see, a leaf is no
         longer one, or a statistic differs between devices and the state does not.
-      TypeError: an argument holds something else than booleans, integers or axis names.
+      TypeError: an argument holds something else than booleans, integers or axis names; at `update`, the
+        state is not that of this transformation.
 
     Warns:
       UserWarning: at `init`, when the default rule finds no layer.
@@ -96,37 +101,32 @@ def track_gradient_dynamics(
       <https://arxiv.org/abs/2509.03677>`_, 2025.
     """
     resolve = layer_resolver(mask, stacked_axes, axis_name, stacked_axis_name)
-    # Structure of the state for optax.tree_map_params, which does not pass it; None if `init` saw several.
-    seen: list[Any] = []
 
     def init_fn(params):
-        if isinstance(params, _PLACEHOLDER):
-            # Statistics are not parameters, so each must be a leaf of its own in the result.
-            return seen[0] if len(seen) == 1 else GradientDynamicsState(*map(jnp.zeros, [()] * 4))
         layers = resolve_at_init(resolve, params, mask)
-        leaves, structure = jax.tree.flatten(params)
+        found = list(zip(jax.tree.leaves(params), layers, strict=True))
+        structure = jax.tree.structure(without_boxes(params))
 
-        def per_layer(dtype_of):
-            values = [
-                optax.MaskedNode() if layer is None else zero_statistic(g, layer, dtype_of(g))
-                for g, layer in zip(leaves, layers, strict=True)
-            ]
-            return _without_boxes(jax.tree.unflatten(structure, values))
+        def zeros(dtype_of):
+            return structure.unflatten(
+                optax.MaskedNode()
+                if layer is None
+                else zero_statistic(g, layer.stacked_axes, layer.axis_names, dtype_of(g))
+                for g, layer in found
+            )
 
+        named = [(g, layer.axis_names + layer.stacked_axis_names) for g, layer in found if layer is not None]
         # Each array gets its own buffer, because a state may be donated.
-        state = GradientDynamicsState(
-            step=jnp.zeros((), jnp.int32),
-            mean=per_layer(lambda g: jnp.complex64 if jnp.iscomplexobj(g) else jnp.float32),
-            std=per_layer(lambda g: jnp.float32),
-            global_std=zero_global(leaves, layers, jnp.float32),
+        return GradientDynamicsState(
+            num_updates=jnp.zeros((), jnp.int32),
+            mean=zeros(lambda g: jnp.complex64 if jnp.iscomplexobj(g) else jnp.float32),
+            std=zeros(lambda g: jnp.float32),
+            global_std=zero_global(named, jnp.float32),
         )
-        placeholder = jax.tree.map(lambda _: 0, state)
-        if placeholder not in seen:
-            seen.append(placeholder)
-        return state
 
     def update_fn(updates, state, params=None):
         del params
+        check_state(state, GradientDynamicsState, "track_gradient_dynamics")
         # By path: gradients may come in another container than the parameters, and in another order.
         paths, leaves, layers = leaf_parts(updates), jax.tree.leaves(updates), resolve(updates)
         order = leaf_parts(state.std)
@@ -138,13 +138,15 @@ def track_gradient_dynamics(
         ]
         found = {path: m for path, m in zip(paths, measure(leaves, layers), strict=True) if m is not None}
         if new := found.keys() - known:
+            shape = leaves[paths.index(min(new))].shape
             raise ValueError(
-                f"updates have the layer {'/'.join(min(new))!r}, parameters given to init had not"
+                f"updates have the layer {'/'.join(min(new))!r}, of shape {shape}, parameters given to init had not: "
+                "if mask has changed, init anew or keep the mask of tracking; gradients per example need jax.vmap"
             )
         if lost := known & {*paths} - found.keys():
             raise ValueError(
-                f"{'/'.join(min(lost))!r} is a layer in the parameters given to init, and not in updates: "
-                "use mask to say what it is"
+                f"{'/'.join(min(lost))!r} is a layer in the parameters given to init, and not in updates: use mask "
+                "to say what it is; if mask has changed, init anew or keep the mask of tracking"
             )
 
         def renew(path, old, field):
@@ -165,28 +167,34 @@ def track_gradient_dynamics(
         sigma = global_std(list(found.values()), state.global_std.dtype)
         check_varies_as(state.global_std, sigma, "the global standard deviation")
         return updates, GradientDynamicsState(
-            step=jnp.asarray(optax.safe_increment(state.step)),
+            num_updates=jnp.asarray(optax.safe_increment(state.num_updates)),
             mean=renew_all(state.mean, "mean"),
             std=renew_all(state.std, "std"),
             global_std=sigma,
         )
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(_answering_tree_map_params(init_fn), update_fn)
 
 
-def _placeholder_type() -> type:
-    """The class of what optax.tree_map_params hands to `init` in place of parameters."""
-    kinds: list[type] = []
+def _answering_tree_map_params(init: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+    """An `init` that also tells `optax.tree_map_params` that no leaf of its state is a parameter.
 
-    def init(placeholder: Any) -> tuple[()]:
-        kinds.append(type(placeholder))
-        return ()
+    Optax calls it with a placeholder for all parameters, and takes for parameters what comes back of that. The answer
+    needs the structure of the state, which is remembered; if there were several, each field is one leaf.
+    """
+    structures = set()
 
-    optax.tree_map_params(init, lambda leaf: leaf, ())
-    return kinds[0]
+    def init_fn(params):
+        if type(params).__module__.startswith("optax.tree_utils"):
+            if len(structures) == 1:
+                (structure,) = structures
+                return structure.unflatten([0] * structure.num_leaves)
+            return GradientDynamicsState(*map(jnp.zeros, [()] * 4))
+        state = init(params)
+        structures.add(jax.tree.structure(state))
+        return state
 
-
-_PLACEHOLDER = _placeholder_type()
+    return init_fn
 
 
 def gradient_dynamics(opt_state: Any, which: int | str | None = None) -> GradientDynamicsState:
@@ -245,9 +253,4 @@ def gradient_dynamics(opt_state: Any, which: int | str | None = None) -> Gradien
             f"which must single out one track_gradient_dynamics state by its index or a name on its path, "
             f"got {which!r}; opt_state holds {len(found)} ({paths})"
         )
-    return _without_boxes(chosen[0][1])
-
-
-def _without_boxes(tree: PyTree) -> PyTree:
-    """Takes statistics out of the boxes that Flax puts around arrays, whose metadata speak of parameters."""
-    return jax.tree.map(unbox, tree, is_leaf=is_flax_box)
+    return without_boxes(chosen[0][1])

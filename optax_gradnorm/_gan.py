@@ -9,16 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gradnorm._arguments import AxisName, Mask, StackedAxes
+from optax_gradnorm._arguments import AxisName, Mask, StackedAxes, check_state
 from optax_gradnorm._layers import layer_resolver, resolve_at_init
-from optax_gradnorm._moments import (
-    check_varies_as,
-    global_std,
-    measure,
-    statistics_dtype,
-    subtract,
-    zero_global,
-)
+from optax_gradnorm._mesh import check_varies_as, zero_global
+from optax_gradnorm._moments import global_std, measure, statistics_dtype, subtract
 
 
 class GanState(NamedTuple):
@@ -27,12 +21,13 @@ class GanState(NamedTuple):
     Attributes:
       first_sigma: the first finite, non-zero global standard deviation; 0 until there was one.
       sigma: global standard deviation of the last gradients.
-      scale: multiplier of the last update; 1 before the first.
+      multiplier: that of the last update; 1 before the first. (Not `scale`, which `optax.tree.get` would find in
+        the state of `optax.contrib.reduce_on_plateau` too.)
     """
 
     first_sigma: jax.Array
     sigma: jax.Array
-    scale: jax.Array
+    multiplier: jax.Array
 
 
 def default_autoscale(sigma: jax.Array, first_sigma: jax.Array) -> jax.Array:
@@ -66,10 +61,16 @@ def default_autoscale(sigma: jax.Array, first_sigma: jax.Array) -> jax.Array:
       Normalization <https://arxiv.org/abs/2509.03677>`_, 2025; its own formula may differ.
     """
     is_zero = sigma == 0  # where phi is 0, but the derivative of log(phi) is not finite
-    log_phi = -jnp.log1p(1 / jnp.where(is_zero, 1, sigma))
-    first_log_phi = -jnp.log1p(1 / first_sigma)
-    scale = jnp.where(is_zero, 0, jnp.exp(log_phi / (1 - first_log_phi)))
-    return jnp.minimum(scale, 1 - jnp.finfo(scale.dtype).epsneg)
+    log_phi = _log_phi(jnp.where(is_zero, 1, sigma))
+    multiplier = jnp.where(is_zero, 0, jnp.exp(log_phi / (1 - _log_phi(first_sigma))))
+    return jnp.minimum(multiplier, 1 - jnp.finfo(multiplier.dtype).epsneg)
+
+
+def _log_phi(sigma: jax.Array) -> jax.Array:
+    """log(sigma / (1 + sigma)), to the last digits and with finite derivatives at every scale."""
+    is_small = sigma < 1
+    small, large = jnp.where(is_small, sigma, 1), jnp.where(is_small, 1, sigma)
+    return jnp.where(is_small, jnp.log(small) - jnp.log1p(small), -jnp.log1p(1 / large))
 
 
 def gan(
@@ -116,7 +117,7 @@ def gan(
       ValueError: as `znorm`; at `update` also when :math:`\sigma_t` differs between devices, which JAX knows
         inside `shard_map`, and the state does not.
       TypeError: `autoscale` is not callable or does not return a real scalar, or another argument holds
-        something else than booleans, integers or axis names.
+        something else than booleans, integers or axis names; at `update`, the state is not `gan`'s.
 
     Warns:
       UserWarning: at `init`, when the default rule finds no layer.
@@ -130,9 +131,9 @@ def gan(
       >>> state = optimizer.init(params)
       >>> grads = {"kernel": jnp.array([[1.0, 3.0], [3.0, 1.0]])}
       >>> updates, state = optimizer.update(grads, state)
-      >>> print(f"sigma {state[0].sigma:.3f}, scale {state[0].scale:.3f}")
-      sigma 1.000, scale 0.664
-      >>> bool((updates["kernel"] == -state[0].scale * jnp.array([[-1.0, 1.0], [1.0, -1.0]])).all())
+      >>> print(f"sigma {state[0].sigma:.3f}, multiplier {state[0].multiplier:.3f}")
+      sigma 1.000, multiplier 0.664
+      >>> bool((updates["kernel"] == -state[0].multiplier * jnp.array([[-1.0, 1.0], [1.0, -1.0]])).all())
       True
 
     References:
@@ -145,17 +146,16 @@ def gan(
 
     def init_fn(params):
         layers = resolve_at_init(resolve, params, mask)
-        leaves = jax.tree.leaves(params)
-        is_double = any(
-            layer is not None and statistics_dtype(leaf.dtype) == jnp.float64
-            for leaf, layer in zip(leaves, layers, strict=True)
-        )
-        zero = zero_global(leaves, layers, jnp.float64 if is_double else jnp.float32)
+        found = [(leaf, layer) for leaf, layer in zip(jax.tree.leaves(params), layers, strict=True) if layer]
+        is_double = any(statistics_dtype(leaf.dtype) == jnp.float64 for leaf, _ in found)
+        named = [(leaf, layer.axis_names + layer.stacked_axis_names) for leaf, layer in found]
+        zero = zero_global(named, jnp.float64 if is_double else jnp.float32)
         # Three separate buffers, because a state may be donated.
         return GanState(zero, zero + 0, zero + 1)
 
     def update_fn(updates, state, params=None):
         del params
+        check_state(state, GanState, "gan")
         leaves, structure = jax.tree.flatten(updates)
         found = measure(leaves, resolve(updates))
         dtype = state.first_sigma.dtype
@@ -166,24 +166,26 @@ def gan(
         seen = state.first_sigma > 0
         first_sigma = jnp.where(seen | ~usable, state.first_sigma, sigma)
         # Before the first standard deviation every layer is 0 or NaN, so any value will do.
-        scale = autoscale(sigma, jnp.where(first_sigma > 0, first_sigma, 1))
-        scale = _check_scale(scale).astype(dtype)
+        multiplier = _check_multiplier(autoscale(sigma, jnp.where(first_sigma > 0, first_sigma, 1))).astype(
+            dtype
+        )
 
         leaves = [
-            g if m is None else subtract(g, m.mean, 4 * scale.astype(m.std.dtype))
-            for g, m in zip(leaves, found, strict=True)
+            g if m is None else subtract(g, m.mean, multiplier) for g, m in zip(leaves, found, strict=True)
         ]
-        return jax.tree.unflatten(structure, leaves), GanState(first_sigma, sigma, scale)
+        return jax.tree.unflatten(structure, leaves), GanState(first_sigma, sigma, multiplier)
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _check_scale(scale: Any) -> jax.Array:
+def _check_multiplier(multiplier: Any) -> jax.Array:
     try:
-        scale = jnp.asarray(scale)
+        multiplier = jnp.asarray(multiplier)
     except (TypeError, ValueError):
-        raise TypeError(f"autoscale must return a real scalar, got {scale!r}") from None
-    is_real = jnp.issubdtype(scale.dtype, jnp.floating) or jnp.issubdtype(scale.dtype, jnp.integer)
-    if scale.shape or not is_real:
-        raise TypeError(f"autoscale must return a real scalar, got {scale.dtype}{list(scale.shape)}")
-    return scale
+        raise TypeError(f"autoscale must return a real scalar, got {multiplier!r}") from None
+    is_real = jnp.issubdtype(multiplier.dtype, jnp.floating) or jnp.issubdtype(multiplier.dtype, jnp.integer)
+    if multiplier.shape or not is_real:
+        raise TypeError(
+            f"autoscale must return a real scalar, got {multiplier.dtype}{list(multiplier.shape)}"
+        )
+    return multiplier

@@ -1,22 +1,20 @@
-"""What a layer is: the default rule, masks, stacked leaves, mesh axes, and layer names."""
+"""What a layer is: the default rule, masks, stacked leaves."""
 
-import math
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from optax_gradnorm._arguments import (
     BY_DEFAULT,
     AxisName,
     FeatureAxis,
     Mask,
-    PyTree,
+    Option,
     StackedAxes,
     check_feature_axis,
     check_mask,
@@ -24,11 +22,11 @@ from optax_gradnorm._arguments import (
     is_axis_name,
     is_feature_axis,
     is_frozen,
-    is_function,
     names_checker,
-    path_parts,
     per_leaf,
 )
+from optax_gradnorm._mesh import sharding_names, varying_axes
+from optax_gradnorm._names import PyTree, layer_names, leaf_paths, name_of, names_on, path_parts
 
 
 class Layer(NamedTuple):
@@ -48,19 +46,6 @@ class Layer(NamedTuple):
 
 
 Resolver = Callable[[PyTree], list[Layer | None]]
-
-
-class _Option(NamedTuple):
-    """An argument that holds one value for each leaf."""
-
-    value: Any
-    check: Callable[[Any], Any]  # of one value, which it returns in its own form
-    is_leaf: Callable[[Any], bool] | None = None  # what is one value though it is a container
-
-    @property
-    def is_bare(self) -> bool:
-        """Whether it is one value for all leaves, so that it can be checked before there is a tree."""
-        return not is_function(self.value) and jax.tree_util.all_leaves([self.value], is_leaf=self.is_leaf)
 
 
 def layer_resolver(
@@ -87,11 +72,11 @@ def layer_resolver(
         function, which transformations call in `init`.
     """
     options = {
-        "mask": _Option(BY_DEFAULT if mask is None else mask, check_mask),
-        "stacked_axes": _Option(0 if stacked_axes is None else stacked_axes, check_stacked_axes),
-        "axis_name": _Option(axis_name, names_checker("axis_name"), is_axis_name),
-        "stacked_axis_name": _Option(stacked_axis_name, names_checker("stacked_axis_name"), is_axis_name),
-        "feature_axis": _Option(feature_axis, check_feature_axis, is_feature_axis),
+        "mask": Option(BY_DEFAULT if mask is None else mask, check_mask),
+        "stacked_axes": Option(0 if stacked_axes is None else stacked_axes, check_stacked_axes),
+        "axis_name": Option(axis_name, names_checker("axis_name"), is_axis_name),
+        "stacked_axis_name": Option(stacked_axis_name, names_checker("stacked_axis_name"), is_axis_name),
+        "feature_axis": Option(feature_axis, check_feature_axis, is_feature_axis),
     }
     # A bare value is checked now; pytrees and functions have to wait for the tree.
     bare = {argument: option.check(option.value) for argument, option in options.items() if option.is_bare}
@@ -106,7 +91,7 @@ def layer_resolver(
             [option.check(value) for value in per_leaf(argument, option.value, tree, option.is_leaf)]
             for argument, option in options.items()
         ]
-        return [_resolve_leaf(*leaf) for leaf in zip(_leaf_paths(tree), leaves, *values, strict=True)]
+        return [_resolve_leaf(*leaf) for leaf in zip(leaf_paths(tree), leaves, *values, strict=True)]
 
     return resolve
 
@@ -119,40 +104,12 @@ def resolve_at_init(resolve: Resolver, params: PyTree, mask: Mask) -> list[Layer
         several = list(dict.fromkeys(leaf.shape for leaf in floating))
         shapes = ", ".join([*map(str, several[:4]), *(["..."] if len(several) > 4 else [])])
         warnings.warn(
-            f"no leaf is a layer, so all gradients pass through: none of {len(floating)} leaves (of shape {shapes}) "
-            "has more than one axis longer than 1 besides its stacked_axes; use mask to say which are layers",
+            f"no leaf is a layer, so gradients of these shapes pass through: none of {len(floating)} leaves (of "
+            f"shape {shapes}) has more than one axis longer than 1 besides its stacked_axes; use mask to say which "
+            "are layers",
             stacklevel=3,
         )
     return layers
-
-
-def layer_names(tree: PyTree) -> list[str]:
-    """Names every leaf of a tree by its path.
-
-    Args:
-      tree: parameters, gradients or per-layer statistics in any container: an `nnx.State` (of
-        variables or of plain arrays), Flax linen or Haiku dictionaries, an Equinox module, lists.
-
-    Returns:
-      One name per leaf, in the order of `jax.tree.leaves(tree)`, its parts joined by slashes; a bare leaf
-      has the empty name. The box that Flax puts around an array (`nnx.Param`, `linen.Partitioned`) leaves
-      no trace, so the names of an `nnx.Optimizer`'s parameters and of its gradients are the same. Names are
-      unique: where two paths would join to the same name, they are spelled as JAX does. The statistics
-      that `gradient_dynamics` returns give the names of the layers alone, without biases.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> import optax_gradnorm
-      >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 8))}, "dense": [jnp.ones((8, 2))]}
-      >>> optax_gradnorm.layer_names(params)
-      ['conv/kernel', 'dense/0']
-    """
-    paths = _leaf_paths(tree)
-    names = [_name(path) for path in paths]
-    counts = Counter(names)
-    spelled = [jax.tree_util.keystr(path) for path in paths]
-    unique = [short if counts[short] == 1 else long for short, long in zip(names, spelled, strict=True)]
-    return unique if len(set(unique)) == len(unique) else spelled
 
 
 def layers(tree: PyTree, *, mask: Mask = None, stacked_axes: StackedAxes = None) -> list[str]:
@@ -187,7 +144,7 @@ def exclude(*names: str) -> Callable[[PyTree], PyTree]:
 
     Args:
       names: parts of paths, such as 'embedding' or 'head', of modules or of leaves; or whole names, as
-        `layers` gives them. Haiku's 'encoder/~/linear' is found by each of its parts too.
+        `layers` gives them. A joined key, such as 'encoder.linear.weight', is found by each of its parts too.
 
     Returns:
       A function of a tree, to be given as `mask` to this library's functions (what it leaves to the default
@@ -207,9 +164,9 @@ def exclude(*names: str) -> Callable[[PyTree], PyTree]:
         raise TypeError(f"exclude needs one name or more, all strings, got {names!r}")
 
     def mask(tree: PyTree) -> PyTree:
-        found = [_names_on(parts) for parts in leaf_parts(tree)]
+        found = [_spellings(path) for path in leaf_paths(tree)]
         nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_frozen)[0]
-        there = set().union(*found, *(_names_on(path_parts(path)) for path, node in nodes if node is None))
+        there = set().union(*found, *(_spellings(path) for path, node in nodes if node is None))
         if not any(isinstance(node, optax.MaskedNode) for _, node in nodes):
             for name in names:
                 if name not in there:
@@ -220,85 +177,9 @@ def exclude(*names: str) -> Callable[[PyTree], PyTree]:
     return mask
 
 
-def _names_on(parts: tuple[str, ...]) -> set[str]:
-    whole = "/".join(parts)
-    return {*parts, *whole.split("/"), whole}
-
-
-def varying_axes(x: Any) -> frozenset[str]:
-    """Mesh axes over which JAX knows a value to differ between devices; none where it does not keep track."""
-    if not isinstance(x, jax.Array):
-        return frozenset()
-    kind: Any = jax.typeof(x)
-    # The attribute has another name since jax 0.9.
-    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
-
-
-def without_replicated(layer: Layer, leaf: jax.Array) -> Layer:
-    """Drops the mesh axes over which JAX knows the leaf to be replicated: it counts once."""
-    return layer._replace(
-        axis_names=_not_replicated(leaf, layer.axis_names),
-        stacked_axis_names=_not_replicated(leaf, layer.stacked_axis_names),
-    )
-
-
-def _not_replicated(leaf: jax.Array, names: tuple[str, ...]) -> tuple[str, ...]:
-    varying = varying_axes(leaf)
-    # Where JAX does not track this (pmap, check_vma=False), even an axis's own index counts as replicated.
-    return tuple(name for name in names if name in varying or name not in varying_axes(lax.axis_index(name)))
-
-
-def _sharding_names(leaf: Any, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The mesh axes of these over which the leaf is a shard; none outside `shard_map` and `pmap`."""
-    try:
-        return _not_replicated(leaf, names)
-    except NameError:  # There is no such axis here.
-        return ()
-
-
-def layer_size(leaf: jax.Array, layer: Layer) -> int:
-    """Number of elements over which one statistic runs, counted over all shards."""
-    size = math.prod(leaf.shape[axis] for axis in layer.axes)
-    return size * lax.axis_size(layer.axis_names) if layer.axis_names else size
-
-
-def is_flax_box(node: Any) -> bool:
-    """Whether this is a box that Flax puts around an array."""
-    # By name, so that the library does not import Flax.
-    return any(
-        base.__name__ in ("Variable", "AxisMetadata") and base.__module__.startswith("flax.")
-        for base in type(node).__mro__
-    )
-
-
-def unbox(node: Any) -> Any:
-    """What is in a box of Flax; any other node is returned as it is."""
-    if not is_flax_box(node):
-        return node
-    children = jax.tree.leaves(node, is_leaf=lambda child: child is not node)
-    return unbox(children[0]) if len(children) == 1 else node
-
-
-def leaf_parts(tree: PyTree) -> list[tuple[str, ...]]:
-    """The path of every leaf as strings, which are the same in every container."""
-    return [path_parts(path) for path in _leaf_paths(tree)]
-
-
-def _leaf_paths(tree: PyTree) -> list[tuple]:
-    """The path of every leaf, without Flax's boxes."""
-    paths = []
-    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_flax_box)[0]:
-        content = unbox(node)
-        if content is node:
-            inside = [rest for rest, _ in jax.tree_util.tree_flatten_with_path(node)[0]]
-        else:
-            inside = _leaf_paths(content)
-        paths += [(*path, *rest) for rest in inside]
-    return paths
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def _spellings(path: tuple) -> set[str]:
+    """All that a leaf may be called by: names and steps on its path, and the whole."""
+    return {*names_on(path), *path_parts(path), name_of(path), jax.tree_util.keystr(path)} - {""}
 
 
 def _is_floating(leaf: Any) -> bool:
@@ -307,7 +188,7 @@ def _is_floating(leaf: Any) -> bool:
 
 
 def _is_layer_by_default(path: tuple, shape: tuple[int, ...], shards: Callable[[], tuple[str, ...]]) -> bool:
-    """More than one axis longer than 1, and not named 'bias'.
+    """More than one axis longer than 1, and a last name on its path that is not 'bias'.
 
     Args:
       path: of the leaf.
@@ -315,19 +196,29 @@ def _is_layer_by_default(path: tuple, shape: tuple[int, ...], shards: Callable[[
       shards: gives the mesh axes over which it is a shard.
 
     Raises:
-      ValueError: a shard may be a row of a weight or a part of a bias: the rule speaks of the whole.
+      ValueError: a shard may be a row of a weight or a part of a bias, and a symbolic size may be 1: the rule
+        speaks of the whole, and of numbers.
     """
-    if len(shape) < 2 or path_parts(path)[-1:] == ("bias",):
+    if len(shape) < 2 or names_on(path)[-1:] == ["bias"]:
         return False
-    long_axes = sum(size > 1 for size in shape)
+    long_axes = sum(at_least(size, 2) for size in shape)
     if long_axes > 1:
         return True
+    if sum(size != 1 for size in shape) > 1:
+        raise ValueError(
+            f"mask must say whether {name_of(path)!r} is a layer: a symbolic size in its shape {shape} may be 1"
+        )
     if (names := shards()) and long_axes + len(names) > 1:
         raise ValueError(
-            f"mask must say whether {_name(path)!r} is a layer: the shape {shape} of its shard over "
+            f"mask must say whether {name_of(path)!r} is a layer: the shape {shape} of its shard over "
             f"{', '.join(names)} does not tell"
         )
     return False
+
+
+def at_least(size: Any, bound: int) -> bool:
+    """Whether a size is at least this; of a symbolic one, whatever it stands for."""
+    return jax.core.max_dim(size, bound) == size
 
 
 def _check_disjoint(
@@ -353,12 +244,12 @@ def _resolve_leaf(
 ) -> Layer | None:
     shape = getattr(leaf, "shape", ())
     if mask is not BY_DEFAULT and mask and stacked_axes > len(shape):
-        raise ValueError(f"stacked_axes is {stacked_axes} for {_name(path)!r}, whose shape is {shape}")
+        raise ValueError(f"stacked_axes is {stacked_axes} for {name_of(path)!r}, whose shape is {shape}")
     if not _is_floating(leaf) or 0 in shape or _is_weak_scalar(leaf):
         return None
 
     def shards() -> tuple[str, ...]:
-        named = _sharding_names(leaf, axis_names)
+        named = sharding_names(leaf, axis_names)
         # A mesh axis that shards feature axes is not to be named.
         unnamed = varying_axes(leaf) - {*axis_names, *stacked_axis_names} if feature_axes else ()
         return (*named, *sorted(unnamed))
@@ -367,16 +258,18 @@ def _resolve_leaf(
         mask = _is_layer_by_default(path, shape[stacked_axes:], shards)
     if not mask:
         return None
-    _check_disjoint(axis_names, stacked_axis_names, f" for {_name(path)!r}")
+    _check_disjoint(axis_names, stacked_axis_names, f" for {name_of(path)!r}")
     own = range(stacked_axes, len(shape))
     for axis in feature_axes:
         if not -len(own) <= axis < len(own):
-            raise ValueError(f"feature_axis is {axis} for {_name(path)!r}, a layer of {len(own)} dimensions")
+            raise ValueError(
+                f"feature_axis is {axis} for {name_of(path)!r}, a layer of {len(own)} dimensions"
+            )
     features = {own[axis] for axis in feature_axes}
     axes = tuple(axis for axis in own if axis not in features)
     if len(own) > 1 and not axes:
         raise ValueError(
-            f"feature_axis {feature_axes} takes all axes of {_name(path)!r}, a layer of shape "
+            f"feature_axis {feature_axes} takes all axes of {name_of(path)!r}, a layer of shape "
             f"{shape[stacked_axes:]}: none is left to average over"
         )
     return Layer(stacked_axes, axes, axis_names, stacked_axis_names)

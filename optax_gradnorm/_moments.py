@@ -1,37 +1,32 @@
-"""Mean, standard deviation and norm of gradients: any floating dtype, any scale, whole or sharded."""
+"""Mean, standard deviation and norm of gradients, any dtype, scale and sharding; and transformations by them."""
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
+import optax
 from jax import lax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from optax_gradnorm._arguments import PyTree
-from optax_gradnorm._layers import Layer, Resolver, layer_size, varying_axes, without_replicated
+from optax_gradnorm._arguments import Mask
+from optax_gradnorm._layers import Layer, Resolver, at_least, resolve_at_init
+from optax_gradnorm._mesh import axis_size, not_replicated
+from optax_gradnorm._names import PyTree
 
 # XLA on CPU has fast kernels for plain sums of at least this many elements.
 MANY = 2**15
 
+Pair = tuple[jax.Array, jax.Array]
+
 
 class Moments(NamedTuple):
-    """Mean and population standard deviation, the averaged axes kept as 1."""
-
-    mean: jax.Array  # float32 or complex64 (float64 or complex128)
-    std: jax.Array  # real
-
-
-class Measured(NamedTuple):
     """Statistics of one leaf: of one layer, or of each in a stack."""
 
-    mean: jax.Array
-    std: jax.Array
+    mean: jax.Array  # float32 or complex64 (float64 or complex128), the averaged axes kept as 1
+    std: jax.Array  # population standard deviation, real
     size: int  # elements over which each runs, on all devices
     stacked_axis_names: tuple[str, ...]  # mesh axes along which other layers lie
 
@@ -42,109 +37,123 @@ def statistics_dtype(dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if is_double else jnp.float32)
 
 
-def measure(leaves: Sequence[Any], layers: Sequence[Layer | None]) -> list[Measured | None]:
+def per_layer(
+    f: Callable[[jax.Array, Moments], jax.Array], resolve: Resolver, mask: Mask
+) -> optax.GradientTransformation:
+    """Builds the stateless transformation that puts `f(gradient, moments)` in place of every layer.
+
+    Args:
+      f: gives an array of the same shape and dtype.
+      resolve: says which leaves are layers.
+      mask: that of the user, with which `init` is not to warn that nothing is a layer.
+    """
+
+    def init_fn(params):
+        resolve_at_init(resolve, params, mask)
+        return optax.EmptyState()
+
+    def update_fn(updates, state, params=None):
+        del params
+        leaves, structure = jax.tree.flatten(updates)
+        found = zip(leaves, measure(leaves, resolve(updates)), strict=True)
+        return structure.unflatten([g if moments is None else f(g, moments) for g, moments in found]), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def measure(leaves: Sequence[Any], layers: Sequence[Layer | None]) -> list[Moments | None]:
     """Mean and standard deviation of every layer, over all its shards; `None` for what is no layer.
 
     They are those of the formula at every scale: no square overflows or vanishes, equal elements give
     exactly their value and 0, and a mean far above the deviation costs no precision.
     """
-    present = [
-        (gradient, without_replicated(layer, gradient))
-        for gradient, layer in zip(leaves, layers, strict=True)
-        if layer is not None
-    ]
-    moments = iter(_moments_of_all(present))
-    measured = (
-        Measured(*next(moments), layer_size(gradient, layer), layer.stacked_axis_names)
-        for gradient, layer in present
-    )
-    return [None if layer is None else next(measured) for layer in layers]
+    found = {index: layer for index, layer in enumerate(layers) if layer is not None}
+    over = {i: (layer.axes, not_replicated(leaves[i], layer.axis_names)) for i, layer in found.items()}
+    pairs = _mean_and_std_of_all([leaves[i] for i in found], list(over.values()))
+    moments: list[Moments | None] = [None] * len(leaves)
+    for (i, layer), (mean, std) in zip(found.items(), pairs, strict=True):
+        axes, axis_names = over[i]
+        size = _size(leaves[i], axes) * axis_size(axis_names)
+        moments[i] = Moments(mean, std, size, not_replicated(leaves[i], layer.stacked_axis_names))
+    return moments
 
 
-def map_measured(f: Callable[[Any, Measured], Any], tree: PyTree, resolve: Resolver) -> PyTree:
-    """Applies `f(leaf, measured)` to the layers of a tree; other leaves pass through."""
-    leaves, structure = jax.tree.flatten(tree)
-    measured = measure(leaves, resolve(tree))
-    mapped = [leaf if m is None else f(leaf, m) for leaf, m in zip(leaves, measured, strict=True)]
-    return jax.tree.unflatten(structure, mapped)
+def _mean_and_std_of_all(
+    gradients: list[jax.Array], over: list[tuple[tuple[int, ...], tuple[str, ...]]]
+) -> list[Pair]:
+    """Of each gradient over its axes and mesh axes; on GPUs, scalars of gradients of one type in one array.
 
+    A GPU starts a kernel for every scalar operation, which takes as long as reading a small layer.
+    """
+    alike: dict[Any, list[int]] = {}
+    for i, gradient in enumerate(gradients):
+        alike.setdefault((jax.typeof(gradient), *over[i]), []).append(i)
 
-def _moments_of_all(present: list[tuple[jax.Array, Layer]]) -> list[Moments]:
-    """On GPUs, those of layers of one type together: one kernel does the scalar arithmetic of all of them."""
-    groups: dict[Any, list[int]] = {}
-    for index, (gradient, layer) in enumerate(present):
-        kind = jax.typeof(gradient), layer.axes, layer.axis_names
-        groups.setdefault(kind, []).append(index)
+    def one_by_one(gradients):
+        return [_mean_and_std((g,), *own)[0] for g, own in zip(gradients, over, strict=True)]
 
-    def one_by_one(gradients: list[jax.Array]) -> list[Moments]:
-        return [
-            _moments((g,), layer.axes, layer.axis_names)[0]
-            for g, (_, layer) in zip(gradients, present, strict=True)
-        ]
+    def together(gradients):
+        pairs = {}
+        for (_, *own), indices in alike.items():
+            pairs |= zip(indices, _mean_and_std(tuple(gradients[i] for i in indices), *own), strict=True)
+        return [pairs[i] for i in range(len(gradients))]
 
-    def together(gradients: list[jax.Array]) -> list[Moments]:
-        found = {}
-        for (_, *over), indices in groups.items():
-            found |= zip(indices, _moments(tuple(gradients[i] for i in indices), *over), strict=True)
-        return [found[index] for index in range(len(present))]
-
-    gradients = [gradient for gradient, _ in present]
-    # Outside jit every shape is compiled once, whatever the tree.
-    if len(groups) == len(present) or not any(isinstance(g, jax.core.Tracer) for g in gradients):
+    # Outside jit each shape is compiled once, and not each tree.
+    if len(alike) == len(gradients) or not any(isinstance(g, jax.core.Tracer) for g in gradients):
         return one_by_one(gradients)
     return lax.platform_dependent(gradients, cuda=together, rocm=together, default=one_by_one)
 
 
-# Layers of the same shape are traced once.
+# Gradients of the same shape are traced once.
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _moments(
+def _mean_and_std(
     gradients: tuple[jax.Array, ...], axes: tuple[int, ...], axis_names: tuple[str, ...]
-) -> list[Moments]:
-    """Moments of gradients of one type."""
+) -> list[Pair]:
+    """Of gradients of one type."""
     # XLA must not know the zeros of a frozen layer: it would rearrange what follows into 0 * inf.
     gradients = tuple(lax.optimization_barrier(g) for g in gradients)
-    kind = jax.typeof(gradients[0])
-    dtype = statistics_dtype(kind.dtype)
+    first = gradients[0]
+    dtype = statistics_dtype(first.dtype)
 
     def careful(*gradients):
-        return _careful_moments([g.astype(dtype) for g in gradients], axes, axis_names)
+        return _careful([g.astype(dtype) for g in gradients], axes, axis_names)
 
-    if jnp.iscomplexobj(gradients[0]):
+    if jnp.iscomplexobj(first):
         parts = careful(*[g.real for g in gradients]), careful(*[g.imag for g in gradients])
         return [_of_complex(real, imag) for real, imag in zip(*parts, strict=True)]
-    is_sharded = bool(axis_names) or any(kind.sharding.spec)
-    if len(gradients) > 1 or kind.dtype != jnp.float32 or _size(kind, axes) < MANY or is_sharded:
+    is_sharded = bool(axis_names) or any(jax.typeof(first).sharding.spec)
+    is_small = not at_least(_size(first, axes), MANY)
+    if len(gradients) > 1 or first.dtype != jnp.float32 or is_sharded or is_small:
         return careful(*gradients)
     # On accelerators a branch would wait for the host.
-    plain = functools.partial(_plain_moments, axes, careful)
-    return lax.platform_dependent(*gradients, cpu=plain, default=careful)
+    return lax.platform_dependent(first, cpu=functools.partial(_plain, axes, careful), default=careful)
 
 
-def _of_complex(real: Moments, imag: Moments) -> Moments:
-    unit = power_of_two(jnp.maximum(real.std, imag.std))
-    squares = jnp.square(real.std * (1 / unit)) + jnp.square(imag.std * (1 / unit))
-    return Moments(lax.complex(real.mean, imag.mean), _sqrt(squares) * unit)
+def _of_complex(real: Pair, imag: Pair) -> Pair:
+    (real_mean, real_std), (imag_mean, imag_std) = real, imag
+    unit = power_of_two(jnp.maximum(real_std, imag_std))
+    squares = jnp.square(real_std * (1 / unit)) + jnp.square(imag_std * (1 / unit))
+    return lax.complex(real_mean, imag_mean), _sqrt(squares) * unit
 
 
-def _plain_moments(axes: tuple[int, ...], careful, x: jax.Array) -> list[Moments]:
-    """Textbook moments, which XLA on CPU reads three times as fast, unless they lose digits."""
+def _plain(axes: tuple[int, ...], careful, x: jax.Array) -> list[Pair]:
+    """Textbook formulas, which XLA on CPU reads three times as fast, unless they lose digits."""
     mean, square = jnp.mean(x, axes, keepdims=True), jnp.mean(jnp.square(x), axes, keepdims=True)
-    variance = square - jnp.square(mean)
+    # The bounds keep NaN out of what is thrown away: inf - inf, and roots of negative numbers.
+    variance = jnp.maximum(jnp.minimum(square, 1e30) - jnp.square(mean), 0)
     is_sound = (square < 1e25) & (variance > 1e-25) & (jnp.square(mean) <= variance)
-    return lax.cond(jnp.all(is_sound), lambda _: [Moments(mean, _sqrt(variance))], careful, x)
+    return lax.cond(jnp.all(is_sound), lambda _: [(mean, _sqrt(variance))], careful, x)
 
 
-def _careful_moments(
-    arrays: list[jax.Array], axes: tuple[int, ...], axis_names: tuple[str, ...]
-) -> list[Moments]:
+def _careful(arrays: list[jax.Array], axes: tuple[int, ...], axis_names: tuple[str, ...]) -> list[Pair]:
     """Magnitude and rough mean, then mean and square about that mean in units of that magnitude.
 
     That is two reads where XLA fuses reductions of one operand, and four on CPU, where it does not. One
     reduction with several operands would save reads and lose 2 % accuracy, since XLA on CPU adds the elements
-    of such a one by one. The statistics of several arrays lie along a leading axis.
+    of such a one by one. Statistics of several arrays lie along a leading axis.
     """
     reduce = functools.partial(_reduce, axes)
-    share = 1 / (_size(arrays[0], axes) * (lax.axis_size(axis_names) if axis_names else 1))
+    share = 1 / (_size(arrays[0], axes) * axis_size(axis_names))
     # The result does not depend on where and in what unit one counts.
     fixed = [lax.stop_gradient(x) for x in arrays]
     largest = reduce(jnp.max, [jnp.abs(y) for y in fixed])
@@ -159,25 +168,24 @@ def _careful_moments(
     per_unit = 1 / unit
     scalars = _for_each(arrays, per_unit), _for_each(arrays, origin * per_unit)
     if len(arrays) > 1:
-        # From one vector, a kernel would read the distances of many layers, and another their squares.
+        # From one array of scalars, a kernel would read the distances of many layers, and another their squares.
         scalars = lax.optimization_barrier(scalars)
     distances = [x * scale - start for x, scale, start in zip(arrays, *scalars, strict=True)]
     sums = [reduce(jnp.mean, distances), reduce(jnp.mean, [jnp.square(d) for d in distances])]
     mean, square = lax.pmean(sums, axis_names) if axis_names else sums
     variance = jnp.maximum(square - jnp.square(mean), 0)
-    moments = Moments(origin + mean * unit, _sqrt(variance) * unit)
-    return [Moments(*each) for each in zip(*(_for_each(arrays, field) for field in moments), strict=True)]
+    mean, std = origin + mean * unit, _sqrt(variance) * unit
+    return list(zip(_for_each(arrays, mean), _for_each(arrays, std), strict=True))
 
 
 def _reduce(axes: tuple[int, ...], function: Callable[..., jax.Array], arrays: list[jax.Array]) -> jax.Array:
-    """Reduces an array, or each of several by a kernel of its own and then what is left of all by one."""
+    """Reduces an array; or each of several along its rows, by a kernel of its own, and all that is left by one."""
     if len(arrays) == 1:
         return function(arrays[0], axes, keepdims=True)
-    shape = arrays[0].shape
-    # Rows that are long enough leave little to the last kernel.
-    first = next((axis for axis in reversed(axes) if shape[axis] >= 32), axes[-1:])
-    rest = jnp.stack([function(x, first, keepdims=True) for x in arrays])
-    return function(rest, tuple(axis + 1 for axis in axes), keepdims=True)
+    # Rows long enough to leave little.
+    rows = next((axis for axis in reversed(axes) if at_least(arrays[0].shape[axis], 32)), axes[-1:])
+    left = jnp.stack([function(x, rows, keepdims=True) for x in arrays])
+    return function(left, tuple(axis + 1 for axis in axes), keepdims=True)
 
 
 def _for_each(arrays: list[jax.Array], statistic: jax.Array) -> list[jax.Array]:
@@ -185,7 +193,17 @@ def _for_each(arrays: list[jax.Array], statistic: jax.Array) -> list[jax.Array]:
     return [statistic] if len(arrays) == 1 else list(statistic)
 
 
-def subtract(gradient: jax.Array, mean: jax.Array, factor: jax.Array) -> jax.Array:
+def standardize(gradient: jax.Array, mean: jax.Array, divisor: jax.Array) -> jax.Array:
+    """`(gradient - mean) / divisor` in the dtype of the gradient; a divisor of 0 counts as 1."""
+    return _quarters(gradient, mean, 4 / jnp.where(divisor == 0, 1, divisor))
+
+
+def subtract(gradient: jax.Array, mean: jax.Array, scale: jax.typing.ArrayLike = 1) -> jax.Array:
+    """`(gradient - mean) * scale` in the dtype of the gradient."""
+    return _quarters(gradient, mean, 4 * jnp.asarray(scale))
+
+
+def _quarters(gradient: jax.Array, mean: jax.Array, factor: jax.Array) -> jax.Array:
     """`(gradient - mean) / 4 * factor` in the dtype of the gradient.
 
     In quarters no difference overflows, and a factor of 4 / std is not subnormal (XLA takes those for 0).
@@ -242,25 +260,22 @@ def widen(x: jax.Array) -> jax.Array:
     return x.astype(dtype)
 
 
-def global_std(found: Sequence[Measured], dtype) -> jax.Array:
+def global_std(found: Sequence[Moments], dtype) -> jax.Array:
     """Standard deviation of all layers, each about its own mean: sqrt(sum_l n_l std_l^2 / sum_l n_l).
 
     Layers that lie on different devices are counted on all of them, so the result is the same everywhere.
     """
-    total = sum(
-        m.size * m.std.size * (lax.axis_size(m.stacked_axis_names) if m.stacked_axis_names else 1)
-        for m in found
-    )
+    total = sum(m.size * m.std.size * axis_size(m.stacked_axis_names) for m in found)
     norms = []
     for names in dict.fromkeys(m.stacked_axis_names for m in found):
         group = [m for m in found if m.stacked_axis_names == names]
-        stacks = [m for m in group if m.std.size > 1]
+        stacks = [m for m in group if m.std.size != 1]
         arrays = [m.std.astype(dtype) for m in stacks]
-        weights = [np.asarray(m.size / total, dtype) for m in stacks]
+        weights = [jnp.asarray(m.size / total, dtype) for m in stacks]
         # All single layers in one array: fewer operations to compile.
         if singles := [m for m in group if m.std.size == 1]:
             arrays.append(jnp.concatenate([m.std.astype(dtype).reshape(1) for m in singles]))
-            weights.append(np.asarray([m.size / total for m in singles], dtype))
+            weights.append(jnp.asarray([m.size / total for m in singles], dtype))
         local = norm(arrays, weights)
         norms.append(_norm_over_devices(local, names) if names else local)
     if not norms:
@@ -268,50 +283,12 @@ def global_std(found: Sequence[Measured], dtype) -> jax.Array:
     return norms[0] if len(norms) == 1 else norm(norms)
 
 
-def zero_statistic(leaf: jax.Array, layer: Layer, dtype) -> jax.Array:
-    """Zeros of the JAX type of a statistic of this leaf: shape of its stacked axes, on the same devices."""
-    shape, sharding = leaf.shape[: layer.stacked_axes], jax.typeof(leaf).sharding
-    zero = jnp.zeros(shape, dtype)
-    if any(sharding.spec):
-        own = NamedSharding(sharding.mesh, P(*sharding.spec[: layer.stacked_axes]))
-        zero = jnp.zeros_like(jax.ShapeDtypeStruct(shape, dtype, sharding=own))
-    return _varying(zero, varying_axes(leaf) - {*layer.axis_names})
-
-
-def zero_global(leaves: Sequence[jax.Array], layers: Sequence[Layer | None], dtype) -> jax.Array:
-    """A zero of the JAX type of `global_std`, which differs only over mesh axes that nobody named."""
-    unnamed = set()
-    for leaf, layer in zip(leaves, layers, strict=True):
-        if layer is not None:
-            unnamed |= varying_axes(leaf) - {*layer.axis_names, *layer.stacked_axis_names}
-    return _varying(jnp.zeros((), dtype), unnamed)
-
-
-def _varying(zero: jax.Array, names: Iterable[str]) -> jax.Array:
-    """A zero that JAX takes to differ over these mesh axes."""
-    return zero + sum((0 * lax.axis_index(name)).astype(zero.dtype) for name in sorted(names))
-
-
-def check_varies_as(before: jax.Array, after: jax.Array, what: str) -> None:
-    """Refuses a statistic that differs between devices for a state that does not.
-
-    Raises:
-      ValueError: it does; the message names the mesh axes and the arguments.
-    """
-    if more := varying_axes(after) - varying_axes(before):
-        raise ValueError(
-            f"{what} differs between devices along {', '.join(sorted(more))}, but the state from init does not: "
-            "average data-parallel gradients first (lax.pmean), name mesh axes that shard a layer in axis_name, "
-            "those that index separate layers in stacked_axis_name"
-        )
-
-
 def _norm_over_devices(local: jax.Array, axis_names: tuple[str, ...]) -> jax.Array:
     unit = power_of_two(lax.pmax(lax.stop_gradient(local), axis_names))
     return unit * _sqrt(lax.psum(jnp.square(local * (1 / unit)), axis_names))
 
 
-def _size(x: Any, axes: tuple[int, ...]) -> int:
+def _size(x: jax.Array, axes: tuple[int, ...]) -> int:
     return math.prod(x.shape[axis] for axis in axes)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 
 from optax_gradnorm._arguments import AxisName, Mask, StackedAxes
-from optax_gradnorm._layers import layer_resolver, resolve_at_init
-from optax_gradnorm._moments import Measured, map_measured, subtract
+from optax_gradnorm._layers import layer_resolver
+from optax_gradnorm._moments import Moments, per_layer, standardize
 
 
 def znorm(
@@ -97,19 +97,10 @@ def znorm(
         _check_eps(eps)
     resolve = layer_resolver(mask, stacked_axes, axis_name, stacked_axis_name)
 
-    def init_fn(params):
-        resolve_at_init(resolve, params, mask)
-        return optax.EmptyState()
+    def normalize(gradient: jax.Array, moments: Moments) -> jax.Array:
+        return standardize(gradient, moments.mean, moments.std + jnp.asarray(eps).astype(moments.std.dtype))
 
-    def normalize(gradient: jax.Array, measured: Measured) -> jax.Array:
-        divisor = measured.std + jnp.asarray(eps).astype(measured.std.dtype)
-        return subtract(gradient, measured.mean, 4 / jnp.where(divisor == 0, 1, divisor))
-
-    def update_fn(updates, state, params=None):
-        del params
-        return map_measured(normalize, updates, resolve), state
-
-    return optax.GradientTransformation(init_fn, update_fn)
+    return per_layer(normalize, resolve, mask)
 
 
 def _check_eps(eps: Any) -> None:

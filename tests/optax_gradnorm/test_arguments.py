@@ -227,3 +227,15 @@ def test_numpy_gradients_in_double_precision(factory):
         transformation = factory()
         updates, _ = transformation.update(gradients, transformation.init(gradients))
     assert updates["kernel"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["gan", "track_gradient_dynamics"])
+@pytest.mark.parametrize(
+    "state", [optax.EmptyState(), (), None, {"sigma": 1.0}], ids=lambda s: type(s).__name__
+)
+def test_the_state_of_another_transformation(name, state):
+    """As when a chain is rebuilt in another order, and its state is not."""
+    transformation = getattr(optax_gradnorm, name)()
+    with pytest.raises(TypeError, match=f"state must be the .* that {name}'s init gives, got") as error:
+        transformation.update(GRADS, state)
+    check(error, "state", type(state).__name__)

@@ -237,3 +237,28 @@ def test_training_ends_where_the_gradient_is_constant(averaged):
         kernel = np.asarray(goal["kernel"])
         expected = {"bias": goal["bias"], "kernel": kernel - kernel.mean(averaged, keepdims=True)}
         assert_close(weights, expected, 1e-2)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("per_example", [True, False])
+def test_in_front_of_a_differentially_private_aggregation(per_example):
+    """As the guide says it: every example by itself, or else all of them are one layer."""
+    znorm = optax_gradnorm.znorm()
+    first = optax.GradientTransformation(
+        jax.vmap(znorm.init, in_axes=None, axis_size=3),
+        lambda updates, state, params=None: jax.vmap(znorm.update)(updates, state),
+    )
+    aggregate = optax.contrib.differentially_private_aggregate(1.0, 0.0, 0)
+    optimizer = optax.chain(first if per_example else znorm, aggregate)
+    examples = [gradients(seed) for seed in (1, 2, 3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *examples)
+    updates, _ = optimizer.update(stacked, optimizer.init(params()), params())
+
+    def clipped(grads):
+        normalized = {"kernel": reference.znorm(grads["kernel"]), "bias": reference.exact(grads["bias"])}
+        norm = np.sqrt(sum(np.sum(leaf**2) for leaf in normalized.values()))
+        return jax.tree.map(lambda leaf: leaf / max(norm, 1), normalized)
+
+    expected = jax.tree.map(lambda *leaves: sum(leaves) / 3, *map(clipped, examples))
+    errors = [reference.error(updates[name], expected[name]) for name in expected]
+    assert max(errors) <= 1e-6 if per_example else max(errors) > 1e-3

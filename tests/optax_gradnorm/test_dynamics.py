@@ -41,7 +41,7 @@ def test_statistics(dtype, scale):
     chex.assert_trees_all_equal(updates, grads)
     chex.assert_trees_all_equal_dtypes(updates, grads)
     assert_records(new_state, grads)
-    assert new_state.step == 1
+    assert new_state.num_updates == 1
     assert description(new_state) == description(state)
     complex_mean = dtype == jnp.complex64
     assert {x.dtype for x in jax.tree.leaves(state.mean)} == {
@@ -91,7 +91,7 @@ def test_trees_without_layers(tree):
     chex.assert_trees_all_equal(updates, tree)
     assert description(new_state) == description(state)
     assert new_state.global_std == 0
-    assert new_state.step == 1
+    assert new_state.num_updates == 1
 
 
 def test_constant_layer_and_single_element():
@@ -116,7 +116,7 @@ def test_a_bad_layer_shows_in_that_step_alone():
     assert all(jnp.isfinite(x) for x in jax.tree.leaves((state.mean["blocks"], state.std["blocks"])))
     _, state = transformation.update(grads, state)
     assert_records(state, grads)
-    assert state.step == 2
+    assert state.num_updates == 2
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_scan_over_an_epoch_returns_the_whole_trace():
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
     (_, state), trace = epoch(params, optimizer.init(params), stacked)
-    assert trace.step.tolist() == [1, 2, 3, 4]
+    assert trace.num_updates.tolist() == [1, 2, 3, 4]
     assert layer_names(trace.std) == ["blocks/0/kernel", "blocks/1/kernel", "conv/kernel"]
     for index, grads in enumerate(steps):
         assert_records(jax.tree.map(lambda x, index=index: x[index], trace), grads)
@@ -228,6 +228,6 @@ def test_state_goes_through_cond_and_donation_and_compiles_once():
     assert len(set(pointers)) == len(pointers)
     for keep in (True, False, True):
         state = maybe(jnp.asarray(keep), state)
-    assert state.step == 2
+    assert state.num_updates == 2
     assert_records(state, grads)
     assert len(traces) == 1

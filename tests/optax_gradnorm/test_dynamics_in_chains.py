@@ -55,13 +55,13 @@ def test_found_in_any_nesting(wrapper):
     grads = random_tree()
     optimizer = WRAPPERS[wrapper](track_gradient_dynamics())
     state = optimizer.init(grads)
-    assert gradient_dynamics(state).step == 0
+    assert gradient_dynamics(state).num_updates == 0
     update = jax.jit(optimizer.update)
     _, new_state = update(grads, state, grads)
     assert description(new_state) == description(state)
     assert_records(gradient_dynamics(new_state), grads)
     _, new_state = update(grads, new_state, grads)
-    assert gradient_dynamics(new_state).step == 2
+    assert gradient_dynamics(new_state).num_updates == 2
 
 
 @pytest.mark.usefixtures("standard_promotion")
@@ -70,10 +70,10 @@ def test_multi_steps_record_the_accumulated_gradient():
     optimizer = optax.MultiSteps(optax.chain(track_gradient_dynamics(), optax.sgd(0.1)), 2)
     state = optimizer.init(first)
     _, state = jax.jit(optimizer.update)(first, state, first)
-    assert gradient_dynamics(state).step == 0
+    assert gradient_dynamics(state).num_updates == 0
     _, state = jax.jit(optimizer.update)(second, state, first)
     average = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
-    assert gradient_dynamics(state).step == 1
+    assert gradient_dynamics(state).num_updates == 1
     assert_records(gradient_dynamics(state), average)
 
 
@@ -83,7 +83,7 @@ def test_skipped_steps_are_not_recorded():
     optimizer = optax.apply_if_finite(optax.chain(track_gradient_dynamics(), optax.sgd(0.1)), 3)
     _, state = optimizer.update(grads, optimizer.init(grads))
     _, state = optimizer.update(bad, state)
-    assert gradient_dynamics(state).step == 1
+    assert gradient_dynamics(state).num_updates == 1
     assert_records(gradient_dynamics(state), grads)
 
 
@@ -136,6 +136,33 @@ def test_gradients_of_other_parameters():
         transformation.update({"a": jnp.ones((2, 2)), "b": jnp.ones((3, 3))}, state)
 
 
+@pytest.mark.parametrize("masks", [("a", "ab"), ("ab", "a")], ids=["unfrozen", "frozen"])
+def test_a_mask_that_changes_in_mid_training(masks):
+    """Freezing and unfreezing: the line names the mask and says both ways out, which work."""
+    params = {"a": jnp.arange(4.0).reshape(2, 2), "b": jnp.ones((2, 2))}
+    before, after = (track_gradient_dynamics(mask={name: name in mask for name in params}) for mask in masks)
+    state = before.init(params)
+    with pytest.raises(
+        ValueError, match=r"'b'.* if mask has changed, init anew or keep the mask of tracking"
+    ) as error:
+        after.update(params, state)
+    assert "\n" not in str(error.value)
+    for transformation, kept in ((after, after.init(params)), (before, state)):
+        _, new_state = transformation.update(params, kept)
+        assert new_state.num_updates == 1
+
+
+PER_EXAMPLE = {"kernel": jax.random.normal(jax.random.key(0), (5, 3, 4)), "b": jnp.ones((5, 4))}
+
+
+def test_per_example_gradients_without_vmap_are_refused():
+    """Their first axis looks like one of each layer; a bias becomes a layer."""
+    transformation = track_gradient_dynamics()
+    state = transformation.init(jax.tree.map(lambda g: g[0], PER_EXAMPLE))
+    with pytest.raises(ValueError, match=r"'b', of shape \(5, 4\),.*jax.vmap"):
+        transformation.update(PER_EXAMPLE, state)
+
+
 def test_gradients_in_another_container_and_order():
     """An OrderedDict keeps the order of its keys, a dictionary sorts them."""
     params = collections.OrderedDict(z=jnp.ones((2, 2)), a=jnp.ones((3, 3)))
@@ -170,7 +197,7 @@ def test_two_in_one_chain_see_before_and_behind_a_normalizer():
     before, behind = gradient_dynamics(state, 0), gradient_dynamics(state, 1)
     gan_state = state[1]
     np.testing.assert_allclose(before.global_std, gan_state.sigma, rtol=1e-6)
-    np.testing.assert_allclose(behind.global_std, gan_state.sigma * gan_state.scale, rtol=1e-5)
+    np.testing.assert_allclose(behind.global_std, gan_state.sigma * gan_state.multiplier, rtol=1e-5)
     for mean in jax.tree.leaves(behind.mean):
         assert abs(mean) <= 1e-6 * behind.global_std
 
@@ -236,7 +263,7 @@ def test_nnx_optimizer(wrapper):
         dynamics = gradient_dynamics(optimizer.opt_state)
         assert description(dynamics) == description(before)
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(dynamics))
-        assert dynamics.step == count
+        assert dynamics.num_updates == count
         assert layer_names(dynamics.std) == NNX_LAYERS
         np.testing.assert_allclose(
             dynamics.std["dense"]["kernel"], reference.std(grads["dense"]["kernel"]), rtol=2e-6
@@ -303,7 +330,7 @@ def test_orbax_saves_and_restores(tmp_path):
     chex.assert_trees_all_equal(restored, state)
     assert isinstance(gradient_dynamics(restored), GradientDynamicsState)
     _, resumed = optimizer.update(params, restored, params)
-    assert gradient_dynamics(resumed).step == 2
+    assert gradient_dynamics(resumed).num_updates == 2
 
 
 def test_tree_map_params_leaves_the_statistics_alone():

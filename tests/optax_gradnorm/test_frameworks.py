@@ -330,7 +330,7 @@ def test_layer_names_of_plain_trees():
         "value": {"value": array},
     }
     assert layer_names(tree) == ["a/0", "a/1/0", "c/d", "value/value"]
-    assert layer_names(optax_gradnorm.GanState(array, array, array)) == ["first_sigma", "sigma", "scale"]
+    assert layer_names(optax_gradnorm.GanState(array, array, array)) == ["first_sigma", "sigma", "multiplier"]
     assert layer_names(array) == [""]
     assert layer_names(None) == []
     assert len(layer_names(tree)) == len(jax.tree.leaves(tree))

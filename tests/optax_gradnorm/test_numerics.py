@@ -307,7 +307,7 @@ def test_gan_over_layers_of_very_different_scale(dtype):
         sigma = reference.global_std(tree.values())
         assert abs(float(state.sigma) / sigma - 1) <= 2e-6
         assert abs(float(state.first_sigma) / sigma - 1) <= 2e-6
-        assert abs(float(state.scale) / reference.autoscale(sigma, sigma) - 1) <= 2e-6
+        assert abs(float(state.multiplier) / reference.autoscale(sigma, sigma) - 1) <= 2e-6
         for (key, layer), expected in zip(tree.items(), reference.gan(tree.values()), strict=True):
             bound = 2e-6 if dtype == jnp.float32 else float(jnp.finfo(dtype).eps)
             assert reference.error(updates[key], expected, reference.std(layer)) <= bound, key
@@ -333,7 +333,7 @@ def test_gan_over_several_steps():
         u, state = update(layer, state)
         assert reference.error(u, reference.gan([layer], first)[0], reference.std(layer)) <= 2e-6
         scale = reference.autoscale(reference.global_std([layer]), first)
-        assert abs(float(state.scale) / scale - 1) <= 1e-5
+        assert abs(float(state.multiplier) / scale - 1) <= 1e-5
         assert abs(float(state.first_sigma) / first - 1) <= 2e-6
 
 
@@ -341,7 +341,7 @@ def test_gan_takes_another_autoscale():
     gan = optax_gradnorm.gan(autoscale=lambda sigma, first_sigma: first_sigma / (sigma + first_sigma))
     layer = jnp.asarray(gaussian((20, 20), mean=0.5), jnp.float32)
     update, state = gan.update(layer, gan.init(layer))
-    assert float(state.scale) == pytest.approx(0.5)
+    assert float(state.multiplier) == pytest.approx(0.5)
     assert reference.error(update, 0.5 * (reference.exact(layer) - reference.exact(layer).mean())) <= 2e-6
     constant = optax_gradnorm.gan(autoscale=lambda sigma, first_sigma: 2.0)
     update, _ = constant.update(layer, constant.init(layer))

@@ -148,7 +148,7 @@ def test_first_multiplier_exceeds_one_over_e(sigma):
 @given(varied, st.integers(-36, 34))
 def test_first_multiplier_of_a_layer(layer, exponent):
     _, state = GAN(jnp.asarray(layer * np.float32(10.0**exponent)))
-    assert 1 / math.e < float(state.scale) < 1
+    assert 1 / math.e < float(state.multiplier) < 1
     assert float(state.sigma) == float(state.first_sigma) > 0
 
 
@@ -158,6 +158,6 @@ def test_smaller_gradients_get_smaller_steps(layer, factor):
     _, state = GAN(layer)
     first, _ = GAN_STEP(layer, state)
     second, later = GAN_STEP(layer * np.float32(factor), state)
-    assert float(later.scale) < float(state.scale)
+    assert float(later.multiplier) < float(state.multiplier)
     assert np.abs(second).max() <= factor * np.abs(first).max() * (1 + 1e-5)
     assert np.abs(first).max() < np.abs(layer - layer.mean()).max() * (1 + 1e-6)

@@ -1,5 +1,6 @@
 """Where a state has to travel: scans, checkpoints, donated buffers, derivatives."""
 
+import collections
 import functools
 import pickle
 
@@ -64,7 +65,7 @@ def test_donated_state_and_gradients(factory):
 
     state = optimizer.init(params())
     result, updates = update(state, jax.tree.map(jnp.copy, gradients()))
-    # What the update does not read (last step's sigma and scale) jit leaves alone.
+    # What the update does not read (last step's sigma and multiplier) jit leaves alone.
     used = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 0]
     used += [part.first_sigma for part in state if isinstance(part, optax_gradnorm.GanState)]
     assert all(leaf.is_deleted() for leaf in used)
@@ -103,6 +104,30 @@ def test_orbax(factory, tmp_path):
     assert same_kind(restored, state)
     assert_close(restored, state, 0)
     assert_close(update(gradients(2), restored), update(gradients(2), state), 0)
+
+
+@pytest.mark.parametrize("count", ["count", "step"])
+def test_a_state_saved_under_the_fields_old_names(count, tmp_path):
+    """As the changelog says to convert it."""
+    optimizer = optax.chain(optax_gradnorm.track_gradient_dynamics(), optimizer_with(optax_gradnorm.gan))
+    update = jax.jit(optimizer.update)
+    _, wanted = update(gradients(1), optimizer.init(params()))
+    old_gan = collections.namedtuple("GanState", "first_sigma sigma scale")
+    old_dynamics = collections.namedtuple("GradientDynamicsState", f"{count} mean std global_std")
+    tracking, (gan_state, adam_state) = wanted
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", (old_dynamics(*tracking), (old_gan(*gan_state), adam_state)))
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state")
+
+    dynamics, (gan, _) = restored
+    gan["multiplier"] = gan.pop("scale")
+    dynamics["num_updates"] = dynamics.pop(count)
+    state, names = optimizer.init(params()), optax_gradnorm.layer_names
+    named = dict(zip(names(restored), jax.tree.leaves(restored), strict=True))
+    state = jax.tree.unflatten(jax.tree.structure(state), [named[name] for name in names(state)])
+    assert same_kind(state, wanted)
+    assert_close(state, wanted, 0)
 
 
 @each_factory

@@ -195,7 +195,7 @@ def test_experts_beside_shared_layers(name, environment):
     wanted_updates, wanted_state = without_mesh(multi_steps, FACTORIES[name], {})
     assert_same(updates, wanted_updates)
     # Wrappers count in ways of their own; what is ours is found by name.
-    for field in ("sigma", "first_sigma", "scale", "global_std", "mean", "std"):
+    for field in ("sigma", "first_sigma", "multiplier", "global_std", "mean", "std"):
         found = optax.tree.get_all_with_path(state, field)
         for (_, value), (_, wanted) in zip(
             found, optax.tree.get_all_with_path(wanted_state, field), strict=True
