@@ -1,4 +1,4 @@
-"""What a layer is: the default rule, masks, stacked leaves; and transformations of one layer after the other."""
+"""What a layer is: the default rule, masks, stacked leaves."""
 
 import warnings
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Mean, standard deviation and norm of gradients: any floating dtype, any scale, whole or sharded."""
+"""Mean, standard deviation and norm of gradients, any dtype, scale and sharding; and transformations by them."""
 
 import functools
 import math
@@ -40,11 +40,11 @@ def statistics_dtype(dtype) -> jnp.dtype:
 def per_layer(
     f: Callable[[jax.Array, Moments], jax.Array], resolve: Resolver, mask: Mask
 ) -> optax.GradientTransformation:
-    """Builds the stateless transformation that makes `f(gradient, moments)` of every layer.
+    """Builds the stateless transformation that puts `f(gradient, moments)` in place of every layer.
 
     Args:
       f: gives an array of the same shape and dtype.
-      resolve: says which leaves are layers; others pass through.
+      resolve: says which leaves are layers.
       mask: that of the user, with which `init` is not to warn that nothing is a layer.
     """
 
@@ -55,9 +55,8 @@ def per_layer(
     def update_fn(updates, state, params=None):
         del params
         leaves, structure = jax.tree.flatten(updates)
-        measured = measure(leaves, resolve(updates))
-        new = [g if moments is None else f(g, moments) for g, moments in zip(leaves, measured, strict=True)]
-        return structure.unflatten(new), state
+        found = zip(leaves, measure(leaves, resolve(updates)), strict=True)
+        return structure.unflatten([g if moments is None else f(g, moments) for g, moments in found]), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -68,72 +67,73 @@ def measure(leaves: Sequence[Any], layers: Sequence[Layer | None]) -> list[Momen
     They are those of the formula at every scale: no square overflows or vanishes, equal elements give
     exactly their value and 0, and a mean far above the deviation costs no precision.
     """
-    present = [(g, layer) for g, layer in zip(leaves, layers, strict=True) if layer is not None]
-    pairs = _of_all([(g, layer.axes, not_replicated(g, layer.axis_names)) for g, layer in present])
-    moments = iter(
-        Moments(
-            *pair,
-            _size(g, layer.axes) * axis_size(not_replicated(g, layer.axis_names)),
-            not_replicated(g, layer.stacked_axis_names),
-        )
-        for pair, (g, layer) in zip(pairs, present, strict=True)
-    )
-    return [None if layer is None else next(moments) for layer in layers]
+    found = {index: layer for index, layer in enumerate(layers) if layer is not None}
+    over = {i: (layer.axes, not_replicated(leaves[i], layer.axis_names)) for i, layer in found.items()}
+    pairs = _mean_and_std_of_all([leaves[i] for i in found], list(over.values()))
+    moments: list[Moments | None] = [None] * len(leaves)
+    for (i, layer), (mean, std) in zip(found.items(), pairs, strict=True):
+        axes, axis_names = over[i]
+        size = _size(leaves[i], axes) * axis_size(axis_names)
+        moments[i] = Moments(mean, std, size, not_replicated(leaves[i], layer.stacked_axis_names))
+    return moments
 
 
-def _of_all(found: Sequence[tuple[jax.Array, tuple[int, ...], tuple[str, ...]]]) -> list[Pair]:
-    """On GPUs, those of layers of one type together: one kernel does the scalar arithmetic of all of them."""
-    groups: dict[Any, list[int]] = {}
-    for index, (gradient, *over) in enumerate(found):
-        groups.setdefault((jax.typeof(gradient), *over), []).append(index)
+def _mean_and_std_of_all(
+    gradients: list[jax.Array], over: list[tuple[tuple[int, ...], tuple[str, ...]]]
+) -> list[Pair]:
+    """Of each gradient over its axes and mesh axes; on GPUs, scalars of gradients of one type in one array.
 
-    def one_by_one(gradients: list[jax.Array]) -> list[Pair]:
-        return [_mean_and_std((g,), *over)[0] for g, (_, *over) in zip(gradients, found, strict=True)]
+    A GPU starts a kernel for every scalar operation, which takes as long as reading a small layer.
+    """
+    alike: dict[Any, list[int]] = {}
+    for i, gradient in enumerate(gradients):
+        alike.setdefault((jax.typeof(gradient), *over[i]), []).append(i)
 
-    def together(gradients: list[jax.Array]) -> list[Pair]:
+    def one_by_one(gradients):
+        return [_mean_and_std((g,), *own)[0] for g, own in zip(gradients, over, strict=True)]
+
+    def together(gradients):
         pairs = {}
-        for (_, *over), indices in groups.items():
-            of_group = _mean_and_std(tuple(gradients[i] for i in indices), *over)
-            pairs |= zip(indices, of_group, strict=True)
-        return [pairs[index] for index in range(len(found))]
+        for (_, *own), indices in alike.items():
+            pairs |= zip(indices, _mean_and_std(tuple(gradients[i] for i in indices), *own), strict=True)
+        return [pairs[i] for i in range(len(gradients))]
 
-    gradients = [gradient for gradient, *_ in found]
-    # Outside jit every shape is compiled once, whatever the tree.
-    if len(groups) == len(found) or not any(isinstance(g, jax.core.Tracer) for g in gradients):
+    # Outside jit each shape is compiled once, and not each tree.
+    if len(alike) == len(gradients) or not any(isinstance(g, jax.core.Tracer) for g in gradients):
         return one_by_one(gradients)
     return lax.platform_dependent(gradients, cuda=together, rocm=together, default=one_by_one)
 
 
-# Layers of the same shape are traced once.
+# Gradients of the same shape are traced once.
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _mean_and_std(
     gradients: tuple[jax.Array, ...], axes: tuple[int, ...], axis_names: tuple[str, ...]
 ) -> list[Pair]:
-    """Statistics of gradients of one type."""
+    """Of gradients of one type."""
     # XLA must not know the zeros of a frozen layer: it would rearrange what follows into 0 * inf.
     gradients = tuple(lax.optimization_barrier(g) for g in gradients)
-    kind = jax.typeof(gradients[0])
-    dtype = statistics_dtype(kind.dtype)
+    first = gradients[0]
+    dtype = statistics_dtype(first.dtype)
 
     def careful(*gradients):
         return _careful([g.astype(dtype) for g in gradients], axes, axis_names)
 
-    if jnp.iscomplexobj(gradients[0]):
+    if jnp.iscomplexobj(first):
         parts = careful(*[g.real for g in gradients]), careful(*[g.imag for g in gradients])
-        return [_of_complex(*real, *imag) for real, imag in zip(*parts, strict=True)]
-    is_sharded = bool(axis_names) or any(kind.sharding.spec)
-    is_large = kind.dtype == jnp.float32 and at_least(_size(kind, axes), MANY)
-    if len(gradients) > 1 or is_sharded or not is_large:
+        return [_of_complex(real, imag) for real, imag in zip(*parts, strict=True)]
+    is_sharded = bool(axis_names) or any(jax.typeof(first).sharding.spec)
+    is_small = not at_least(_size(first, axes), MANY)
+    if len(gradients) > 1 or first.dtype != jnp.float32 or is_sharded or is_small:
         return careful(*gradients)
     # On accelerators a branch would wait for the host.
-    plain = functools.partial(_plain, axes, careful)
-    return lax.platform_dependent(*gradients, cpu=plain, default=careful)
+    return lax.platform_dependent(first, cpu=functools.partial(_plain, axes, careful), default=careful)
 
 
-def _of_complex(real: jax.Array, real_std: jax.Array, imag: jax.Array, imag_std: jax.Array) -> Pair:
+def _of_complex(real: Pair, imag: Pair) -> Pair:
+    (real_mean, real_std), (imag_mean, imag_std) = real, imag
     unit = power_of_two(jnp.maximum(real_std, imag_std))
     squares = jnp.square(real_std * (1 / unit)) + jnp.square(imag_std * (1 / unit))
-    return lax.complex(real, imag), _sqrt(squares) * unit
+    return lax.complex(real_mean, imag_mean), _sqrt(squares) * unit
 
 
 def _plain(axes: tuple[int, ...], careful, x: jax.Array) -> list[Pair]:
@@ -150,7 +150,7 @@ def _careful(arrays: list[jax.Array], axes: tuple[int, ...], axis_names: tuple[s
 
     That is two reads where XLA fuses reductions of one operand, and four on CPU, where it does not. One
     reduction with several operands would save reads and lose 2 % accuracy, since XLA on CPU adds the elements
-    of such a one by one. The statistics of several arrays lie along a leading axis.
+    of such a one by one. Statistics of several arrays lie along a leading axis.
     """
     reduce = functools.partial(_reduce, axes)
     share = 1 / (_size(arrays[0], axes) * axis_size(axis_names))
@@ -168,25 +168,24 @@ def _careful(arrays: list[jax.Array], axes: tuple[int, ...], axis_names: tuple[s
     per_unit = 1 / unit
     scalars = _for_each(arrays, per_unit), _for_each(arrays, origin * per_unit)
     if len(arrays) > 1:
-        # From one vector, a kernel would read the distances of many layers, and another their squares.
+        # From one array of scalars, a kernel would read the distances of many layers, and another their squares.
         scalars = lax.optimization_barrier(scalars)
     distances = [x * scale - start for x, scale, start in zip(arrays, *scalars, strict=True)]
     sums = [reduce(jnp.mean, distances), reduce(jnp.mean, [jnp.square(d) for d in distances])]
     mean, square = lax.pmean(sums, axis_names) if axis_names else sums
     variance = jnp.maximum(square - jnp.square(mean), 0)
-    means, stds = origin + mean * unit, _sqrt(variance) * unit
-    return list(zip(_for_each(arrays, means), _for_each(arrays, stds), strict=True))
+    mean, std = origin + mean * unit, _sqrt(variance) * unit
+    return list(zip(_for_each(arrays, mean), _for_each(arrays, std), strict=True))
 
 
 def _reduce(axes: tuple[int, ...], function: Callable[..., jax.Array], arrays: list[jax.Array]) -> jax.Array:
-    """Reduces an array, or each of several by a kernel of its own and then what is left of all by one."""
+    """Reduces an array; or each of several along its rows, by a kernel of its own, and all that is left by one."""
     if len(arrays) == 1:
         return function(arrays[0], axes, keepdims=True)
-    shape = arrays[0].shape
-    # Rows that are long enough leave little to the last kernel.
-    first = next((axis for axis in reversed(axes) if at_least(shape[axis], 32)), axes[-1:])
-    rest = jnp.stack([function(x, first, keepdims=True) for x in arrays])
-    return function(rest, tuple(axis + 1 for axis in axes), keepdims=True)
+    # Rows long enough to leave little.
+    rows = next((axis for axis in reversed(axes) if at_least(arrays[0].shape[axis], 32)), axes[-1:])
+    left = jnp.stack([function(x, rows, keepdims=True) for x in arrays])
+    return function(left, tuple(axis + 1 for axis in axes), keepdims=True)
 
 
 def _for_each(arrays: list[jax.Array], statistic: jax.Array) -> list[jax.Array]:

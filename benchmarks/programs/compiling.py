@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import topologies
@@ -16,18 +15,18 @@ from jax.sharding import PartitionSpec as P
 import optax_gradnorm
 from benchmarks.programs.targets import H100, Target
 from benchmarks.transforms import naive_lines
+from optax_gradnorm._arguments import StackedAxes
 
 # In front of Adam; what knows of stacked layers is told.
-CHAINS: dict[str, Callable[[int], optax.GradientTransformation]] = {
-    "adam alone": lambda stacked: optax.identity(),
-    "clip_by_global_norm": lambda stacked: optax.clip_by_global_norm(0.1),
-    "naive lines": lambda stacked: naive_lines(),
-    "centralize": lambda stacked: optax_gradnorm.centralize(stacked_axes=stacked),
-    "znorm": lambda stacked: optax_gradnorm.znorm(stacked_axes=stacked),
-    "gan": lambda stacked: optax_gradnorm.gan(stacked_axes=stacked),
-    "tracking": lambda stacked: optax_gradnorm.track_gradient_dynamics(stacked_axes=stacked),
+CHAINS: dict[str, Callable[[StackedAxes], optax.GradientTransformation]] = {
+    "adam alone": lambda stacked_axes: optax.identity(),
+    "clip_by_global_norm": lambda stacked_axes: optax.clip_by_global_norm(0.1),
+    "naive lines": lambda stacked_axes: naive_lines(),
+    "centralize": lambda stacked_axes: optax_gradnorm.centralize(stacked_axes=stacked_axes),
+    "znorm": lambda stacked_axes: optax_gradnorm.znorm(stacked_axes=stacked_axes),
+    "gan": lambda stacked_axes: optax_gradnorm.gan(stacked_axes=stacked_axes),
+    "tracking": lambda stacked_axes: optax_gradnorm.track_gradient_dynamics(stacked_axes=stacked_axes),
 }
-LAYOUTS = ("replicated", "fsdp", "stacked")
 
 
 class Compiled(NamedTuple):
@@ -57,8 +56,8 @@ def prepare_environment() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
 
 
-def make_mesh(target: Target) -> Mesh:
-    """Mesh of the target's devices, with the single axis 'fsdp'.
+def make_mesh(target: Target, shape: tuple[int, ...] = (-1,), names: tuple[str, ...] = ("fsdp",)) -> Mesh:
+    """Mesh of the target's devices, by default with the single axis 'fsdp'.
 
     Raises:
       RuntimeError: its compiler is not installed, or does not load.
@@ -67,48 +66,28 @@ def make_mesh(target: Target) -> Mesh:
         found = topologies.get_topology_desc(platform="tpu", topology_name=target.topology)
     else:
         found = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=target.topology)
-    return Mesh(np.array(found.devices[: target.devices]), ("fsdp",))
+    return Mesh(np.array(found.devices[: target.devices]).reshape(shape), names)
 
 
-def gradients(shapes: list[tuple[int, ...]], mesh: Mesh, layout: str, dtype=jnp.float32) -> list[Any]:
-    """Gradients as shapes with shardings.
-
-    Args:
-      shapes: of the leaves.
-      mesh: of all devices.
-      layout: 'replicated': whole on every device; 'fsdp': each leaf divided along its largest axis that the devices
-        can share equally; 'stacked': that too, with leaves of one shape in a stack.
-      dtype: of all leaves.
-    """
-    if layout == "stacked":
-        shapes = [(shapes.count(shape), *shape) for shape in dict.fromkeys(shapes)]
-
-    def place(shape: tuple[int, ...]) -> Any:
-        own = range(int(layout == "stacked"), len(shape))
-        axes = [axis for axis in own if shape[axis] % mesh.size == 0]
-        spec: list[str | None] = [None] * len(shape)
-        if layout != "replicated" and axes:
-            spec[max(axes, key=lambda axis: shape[axis])] = "fsdp"
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
-
-    return [place(shape) for shape in shapes]
-
-
-def compile_update(chain: str, grads: list[Any], layout: str = "replicated") -> Compiled:
+def compile_update(chain: str, grads: Any, stacked_axes: StackedAxes = None) -> Compiled:
     """Compiles an update of Adam with a transformation in front, whose states are donated.
 
     Moments lie as the gradients do; statistics are whole on every device.
     """
-    transform, adam = CHAINS[chain](int(layout == "stacked")), optax.adam(1e-3)
-    mesh = grads[0].sharding.mesh
-    by_shape = {g.shape: g.sharding for g in grads}
+    transform, adam = CHAINS[chain](stacked_axes), optax.adam(1e-3)
+    whole = NamedSharding(jax.tree.leaves(grads)[0].sharding.mesh, P())
 
-    def placed(state: Any) -> Any:
-        def place(leaf: Any) -> Any:
-            sharding = by_shape.get(leaf.shape, NamedSharding(mesh, P()))
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    def place(leaf: Any, sharding: NamedSharding = whole) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        return jax.tree.map(place, state)
+    state = jax.tree.map(place, jax.eval_shape(transform.init, grads))
+    adam_state = optax.tree_map_params(
+        adam,
+        lambda leaf, gradient: place(leaf, gradient.sharding),
+        jax.eval_shape(adam.init, grads),
+        grads,
+        transform_non_params=place,
+    )
 
     def update(gradients, state, adam_state):
         updates, state = transform.update(gradients, state)
@@ -117,9 +96,8 @@ def compile_update(chain: str, grads: list[Any], layout: str = "replicated") -> 
             updates, adam_state = adam.update(updates, adam_state)
         return (state, adam_state), updates
 
-    states = placed(jax.eval_shape(transform.init, grads)), placed(jax.eval_shape(adam.init, grads))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, (states, grads))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, ((state, adam_state), grads))
     started = time.perf_counter()
     jitted = jax.jit(update, donate_argnums=(1, 2), out_shardings=shardings)
-    program = jitted.lower(grads, *states).compile()
+    program = jitted.lower(grads, state, adam_state).compile()
     return Compiled(program, time.perf_counter() - started)

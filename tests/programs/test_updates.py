@@ -8,9 +8,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_gradnorm
-from benchmarks.programs.compiling import compile_update, gradients, make_mesh
+from benchmarks.programs.compiling import compile_update, make_mesh
 from benchmarks.programs.reading import collectives, instructions, kernels, parameters, traffic
 from benchmarks.programs.targets import TARGETS
+from benchmarks.programs.trees import gradients, stacked_blocks, transformer
 
 pytestmark = pytest.mark.usefixtures("compilers")
 
@@ -36,7 +37,9 @@ def mesh_of(target):
     [("v5e", "replicated"), ("v5e", "stacked"), ("v5e-16", "fsdp"), ("h100", "replicated")],
 )
 def test_compiles(target, layout, dtype, chain):
-    compiled = compile_update(chain, gradients(SHAPES, mesh_of(target), layout, dtype), layout)
+    compiled = compile_update(
+        chain, gradients(SHAPES, mesh_of(target), layout, dtype), int(layout == "stacked")
+    )
     assert kernels(instructions(compiled.program.as_text())) > 0
 
 
@@ -80,10 +83,30 @@ def test_collectives_do_not_grow_with_layers(chain):
     counted = []
     for layers in (2, 12):
         grads = gradients([(512, 256)] * layers, mesh_of("v5e-16"), "fsdp")
-        program = instructions(compile_update(chain, grads, "fsdp").program.as_text())
+        program = instructions(compile_update(chain, grads).program.as_text())
         counted.append(len(collectives(program)))
     assert counted[0] == counted[1]
     assert 0 < counted[0] <= 3
+
+
+def test_replicated_leaves_send_nothing():
+    grads = gradients(SHAPES, mesh_of("v5e-16"), "replicated")
+    assert not collectives(instructions(compile_update("gan", grads).program.as_text()))
+
+
+# As clipping, whose norm is one scalar, over the two axes that divide weights and over each alone.
+@pytest.mark.parametrize(("chain", "most"), [("clip_by_global_norm", 3), ("znorm", 8), ("gan", 8)])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_collectives_where_two_mesh_axes_divide_weights(chain, most, stacked):
+    mesh = make_mesh(TARGETS["v5e-16"], (2, 4, 2), ("data", "fsdp", "tensor"))
+    grads = transformer(mesh, 2, stacked=stacked, width=256)
+    compiled = compile_update(chain, grads, stacked_blocks if stacked else None)
+    found = collectives(instructions(compiled.program.as_text()))
+    assert {c.kind for c in found} == {"all-reduce"}
+    assert len(found) <= most
+    # Largest magnitude, rough mean, mean and mean square of 13 layers over each axis.
+    if chain != "clip_by_global_norm":
+        assert sum(c.bytes for c in found) == 4 * 4 * 13 * 2
 
 
 @each_chain
@@ -91,7 +114,7 @@ def test_collectives_do_not_grow_with_layers(chain):
 def test_two_reads_for_statistics_and_one_for_adam(target, layers, chain):
     """Of layers of 16 MB, together more than a TPU's fast memory holds."""
     grads = gradients([(2048, 2048)] * layers, mesh_of(target), "stacked")
-    compiled = compile_update(chain, grads, "stacked").program
+    compiled = compile_update(chain, grads, 1).program
     program = instructions(compiled.as_text())
     own = parameters(program, "gradients")
     held = sum(parameter.results[0].padded_bytes for parameter in own)
