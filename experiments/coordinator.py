@@ -11,7 +11,7 @@ from collections.abc import Iterator
 # How long a host tries to reach process 0, how long process 0 waits for all, and when they say so.
 ANSWER_SECONDS = 60
 START_SECONDS = 300
-PATIENCE_SECONDS = 15
+PATIENCE_SECONDS = 20
 
 
 class HostError(Exception):
