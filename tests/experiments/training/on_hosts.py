@@ -59,6 +59,8 @@ def main():
     dataset, split = make_dataset(), None
     if data == "streamed":
         dataset, split = stream(dataset)
+        assert dataset.images_checksum  # It reads images too, which training then does not.
+        split.read.clear()
 
     def on_epoch(record):
         if split is not None:
