@@ -100,7 +100,7 @@ def test_a_full_report_misses_nothing(name, tmp_path):
     for figure in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (tmp_path / figure).exists(), figure
     for finding in read_findings(tmp_path):
-        assert finding.word in VERDICTS
+        assert finding.verdict in VERDICTS
 
 
 def test_full_preset_of_table_1_is_the_papers_protocol():

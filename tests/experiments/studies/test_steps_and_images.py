@@ -1,10 +1,12 @@
 """The plans of `steps_and_images` and `shared_rate`: what is trained when, and at which learning rates."""
 
 import math
+import random
 
 import pytest
 
 from experiments.records import EpochMetrics, RunRecord
+from experiments.report.findings import read_findings
 from experiments.studies import shared_rate, steps_and_images
 from experiments.studies.steps_and_images.plan import SIZES, TUNING_SEEDS
 
@@ -97,6 +99,69 @@ def test_the_first_rates_come_first_and_an_edge_is_extended():
     assert {(run.method, run.learning_rate) for run in rounds[2]} == {("znorm", 3e-4)}
     assert all(record.run.evaluated_epochs == 10 for record in records)
     assert {record.run.schedule for record in records} == {"constant"}
+
+
+def noisy(run, accuracy):
+    """A finished run with an accuracy that chance moves a little."""
+    accuracy += random.Random(run.name).gauss(0, 0.002)
+    epochs = [
+        EpochMetrics(n, 1.0 / n, 0.5, *((1.0, accuracy) if run.evaluates(n) else (None, None)), 0, 1.0)
+        for n in range(1, run.epochs + 1)
+    ]
+    return RunRecord(run, "finished", epochs=tuple(epochs))
+
+
+@pytest.mark.parametrize(
+    ("at_shared", "at_best", "verdict"),
+    [
+        (0.58, 0.60, "shown"),
+        (0.58, 0.70, "contradicted"),
+        (0.50, 0.60, "cannot be told"),
+        (0.58, 0.63, "cannot be told"),
+    ],
+)
+def test_the_cause_of_the_gain_is_judged_by_the_protocols_rule(at_shared, at_best, verdict, tmp_path):
+    """The baseline has 0.50 at the shared rate and 0.59 at its best; half of a gain of 8 points is 4."""
+    accuracies = {
+        "baseline": {0.01: 0.50, 0.03: 0.55, 0.1: 0.59, 0.3: 0.57},
+        "znorm": {0.01: at_shared, 0.003: at_best, 0.001: 0.45},
+    }
+    records = []
+    while new := [r for r in shared_rate.make_runs("cpu", records) if r not in {x.run for x in records}]:
+        records += [noisy(run, accuracies[run.method][run.learning_rate]) for run in new]
+    shared_rate.make_report("cpu", records, tmp_path)
+    (finding,) = read_findings(tmp_path / "findings.json")
+    assert finding.verdict == verdict
+    text = (tmp_path / "report.md").read_text()
+    assert "at the best rates: ZNorm at 0.003 minus baseline at 0.1" in text
+    assert "the rate alone: baseline at 0.1 minus baseline at 0.01" in text
+    assert "+9.0 [" in text
+
+
+def test_a_part_is_compared_when_it_has_ended(tmp_path):
+    better = {"baseline": 0.0, "centralization": 0.0, "clipping": -0.02, "znorm": 0.03, "gan": 0.0}
+    records = []
+    runs = []
+    while not any(run.steps == 1_950 for run in runs):  # until the tuning of the next part has its turn
+        runs = steps_and_images.make_runs("cpu", records)
+        new = [run for run in runs if run not in {record.run for record in records}]
+        records += [
+            noisy(run, 0.6 + better[run.method] - abs(math.log10(run.learning_rate / BEST[run.method])) / 9)
+            for run in new
+        ]
+    steps_and_images.STUDY.report("cpu", records[:-1], tmp_path)
+    found = {
+        (finding.label, finding.group): finding.verdict
+        for finding in read_findings(tmp_path / "findings.json")
+        if finding.question.startswith("Test accuracy")
+    }
+    assert len(found) == 8  # four methods with two numbers of images
+    assert {group.count("390 steps") for _, group in found} == {1}
+    assert {verdict for (label, _), verdict in found.items() if label == "ZNorm"} == {"helps"}
+    assert {verdict for (label, _), verdict in found.items() if label == "clipping by norm"} == {"harms"}
+    text = (tmp_path / "report.md").read_text()
+    assert "Tuning of part b" in text
+    assert "### Part b" not in text
 
 
 @pytest.mark.parametrize("study", [steps_and_images.STUDY, shared_rate.STUDY])
