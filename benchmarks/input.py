@@ -29,7 +29,7 @@ import numpy as np
 from experiments import data, machine
 from experiments.data import crops
 from experiments.data.streaming import read_batches
-from experiments.reading import Reading
+from experiments.options import Reading
 
 RESULTS = Path(__file__).parent / "results"
 SIZE, BATCH = 224, 64

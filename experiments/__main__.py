@@ -18,8 +18,7 @@ import tyro
 from rich.console import Console, RenderableType
 
 from experiments import hosts, supervision
-from experiments.arguments import OptionalFloat, OptionalInt, OptionalPath, OptionalStr
-from experiments.options import Options
+from experiments.options import OptionalFloat, OptionalInt, OptionalPath, OptionalStr, Options
 from experiments.preflight import (
     UsageError,
     check_at_least,
@@ -84,13 +83,13 @@ def compare(
       out: folder of the records (records/NAME.json), the report (report.md) and the figure (learning_curves.svg).
       options: how runs are made.
     """
-    from experiments.jobs.reproduce import reproduce
+    from experiments.reproduce import reproduce
     from experiments.studies.compare import make_study, make_table_rows, terminal_remarks, terminal_table
     from experiments.studies.study import DEFAULT_LEARNING_RATES
 
     check_out(out)
     hosts.join(options.devices, out)
-    check_machine(options.workers, options.devices.count, [batch_size])
+    check_machine(options.workers, hosts.device_count(options.devices), [batch_size])
     check_at_least("--epochs", epochs, 1)
     check_at_least("--batch-size", batch_size, 1)
     if train_examples is not None:
@@ -142,8 +141,8 @@ def reproduce(
         counts as made. Another folder starts anew.
       options: how runs are made.
     """
-    from experiments.jobs.reproduce import reproduce
     from experiments.records import take_published
+    from experiments.reproduce import reproduce
 
     chosen = find_study(study)
     folder = (out or RUNS) / study / preset
@@ -151,7 +150,7 @@ def reproduce(
     runs = chosen.runs(preset, [])
     hosts.join(options.devices, folder)
     check_same_command(runs, options)
-    check_machine(options.workers, options.devices.count, [run.batch_size for run in runs])
+    check_machine(options.workers, hosts.device_count(options.devices), [run.batch_size for run in runs])
     check_data(runs, options.data_dir, options.reading)
     if out is None:
         hosts.on_first(take_published, RESULTS / study / preset, folder)
@@ -204,8 +203,8 @@ def report(
       out: what `reproduce` was given; by default what was published, and of presets that were not, the working
         files in runs.
     """
-    from experiments.jobs.reproduce import write_report
     from experiments.records import exists, read_records
+    from experiments.reproduce import write_report
     from experiments.studies.study import PRESETS
 
     chosen = find_study(study, with_compare=True)

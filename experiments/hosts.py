@@ -5,7 +5,6 @@ waiting. So what is read from disk, and what goes wrong, is told to all by `on_f
 """
 
 import contextlib
-import dataclasses
 import os
 import signal
 import tempfile
@@ -16,45 +15,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from experiments import coordinator, messages, sources, supervision
-from experiments.arguments import OptionalInt, OptionalStr
 from experiments.coordinator import HostError
 from experiments.files import first_line
+from experiments.options import Devices
 
 # A host that has not been heard of for so long is given up; JAX's own limit is 100 seconds.
 HEARTBEAT_SECONDS = 60
 
 Result = TypeVar("Result")
-
-
-@dataclasses.dataclass(frozen=True)
-class Devices:
-    """The devices that train a run, here or on several hosts.
-
-    Attributes:
-      devices: devices that share each batch; by default one, on several hosts all of them.
-      shard_params: parameters and optimizer state are divided among the devices; by default each has all.
-      distributed: this command is started once on each of several hosts, which find each other: on a TPU pod,
-        under SLURM or Open MPI.
-      coordinator: HOST:PORT of process 0, where hosts are started by hand.
-      num_processes: with a coordinator, how many processes there are.
-      process_id: with a coordinator, which of them this is, from 0.
-    """
-
-    devices: OptionalInt = None
-    shard_params: bool = False
-    distributed: bool = False
-    coordinator: OptionalStr = None
-    num_processes: OptionalInt = None
-    process_id: OptionalInt = None
-
-    @property
-    def count(self) -> int:
-        """Devices that share each batch, once the hosts have found each other."""
-        if self.devices is None and count() > 1:
-            import jax
-
-            return jax.device_count()
-        return 1 if self.devices is None else self.devices
 
 
 class _Here:
@@ -67,6 +35,15 @@ class _Here:
 def count() -> int:
     """How many hosts there are."""
     return _Here.count
+
+
+def device_count(chosen: Devices) -> int:
+    """Devices that share each batch, once the hosts have found each other."""
+    if chosen.devices is None and count() > 1:
+        import jax
+
+        return jax.device_count()
+    return 1 if chosen.devices is None else chosen.devices
 
 
 def is_first() -> bool:
@@ -89,7 +66,7 @@ def join(chosen: Devices, out: Path) -> None:
     if by_hand != (None, None, None):
         coordinator.check(*by_hand)
     elif not chosen.distributed:
-        if chosen.shard_params and chosen.count == 1:
+        if chosen.shard_params and device_count(chosen) == 1:
             raise HostError("--shard-params needs --devices of at least 2, or several hosts")
         return
     supervision.log_native_messages(out / "logs")

@@ -62,7 +62,7 @@ def _from_fields(fields: dict[str, Any]) -> Any:
 def _kinds() -> dict[str, tuple[type, Callable[[Any], dict[str, Any]], Callable[..., Any]]]:
     """By name: what is sent beside JSON's own types, how it becomes fields, and how it is made of them again."""
     from experiments.records import RunRecord, schema
-    from experiments.statistics import GradientDynamics
+    from experiments.records.dynamics import GradientDynamics
 
     return {
         # As in its file, so that it is read and checked as from there.
@@ -83,7 +83,7 @@ def _shallow(value: Any) -> dict[str, Any]:
 
 
 def _to_dynamics(layers: list[str], **arrays: np.ndarray) -> Any:
-    from experiments.statistics import GradientDynamics
+    from experiments.records.dynamics import GradientDynamics
 
     return GradientDynamics(tuple(layers), **arrays)
 

@@ -1,13 +1,52 @@
 """What the commands that train have in common: how runs are made on this machine. No option changes a metric."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from experiments.arguments import OptionalInt, OptionalPath
-from experiments.hosts import Devices
-from experiments.reading import Reading
+# Shown as `PATH` where the parser of the command line would write `{None}|PATH`.
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
+OptionalStr = Annotated[str | None, tyro.conf.arg(metavar="STR")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The devices that train a run, here or on several hosts.
+
+    Attributes:
+      devices: devices that share each batch; by default one, on several hosts all of them.
+      shard_params: parameters and optimizer state are divided among the devices; by default each has all.
+      distributed: this command is started once on each of several hosts, which find each other: on a TPU pod,
+        under SLURM or Open MPI.
+      coordinator: HOST:PORT of process 0, where hosts are started by hand.
+      num_processes: with a coordinator, how many processes there are.
+      process_id: with a coordinator, which of them this is, from 0.
+    """
+
+    devices: OptionalInt = None
+    shard_params: bool = False
+    distributed: bool = False
+    coordinator: OptionalStr = None
+    num_processes: OptionalInt = None
+    process_id: OptionalInt = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a set of JPEG images (jpeg:NAME) is read; changes no batch.
+
+    Attributes:
+      input_workers: of jpeg:NAME, processes that decode images; by default all cores but one for an accelerator, and
+        threads alone on a CPU.
+      skip_damaged: of jpeg:NAME, exclude images that do not decode, where else the first one ends the run.
+    """
+
+    input_workers: OptionalInt = None
+    skip_damaged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

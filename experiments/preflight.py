@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments import hosts, machine
-from experiments.reading import Reading
+from experiments.options import Options, Reading
 from experiments.run import Run
 
 # Imported where they are used: most checks need neither JAX nor data, and return at once.
 if TYPE_CHECKING:
     from experiments.data import Dataset
-    from experiments.options import Options
     from experiments.studies.study import Study
 
 
@@ -78,7 +77,7 @@ def check_at_least(option: str, value: int, least: int) -> None:
         raise UsageError(f"{option} must be at least {least}, got {value}")
 
 
-def check_same_command(runs: Sequence[Run], options: "Options") -> None:
+def check_same_command(runs: Sequence[Run], options: Options) -> None:
     """Every host was given the same command: one that trains something else would wait for the others for ever."""
     hosts.check_same("--shard-params", options.devices.shard_params)
     hosts.check_same("--keep-checkpoints", options.keep_checkpoints)

@@ -1,5 +1,6 @@
 """Tables and sentences from the records of `python -m benchmarks.programs`."""
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -44,3 +45,38 @@ def summary(records: dict[str, Any]) -> str:
         f"{beside('h100', 'large', 'replicated', 'kernels', 0)} kernels; divided over 16 TPU chips it has "
         f"{beside('v5e-16', 'large', 'fsdp', 'collectives', 0)} collectives. In brackets: with clipping, Adam alone."
     )
+
+
+NAMES = {"large": "100 million parameters", "resnet56": "ResNet-56", "transformer": "transformer"}
+
+
+def kernels_table(record: dict[str, Any]) -> str:
+    """Kernels of every chain on one GPU, as docs/scale.md shows them."""
+    return _markdown([record], lambda row: row["layout"] == "replicated", lambda row: f"{row['kernels']}")
+
+
+def collectives_table(records: list[dict[str, Any]]) -> str:
+    """Collectives of every chain and the bytes of their results, as docs/scale.md shows them."""
+    return _markdown(
+        records, lambda row: True, lambda row: f"{row['collectives']} ({row['collective_bytes']:,} bytes)"
+    )
+
+
+def _markdown(
+    records: list[dict[str, Any]],
+    is_wanted: Callable[[dict[str, Any]], bool],
+    cell: Callable[[dict[str, Any]], str],
+) -> str:
+    """A line for each tree and layout, a column for each chain."""
+    lines = []
+    for record in records:
+        rows = [row for row in record["results"] if is_wanted(row)]
+        for tree, layout in dict.fromkeys((row["tree"], row["layout"]) for row in rows):
+            own = [row for row in rows if (row["tree"], row["layout"]) == (tree, layout)]
+            where = "" if layout == "replicated" else f", {layout}"
+            title = f"{record['target']['title']}: {NAMES[tree]}, {own[0]['leaves']} leaves{where}"
+            if not lines:
+                chains = [f"`{row['chain']}`" if "_" in row["chain"] else row["chain"] for row in own]
+                lines += [f"| | {' | '.join(chains)} |", "|---|" + "--:|" * len(own)]
+            lines.append(f"| {title} | {' | '.join(cell(row) for row in own)} |")
+    return "\n".join(lines) + "\n"

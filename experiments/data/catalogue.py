@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.data import archives, arrays, digits, jpeg, lgg, prepared
 from experiments.data.dataset import Dataset
 from experiments.data.prepared import PreparedSet
-from experiments.reading import Reading
+from experiments.options import Reading
 
 _PATCHES = PreparedSet("patch_camelyon", image_shape=(96, 96, 3), num_classes=2)
 PREPARED = {

@@ -16,7 +16,7 @@ from experiments.data import prepared
 from experiments.data.dataset import DataError, Dataset, mean_and_std
 from experiments.data.decoding import UNREADABLE, CheckPiece, JpegImages, JpegSplit, ReadLabels, read_pieces
 from experiments.files import first_line
-from experiments.reading import Reading
+from experiments.options import Reading
 
 # Mean and standard deviation are those of so many training images, evenly spaced.
 MEASURED_IMAGES = 1_000

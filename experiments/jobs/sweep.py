@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from experiments import hosts
 from experiments.files import FileError
 from experiments.jobs import pool
-from experiments.reading import Reading
+from experiments.options import Reading
 from experiments.records import (
     RunRecord,
     has_ended,

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from experiments.files import read_bytes, write_whole
 from experiments.records import schema, typed
+from experiments.records.dynamics import GradientDynamics
 from experiments.records.schema import MeasurementRecord, RunRecord
-from experiments.statistics import GradientDynamics
 
 REMEDY = "put back the committed file, or remove the line and publish again"
 Content = TypeVar("Content")

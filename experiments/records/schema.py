@@ -11,9 +11,9 @@ import numpy as np
 
 from experiments.files import FileError
 from experiments.records import typed
+from experiments.records.dynamics import EPOCH_STATISTICS, GradientDynamics
 from experiments.records.typed import Limits
 from experiments.run import Run
-from experiments.statistics import EPOCH_STATISTICS, GradientDynamics
 
 SCHEMA = 1
 STATUSES = ("running", "finished", "diverged", "failed")

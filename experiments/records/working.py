@@ -22,10 +22,10 @@ import numpy as np
 
 from experiments.files import NpzError, read_bytes, read_npz, write_whole
 from experiments.records import lines, schema, typed
+from experiments.records.dynamics import GradientDynamics
 from experiments.records.schema import ENDED, MeasurementRecord, RecordError, RunRecord
 from experiments.records.sharded import latest_epoch, remove_unfinished
 from experiments.run import Run
-from experiments.statistics import GradientDynamics
 
 # Bytes of the statistics of a run: of 500 layers in 10,000 epochs they take a quarter.
 MOST_DYNAMICS = 2**28

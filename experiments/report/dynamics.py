@@ -10,12 +10,12 @@ import numpy as np
 import optax_gradnorm
 from experiments import records
 from experiments.records import RecordError, RunRecord
+from experiments.records.dynamics import GradientDynamics
 from experiments.report import names, pages, style
 from experiments.report.cells import without_seed
 from experiments.report.markdown import escape, picture
 from experiments.report.pages import describe_protocol
 from experiments.run import Run, file_name
-from experiments.statistics import GradientDynamics
 
 ZNORM_EPS = inspect.signature(optax_gradnorm.znorm).parameters["eps"].default
 

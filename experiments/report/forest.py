@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.report import names, style
-from experiments.report.findings import UNTOLD, Finding
+from experiments.report.findings import HARMS, HELPS, Finding
 
 LINE = 0.2  # inches per row
 WIDTH = 8.0  # inches; 100 pixels each on a web page
@@ -26,14 +26,14 @@ def draw(path: Path, findings: Mapping[str, Sequence[Finding]]) -> None:
     with mpl.rc_context({**style.STYLE, "axes.grid": False}):
         figure = Figure(figsize=(WIDTH, LINE * len(rows) + 1.3), dpi=100)
         height = figure.get_figheight()
-        axes = figure.add_axes((0.17, 0.85 / height, 0.45, LINE * len(rows) / height))
+        axes = figure.add_axes((0.17, 0.85 / height, 0.41, LINE * len(rows) / height))
         axes.axvline(0, color=style.GRAY, linewidth=0.8)
         for place, row in enumerate(rows):
             # Beside the axes: names to the left, numbers and verdicts to the right.
             beside = {"transform": axes.get_yaxis_transform(), "va": "center", "clip_on": False}
             if isinstance(row, str):
                 background = {"facecolor": "white", "linewidth": 0, "pad": 1}
-                axes.text(-0.36, place, style.plain(row), weight="bold", bbox=background, **beside)
+                axes.text(-0.4, place, style.plain(row), weight="bold", bbox=background, **beside)
                 continue
             assert row.interval is not None
             color = colors.get(row.label, style.GRAY)
@@ -44,8 +44,8 @@ def draw(path: Path, findings: Mapping[str, Sequence[Finding]]) -> None:
                 axes.plot(row.paper, place, "D", color=style.BLACK, markerfacecolor="white", markersize=5)
             axes.text(-0.02, place, style.plain(row.label), ha="right", **beside)
             axes.text(1.02, place, style.plain(row.measured.removesuffix(" points")), **beside)
-            weight = "normal" if row.verdict == UNTOLD else "bold"
-            axes.text(1.385, place, row.word, weight=weight, **beside)
+            weight = "bold" if row.verdict in (HELPS, HARMS) else "normal"
+            axes.text(1.42, place, row.word, weight=weight, **beside)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_yticks([])
         axes.grid(axis="x", alpha=0.3)
@@ -55,7 +55,7 @@ def draw(path: Path, findings: Mapping[str, Sequence[Finding]]) -> None:
         axes.text(
             1.02, -1.1, "here [95 %]", style="italic", transform=axes.get_yaxis_transform(), va="center"
         )
-        axes.text(1.385, -1.1, "verdict", style="italic", transform=axes.get_yaxis_transform(), va="center")
+        axes.text(1.42, -1.1, "verdict", style="italic", transform=axes.get_yaxis_transform(), va="center")
         marks = [
             Line2D([], [], color=style.GRAY, marker="o", markersize=5, label="here, with its 95 % interval"),
             Line2D(

@@ -17,8 +17,8 @@ from experiments.data import Dataset
 from experiments.data.augment import normalize
 from experiments.models import axes
 from experiments.records import EpochMetrics, RunRecord
+from experiments.records.dynamics import EPOCH_STATISTICS, GradientDynamics
 from experiments.run import Run
-from experiments.statistics import EPOCH_STATISTICS, GradientDynamics
 from experiments.training import epoch as epoch_in_memory
 from experiments.training import resuming, streamed, tasks
 from experiments.training.layout import Setup, make_mesh, set_up

@@ -15,8 +15,8 @@ from flax import nnx
 from experiments import hosts, machine, records
 from experiments.data import Dataset
 from experiments.records import RecordError, RunRecord, sharded
+from experiments.records.dynamics import GradientDynamics
 from experiments.run import Run
-from experiments.statistics import GradientDynamics
 from experiments.training import layout
 from experiments.training.state import create_model, split_model
 

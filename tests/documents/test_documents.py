@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 import optax_gradnorm
 from benchmarks import dynamics, training, transforms
 from benchmarks import input as inputs
+from benchmarks.programs import tables
 from experiments import studies
 from experiments.report import findings, summary
 
@@ -158,6 +159,25 @@ def test_the_readmes_cost_is_that_of_the_committed_records():
     assert transforms.summary(record["results"]) in said
     record = json.loads((results / "training-cpu.json").read_text())
     assert training.summary(record["batch_size"], record["results"]) in said
+    assert tables.summary(programs()) in said
+
+
+def programs() -> dict[str, dict]:
+    """The records of programs, by target."""
+    paths = sorted((ROOT / "benchmarks/results").glob("programs-*.json"))
+    return {path.stem.removeprefix("programs-"): json.loads(path.read_text()) for path in paths}
+
+
+def test_what_the_pages_say_of_programs_is_that_of_the_committed_records():
+    readme = (ROOT / "benchmarks/README.md").read_text()
+    records = programs()
+    assert {"h100", "v5e", "v5e-16"} <= set(records)
+    for record in records.values():
+        assert tables.table(record["target"]["title"], record["results"]).strip() in readme
+    page = (ROOT / "docs/scale.md").read_text()
+    assert tables.kernels_table(records["h100"]) in page
+    several = [record for record in records.values() if record["target"]["devices"] > 1]
+    assert tables.collectives_table(several) in page
 
 
 def test_the_readmes_cost_on_a_gpu_is_that_of_the_committed_records():

@@ -16,8 +16,8 @@ from experiments.data.streaming import read_batches
 from experiments.files import FileError
 from experiments.predict import read_image
 from experiments.records import EpochMetrics, MeasurementRecord, RunRecord
+from experiments.records.dynamics import GradientDynamics
 from experiments.run import Run
-from experiments.statistics import GradientDynamics
 
 from .data.jpegs import write_folder
 from .data.prepared_folders import write_prepared

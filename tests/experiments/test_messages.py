@@ -12,7 +12,7 @@ from experiments import messages, sources
 from experiments.files import FileError
 from experiments.messages import MessageError
 from experiments.records import EpochMetrics, RecordError, RunRecord
-from experiments.statistics import GradientDynamics
+from experiments.records.dynamics import GradientDynamics
 
 from .training.small import small_run
 

@@ -19,8 +19,8 @@ from experiments.files import FileError
 from experiments.jobs.measure import find_missing
 from experiments.jobs.sweep import sweep
 from experiments.records import EpochMetrics, MeasurementRecord, RecordError, RunRecord
+from experiments.records.dynamics import GradientDynamics
 from experiments.run import Run
-from experiments.statistics import GradientDynamics
 
 from .made import epoch_values, shares
 from .processes import run as command

@@ -12,14 +12,14 @@ from experiments import __main__ as main
 from experiments import records
 from experiments.files import FileError
 from experiments.jobs.measure import Measurement
-from experiments.jobs.reproduce import ReportError, reproduce, write_report
 from experiments.jobs.sweep import sweep
 from experiments.options import Options
 from experiments.preflight import UsageError, check_out
 from experiments.records import RecordError
+from experiments.records.dynamics import GradientDynamics
 from experiments.report import pages
+from experiments.reproduce import ReportError, reproduce, write_report
 from experiments.run import Run
-from experiments.statistics import GradientDynamics
 from experiments.studies.study import Study
 
 from .processes import run
@@ -83,7 +83,7 @@ def make_study(report=never, **changes) -> Study:
 
 
 def test_damaged_measurements_are_refused_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.jobs.reproduce.sweep", never)
+    monkeypatch.setattr("experiments.reproduce.sweep", never)
     (tmp_path / "measurements").mkdir()
     (tmp_path / "measurements" / "norms.json").write_text("{")
     study = make_study(measurements=lambda preset: [Measurement("norms", never, {})])

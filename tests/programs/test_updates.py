@@ -94,10 +94,19 @@ def test_replicated_leaves_send_nothing():
     assert not collectives(instructions(compile_update("gan", grads).program.as_text()))
 
 
-# As clipping, whose norm is one scalar, over the two axes that divide weights and over each alone.
-@pytest.mark.parametrize(("chain", "most"), [("clip_by_global_norm", 3), ("znorm", 8), ("gan", 8)])
-@pytest.mark.parametrize("stacked", [False, True])
-def test_collectives_where_two_mesh_axes_divide_weights(chain, most, stacked):
+# What goes over both axes that divide weights, and over each alone.
+@pytest.mark.parametrize(
+    ("chain", "stacked", "most"),
+    [
+        ("clip_by_global_norm", False, 3),
+        ("clip_by_global_norm", True, 3),
+        ("znorm", False, 8),
+        ("znorm", True, 12),
+        ("gan", False, 8),
+        ("gan", True, 12),
+    ],
+)
+def test_collectives_where_two_mesh_axes_divide_weights(chain, stacked, most):
     mesh = make_mesh(TARGETS["v5e-16"], (2, 4, 2), ("data", "fsdp", "tensor"))
     grads = transformer(mesh, 2, stacked=stacked, width=256)
     compiled = compile_update(chain, grads, stacked_blocks if stacked else None)

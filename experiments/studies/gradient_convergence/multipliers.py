@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import optax_gradnorm
+from experiments.records.dynamics import GradientDynamics
 from experiments.report import names
 from experiments.report.findings import Finding, judge
 from experiments.report.markdown import markdown_table
-from experiments.statistics import GradientDynamics
 
 LIBRARYS = "s / (1 + s)"
 # Shapes of GAN's multiplier, which rises with the global deviation s from 0 to 1; the library's is the first.

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.records.dynamics import GradientDynamics
 from experiments.report import dynamics, intervals, names
 from experiments.report.intervals import Interval
 from experiments.report.markdown import markdown_table
-from experiments.statistics import GradientDynamics
 
 SIGNIFICANCE = 0.05
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from experiments.records.dynamics import GradientDynamics
 from experiments.report import dynamics, intervals, names
 from experiments.report.findings import SHOWN, UNTOLD, Finding, judge
 from experiments.report.intervals import Interval
 from experiments.report.markdown import markdown_table
-from experiments.statistics import GradientDynamics
 from experiments.studies.gradient_dynamics.trends import find_trend
 
 # By the layer's name; in the order of the network.

@@ -13,7 +13,7 @@ import pytest
 from experiments import data
 from experiments.data import DataError, crops, decoding
 from experiments.data.streaming import read_batches
-from experiments.reading import Reading
+from experiments.options import Reading
 
 from .jpegs import encode, photo, write_folder
 
@@ -201,7 +201,7 @@ import resource, sys
 import numpy as np
 from experiments import data
 from experiments.data.streaming import read_batches
-from experiments.reading import Reading
+from experiments.options import Reading
 if __name__ == "__main__":
     images = data.load("jpeg:insects:224", sys.argv[1], Reading(int(sys.argv[3]))).train_images.at_random(0, 0)
     order = np.resize(np.arange(44), int(sys.argv[2]))
@@ -232,7 +232,7 @@ import sys
 import numpy as np
 from experiments import data
 from experiments.data.streaming import read_batches
-from experiments.reading import Reading
+from experiments.options import Reading
 if __name__ == "__main__":
     images = data.load("jpeg:insects:224", sys.argv[1], Reading(2)).train_images.at_random(0, 0)
     for batch in read_batches(images, np.resize(np.arange(44), 10**6), 8):

@@ -8,9 +8,9 @@ import pytest
 
 from experiments import records
 from experiments.records import EpochMetrics, RunRecord
+from experiments.records.dynamics import GradientDynamics
 from experiments.report import dynamics
 from experiments.run import Run
-from experiments.statistics import GradientDynamics
 from experiments.studies.gradient_dynamics import observations, trends
 
 RUN = Run("digits", "resnet8", "znorm", "adam", 0.001, 6, 50, 0, dynamics=True)

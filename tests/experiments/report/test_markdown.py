@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 from experiments import records
 from experiments.files import FileError
 from experiments.records import RecordError, RunRecord
+from experiments.records.dynamics import GradientDynamics
 from experiments.report import dynamics, pages, summary
 from experiments.report.cells import make_cells, make_rows
 from experiments.report.findings import (
@@ -26,7 +27,6 @@ from experiments.report.findings import (
 )
 from experiments.report.markdown import Markup, escape, markdown_table
 from experiments.report.tables import results_table
-from experiments.statistics import GradientDynamics
 
 from .made import make_record, make_run
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from experiments.report import summary
-from experiments.report.findings import BEGIN, END, Finding, write_findings
+from experiments.report.findings import BEGIN, END, VERDICTS, Finding, write_findings
 
 
 def finding(effect, low, high, **changes):
@@ -149,6 +149,21 @@ def test_two_studies_of_one_setting_share_no_heading_in_the_forest_plot(tmp_path
         "CIFAR-10, SGDM (second)",
         "ZNorm",
     ]
+
+
+def test_no_word_of_the_forest_plot_is_cut_off(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(summary.forest.style, "save", lambda figure, path: drawn.append(figure))
+    long = "CIFAR-10, one rate for both methods, ResNet-20, RMSprop"
+    rows = [
+        finding(-10.0, -11.9, -8.1, verdict=v, group=long, measured="-10.0 [-11.9, -18.1] points")
+        for v in VERDICTS
+    ]
+    summary.forest.draw(tmp_path / "forest.svg", {"znorm_architectures": rows})
+    (figure,) = drawn
+    for text in figure.axes[0].texts:
+        extent = text.get_window_extent()
+        assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width, text.get_text()
 
 
 def test_runs_that_two_studies_share_are_counted_once():

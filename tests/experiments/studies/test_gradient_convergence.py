@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from experiments.records import EpochMetrics, RunRecord
+from experiments.records.dynamics import GradientDynamics
 from experiments.report.cells import Cell
 from experiments.report.findings import read_findings
-from experiments.statistics import GradientDynamics
 from experiments.studies.gradient_convergence import STUDY
 from experiments.studies.gradient_convergence.leads import describe_floor, describe_spikes
 from experiments.studies.gradient_convergence.multipliers import SHAPES, changes_along, multipliers_matter

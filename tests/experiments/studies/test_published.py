@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from experiments.jobs.reproduce import write_report
 from experiments.records import exists, read_records
 from experiments.report import pages
+from experiments.reproduce import write_report
 from experiments.studies import compare, load_studies
 
 ROOT = pathlib.Path(__file__).parents[3]

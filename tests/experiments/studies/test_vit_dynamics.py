@@ -12,9 +12,9 @@ import optax_gradnorm
 from experiments import models
 from experiments.models import axes
 from experiments.records import EpochMetrics, RunRecord, write_dynamics
+from experiments.records.dynamics import GradientDynamics
 from experiments.report import names
 from experiments.report.findings import read_findings
-from experiments.statistics import GradientDynamics
 from experiments.studies import vit_dynamics
 from experiments.studies.vit_dynamics import parts
 

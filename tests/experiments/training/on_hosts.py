@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments import hosts, models, supervision, training
 from experiments.data.streaming import StreamedImages
+from experiments.options import Devices
 
 from .small import SMALL_MODELS, small_dataset, small_run
 
@@ -55,7 +56,7 @@ def main():
     models.MODELS.update(SMALL_MODELS)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     by_hand = {"coordinator": coordinator, "num_processes": int(processes), "process_id": int(process)}
-    hosts.join(hosts.Devices(**by_hand), Path(out))
+    hosts.join(Devices(**by_hand), Path(out))
     dataset, split = make_dataset(), None
     if data == "streamed":
         dataset, split = stream(dataset)

@@ -12,8 +12,8 @@ from experiments import models, records, training
 from experiments.data.dataset import make_dataset
 from experiments.models.layers import BatchNorm
 from experiments.records import RecordError, RunRecord
+from experiments.records.dynamics import GradientDynamics
 from experiments.run import Run
-from experiments.statistics import GradientDynamics
 from experiments.training.methods import make_optimizer
 from experiments.training.state import init_state
 

@@ -16,7 +16,8 @@ import pytest
 from flax import nnx
 
 from experiments import hosts, models, records, supervision, training
-from experiments.hosts import Devices, HostError
+from experiments.hosts import HostError
+from experiments.options import Devices
 from experiments.training import resuming
 from experiments.training.layout import lay_out, make_mesh
 

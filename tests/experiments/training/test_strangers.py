@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from experiments import coordinator, hosts, supervision
-from experiments.hosts import Devices, HostError
+from experiments.hosts import HostError
+from experiments.options import Devices
 
 from ..processes import ROOT, start, wait_for_epochs
 from ..test_messages import RunsCode

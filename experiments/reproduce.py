@@ -16,7 +16,7 @@ from experiments.records import RunRecord
 from experiments.report.dynamics import write_page
 from experiments.studies.study import Study
 
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
 
 
 class ReportError(FileError):
@@ -67,7 +67,7 @@ def _reproduce(
                 out=out,
                 data_dir=options.data_dir,
                 workers=options.workers,
-                devices=options.devices.count,
+                devices=hosts.device_count(options.devices),
                 shard_params=options.devices.shard_params,
                 keep_checkpoints=options.keep_checkpoints or needs_networks,
                 reading=options.reading,
