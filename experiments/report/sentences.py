@@ -233,15 +233,13 @@ def _effect(finding: Finding) -> str:
     return effect
 
 
-def tell_detectable(findings: Iterable[Finding]) -> str:
-    """The same in a sentence, of the first question that such differences are known of."""
-    found = [finding for finding in findings if finding.detectable is not None]
-    same = [f for f in found if (f.question, f.unit) == (found[0].question, found[0].unit)]
+def tell_detectable(findings: Sequence[Finding]) -> str:
+    """The same in a sentence, of the first question; empty where that has no such differences."""
+    same = [f for f in findings if f.detectable is not None and f.question == findings[0].question]
     if not same:
         return ""
-    values = [finding.detectable for finding in same if finding.detectable is not None]
     unit = "%" if same[0].unit == "ratio" else escape(same[0].unit)
-    return f"The smallest detectable difference was {_span(values)} {unit}."
+    return f"The smallest detectable difference was {_span([f.detectable for f in same if f.detectable])} {unit}."
 
 
 def _span(values: Sequence[float]) -> str:

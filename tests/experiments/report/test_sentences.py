@@ -88,4 +88,5 @@ def test_the_smallest_detectable_difference_is_that_of_the_first_question():
     some.append(finding("ZNorm", 1.0, "helps", question=LOSS, unit="ratio", detectable=80.0))
     assert tell_detectable(some) == "The smallest detectable difference was 0.4 to 14 points."
     assert tell_detectable(some[2:]) == "The smallest detectable difference was 80 %."
+    assert tell_detectable([finding("ZNorm", 1.0, "shown", question=FALLS), *some]) == ""
     assert tell_detectable([]) == ""
