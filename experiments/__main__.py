@@ -225,7 +225,7 @@ def report(
 
 
 def findings(out: Path = RESULTS, readme: Path = Path("README.md"), docs: Path = Path("docs")) -> None:
-    """Writes what all studies found: the README's table, docs/findings.md and the forest plot.
+    """Writes what all studies found: the README's answer with its figure, docs/findings.md and the forest plot.
 
     Args:
       out: what `publish` was given.
@@ -238,7 +238,7 @@ def findings(out: Path = RESULTS, readme: Path = Path("README.md"), docs: Path =
         raise UsageError(f"no findings below {out}; make them with `python -m experiments report STUDY`")
     titles = {study: find_study(study).title for study in found}
     try:
-        written = write_summary(found, readme, docs, f"{out.as_posix()}/", titles)
+        written = write_summary(found, readme, docs, out, titles)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot write the findings into {readme}: {error}") from error
     print(f"Findings of {len(found)} studies: {', '.join(map(str, written))}")

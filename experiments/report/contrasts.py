@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from experiments.report import intervals, names
 from experiments.report.cells import Row, paired_difference
 from experiments.report.findings import (
+    FEW_SEEDS,
     HARM_SHOWN,
     HARMS,
     HELPS,
@@ -16,6 +17,7 @@ from experiments.report.findings import (
     compare_with_paper,
     decide,
     decide_by_protocol,
+    spell,
 )
 from experiments.report.intervals import FEWEST_SEEDS, Interval
 from experiments.run import Run
@@ -156,7 +158,7 @@ class Contrast:
         return "; ".join(parts + self._further(own=True))
 
     def _few_seeds(self) -> list[str]:
-        return [] if self.interval.n >= FEWEST_SEEDS else [f"fewer than {FEWEST_SEEDS} seeds"]
+        return [] if self.interval.n >= FEWEST_SEEDS else [FEW_SEEDS]
 
     def _further(self, *, own: bool) -> list[str]:
         parts = []
@@ -186,7 +188,9 @@ class Contrast:
     @property
     def word(self) -> str:
         """The verdict and the note, for a table of the study's own report."""
-        return f"{self.own_verdict}; {self.own_note}" if self.own_note else self.own_verdict
+        excludes = self.interval.n >= FEWEST_SEEDS and self.interval.excludes(0.0)
+        word = spell(self.own_verdict, corrected=excludes)
+        return f"{word}; {self.own_note}" if self.own_note else word
 
     @property
     def ends(self) -> tuple[float, float] | None:

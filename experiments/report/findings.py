@@ -11,9 +11,10 @@ from experiments.files import read_bytes, write_whole
 from experiments.records.schema import naming
 from experiments.records.typed import Limits, decode, parse
 from experiments.report.intervals import FEWEST_SEEDS, Interval
-from experiments.report.markdown import Markup, escape, link, markdown_table, paragraph, remove_tags
+from experiments.report.markdown import Markup, escape, link, markdown_table, remove_tags
 
 LEVEL = 0.05
+FEW_SEEDS = f"fewer than {FEWEST_SEEDS} seeds"
 # Of a method against what it is compared with.
 HELPS, HARMS, NO_DIFFERENCE, UNTOLD = "helps", "harms", "no difference that counts", "cannot be told"
 # Of a claim that a rule decides.
@@ -25,7 +26,6 @@ VERDICTS = (HELPS, SHOWN, HARMS, HARM_SHOWN, CONTRADICTED, UNTOLD, NO_DIFFERENCE
 BEGIN, END = "<!-- findings: begin -->", "<!-- findings: end -->"
 FILE = "findings.json"
 DIGITS = 6  # significant ones in the file
-PROPER_NOUNS = ("Tversky", "Hausdorff")  # keep their capital within a sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +81,22 @@ class Finding:
             raise ValueError(f"the interval {self.interval} ends before it begins")
 
     @property
+    def word(self) -> str:
+        """The verdict as tables print it: see `spell`."""
+        is_comparison = " against the " in self.question and FEW_SEEDS not in self.note
+        equal = 1.0 if self.unit == "ratio" else 0.0
+        excludes = self.interval is not None and not self.interval[0] <= equal <= self.interval[1]
+        return spell(self.verdict, corrected=is_comparison and excludes)
+
+    @property
     def holds_paper(self) -> str:
         """Whether the interval holds the effect that the paper printed; a dash where one of the two is not known."""
         return compare_with_paper(self.interval, self.paper, self.unit) or "-"
+
+
+def spell(verdict: str, *, corrected: bool) -> str:
+    """A verdict, and whether it is that of the correction alone, where the interval of a comparison excludes 0."""
+    return f"{verdict} after correction" if corrected and verdict == UNTOLD else verdict
 
 
 def compare_with_paper(interval: tuple[float, float] | None, paper: float | None, unit: str) -> str:
@@ -148,104 +161,6 @@ def judge(holds: bool | None) -> str:
     return {True: SHOWN, False: CONTRADICTED, None: UNTOLD}[holds]
 
 
-MOST_NAMED = 4
-
-
-def describe(findings: Sequence[Finding]) -> str:
-    """The answer in a sentence: the first question's claims by name, if few, and counts of the others."""
-    if not findings:
-        return "Nothing can be said yet: no run has ended that could be compared."
-    first, *others = _by_question(findings).items()
-    parts = [f"{first[0]}: {_describe(first[1], MOST_NAMED)}"]
-    parts += [f"{_lower(question)}: {_describe(some, 0)}" for question, some in others]
-    return paragraph("; ".join(parts) + ".")
-
-
-def describe_fully(findings: Sequence[Finding]) -> str:
-    """A line for every question, which names all claims with a verdict."""
-    lines = [
-        f"- {paragraph(question)}: {_describe(some)}." for question, some in _by_question(findings).items()
-    ]
-    return "\n".join(lines)
-
-
-def _escaped(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings with all their texts as text of Markdown."""
-    return [
-        dataclasses.replace(
-            f, **{n: escape(getattr(f, n)) for n in ("claim", "group", "label", "question", "unit")}
-        )
-        for f in findings
-    ]
-
-
-def _by_question(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
-    questions: dict[str, list[Finding]] = {}
-    for finding in _escaped(findings):
-        questions.setdefault(finding.question or "The claims", []).append(finding)
-    return questions
-
-
-def _lower(text: str) -> str:
-    """With a small first letter, if it is not of a word such as F1."""
-    return text[:1].lower() + text[1:] if text[1:2].islower() and not text.startswith(PROPER_NOUNS) else text
-
-
-def _describe(findings: Sequence[Finding], most: int = 1_000) -> str:
-    shared = set.intersection(*(set(_parts(finding)) for finding in findings))
-    words = []
-    for word in VERDICTS:
-        some = [finding for finding in findings if finding.verdict == word]
-        if some:
-            named = [_name(finding, shared if len(findings) > 1 else set()) for finding in some]
-            told = f" ({'; '.join(named)})"
-            few = (UNTOLD, TOO_SMALL, NO_DIFFERENCE)
-            tell = len(some) <= min(most, MOST_NAMED if word in few else most)
-            rates = sum(finding.other_rate for finding in some) if word not in few else 0
-            words.append(
-                f"**{word}** in {len(some)} of {len(findings)}{told if tell else ''}"
-                + (f", {rates} of them at another learning rate" if rates else "")
-            )
-    return ", ".join(words)
-
-
-def _parts(finding: Finding) -> list[str]:
-    return [part for part in finding.group.split(", ") if part]
-
-
-def _name(finding: Finding, shared: set[str]) -> str:
-    """Which of the findings it is, with its effect, but without what all have in common."""
-    parts = [finding.label, *(part for part in _parts(finding) if part not in shared)]
-    name = ", ".join(part for part in parts if part) or finding.claim
-    if finding.effect is None or finding.verdict == UNTOLD:
-        return name
-    effect = f"x {finding.effect:.2f}" if finding.unit == "ratio" else f"{finding.effect:+.1f}"
-    if finding.verdict == CONTRADICTED and finding.paper is not None:
-        effect += (
-            f", {'above' if finding.effect > finding.paper else 'below'} the paper's {finding.paper:+.1f}"
-        )
-    return f"{name} {effect}"
-
-
-def describe_detectable(findings: Iterable[Finding]) -> str:
-    """The smallest differences that 80 % of such studies would see, as a range for each question."""
-    ranges: dict[tuple[str, str], list[float]] = {}
-    for finding in _escaped(findings):
-        if finding.detectable is not None:
-            ranges.setdefault((finding.question, finding.unit), []).append(finding.detectable)
-    words = [
-        f"{_lower(question)} {_span(values)} {'%' if unit == 'ratio' else unit}"
-        for (question, unit), values in ranges.items()
-    ]
-    text = "Smallest detectable differences (80 % power, two-sided 5 %): "
-    return f"{text}{'; '.join(words)}." if words else ""
-
-
-def _span(values: Sequence[float]) -> str:
-    low, high = f"{min(values):.2g}", f"{max(values):.2g}"
-    return low if low == high else f"{low} to {high}"
-
-
 def claims_table(findings: Iterable[Finding], prefix: str = "", *, short: bool = False) -> str:
     """A Markdown table claim | source | measured | verdict, each verdict linked to its report.
 
@@ -258,7 +173,7 @@ def claims_table(findings: Iterable[Finding], prefix: str = "", *, short: bool =
     """
     rows = [["claim", "source", "measured [95 % interval]", "verdict", "holds the paper's effect"]]
     for finding in findings:
-        word = link(finding.verdict, prefix + finding.link) if prefix else f"**{finding.verdict}**"
+        word = link(finding.word, prefix + finding.link) if prefix else f"**{finding.word}**"
         note = f"; {finding.note}" if finding.note and not (short and finding.verdict == UNTOLD) else ""
         measured = finding.measured.partition("; ")[0] if short else finding.measured
         verdict = Markup(word + escape(note))

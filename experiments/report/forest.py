@@ -45,7 +45,7 @@ def draw(path: Path, findings: Mapping[str, Sequence[Finding]]) -> None:
             axes.text(-0.02, place, style.plain(row.label), ha="right", **beside)
             axes.text(1.02, place, style.plain(row.measured.removesuffix(" points")), **beside)
             weight = "bold" if row.verdict in (HELPS, HARMS) else "normal"
-            axes.text(1.42, place, row.verdict, weight=weight, **beside)
+            axes.text(1.42, place, row.word, weight=weight, **beside)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_yticks([])
         axes.grid(axis="x", alpha=0.3)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.files import write_whole
 from experiments.report import findings as findings_module
-from experiments.report import names
+from experiments.report import names, sentences
 from experiments.report.cells import Cell, Row, processor
 from experiments.report.findings import Finding
 from experiments.report.markdown import escape, remove_tags
@@ -181,7 +181,7 @@ def write_report(
       settings: a table of what is set here and in the paper.
       results: Markdown of the tables and figures.
       method: Markdown of how they came about; where the runs were made follows.
-      answer: of the study in a sentence; by default made of the findings.
+      answer: of the study in two sentences; by default made of the findings.
       own_findings: the answers in the words that a protocol fixed for this report; by default the findings.
       keep_findings: writes findings.json too, which has no place among records.
     """
@@ -192,15 +192,15 @@ def write_report(
     completeness = describe_completeness(cells)
     is_whole = not any(cell.missing for cell in cells)
     findings = findings if own_findings is None else own_findings
-    fully = findings_module.describe_fully(findings)
+    counts = sentences.answers_table(findings)
     parts = [
         f"# {escape(title)}",
-        answer or findings_module.describe(findings),
-        findings_module.describe_detectable(findings),
+        answer or sentences.describe(findings),
+        sentences.describe_detectable(findings),
         "" if is_whole else completeness,
         settings,
         "## Results",
-        fully if len(findings) > 1 else "",
+        counts if len(findings) > 1 else "",
         *results,
         "## Method",
         *method,

@@ -1,11 +1,12 @@
 """What all studies found, in one place: the README's table, a page of the documentation and the forest plot."""
 
 import collections
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.files import write_whole
-from experiments.report import forest
+from experiments.report import forest, front
 from experiments.report.findings import (
     FILE,
     NO_DIFFERENCE,
@@ -13,15 +14,14 @@ from experiments.report.findings import (
     VERDICTS,
     Finding,
     claims_table,
-    describe,
-    describe_detectable,
     insert,
     read_findings,
 )
 from experiments.report.markdown import escape
 from experiments.report.pages import write_page
+from experiments.report.sentences import describe, tell_detectable
 
-ACCURACY_QUESTION = "Test accuracy against the baseline"
+ACCURACY_QUESTION = front.ACCURACY
 PRESETS = ("full", "cpu")  # the first that a study has findings of
 
 HEAD = """\
@@ -35,9 +35,11 @@ PROTOCOL.md keep the words that it fixed in their own reports."""
 
 HOW_TO_READ = """\
 Intervals are 95 % Student t-intervals over the seeds, paired by seed. They say nothing about other images, nor about
-another choice of the learning rate. Networks, images and epochs are reduced so that a CPU can train them in hours:
-what is seen here may be absent at full size, and vice versa. The *smallest detectable difference* is the
-one that such a study finds in 80 % of its repetitions."""
+another choice of the learning rate. Networks, images and epochs are smaller than the papers', most so that a CPU
+trains them in hours; each report says on what it was trained. What is seen here may be absent at full size, and vice
+versa. *After correction* stands where a single interval excludes 0, and Holm's correction for the other methods of
+the setting does not. The *smallest detectable difference* is the one that such a study finds in 80 % of its
+repetitions; a range is that of its settings."""
 
 
 def collect(results: Path, studies: Sequence[str]) -> dict[str, list[Finding]]:
@@ -59,13 +61,10 @@ def collect(results: Path, studies: Sequence[str]) -> dict[str, list[Finding]]:
     return found
 
 
-def headline_table(findings: Mapping[str, Sequence[Finding]], prefix: str = "") -> str:
-    """How all comparisons of the accuracy came out, and the claims table: a line for each headline.
-
-    For `prefix` see `claims_table`.
-    """
+def headline_table(findings: Mapping[str, Sequence[Finding]]) -> str:
+    """How all comparisons of the accuracy came out, and the claims table: a line for each headline."""
     everything = [finding for some in findings.values() for finding in some]
-    table = claims_table([finding for finding in everything if finding.headline], prefix, short=True)
+    table = claims_table([finding for finding in everything if finding.headline], short=True)
     return "\n\n".join(filter(None, [count_accuracy(everything), table]))
 
 
@@ -92,16 +91,16 @@ def write_summary(
     findings: Mapping[str, Sequence[Finding]],
     readme: Path,
     docs: Path,
-    prefix: str,
+    results: Path,
     titles: Mapping[str, str],
 ) -> list[Path]:
-    """Writes the README's table, findings.md and forest.svg.
+    """Writes the README's answer with its figure, findings.md and forest.svg.
 
     Args:
       findings: by study.
-      readme: page with the two markers, between which the table goes.
+      readme: page with the two markers, between which the answer goes.
       docs: folder of the documentation.
-      prefix: from the README to the folder of all results.
+      results: folder of all results.
       titles: of the studies, the headings of the page.
 
     Returns:
@@ -111,11 +110,27 @@ def write_summary(
       ValueError: the README has no markers, or more than one pair; nothing is written.
       FileError: a file cannot be written.
     """
-    text = insert(readme.read_text(), headline_table(findings, prefix))
+    insert(readme.read_text(), "")
+    figure = results / front.FIGURE
+    written = [figure] if front.draw(figure, findings) else []
+    text = insert(readme.read_text(), front_page(findings, readme, docs, results, with_figure=bool(written)))
     forest.draw(docs / "forest.svg", findings)
     write_page(docs / "findings.md", _page(findings, titles))
     write_whole(readme, lambda file: file.write(text.encode()))
-    return [readme, docs / "findings.md", docs / "forest.svg"]
+    return [readme, docs / "findings.md", docs / "forest.svg", *written]
+
+
+def front_page(
+    findings: Mapping[str, Sequence[Finding]], readme: Path, docs: Path, results: Path, *, with_figure: bool
+) -> str:
+    """What stands between the README's markers: see `front.page`."""
+
+    def from_readme(path: Path) -> str:
+        return Path(os.path.relpath(path, readme.parent)).as_posix()
+
+    return front.page(
+        findings, f"{from_readme(results)}/", from_readme(docs / "findings.md"), with_figure=with_figure
+    )
 
 
 def _page(findings: Mapping[str, Sequence[Finding]], titles: Mapping[str, str]) -> list[str]:
@@ -123,6 +138,7 @@ def _page(findings: Mapping[str, Sequence[Finding]], titles: Mapping[str, str]) 
     parts += ["## The main claims", headline_table(findings), "## Study by study"]
     for study, some in findings.items():
         title = titles[study]
-        parts += [f"### {title[0].upper()}{title[1:]}", describe(some), describe_detectable(some)]
-        parts.append(f"Study `{study}`, report `experiments/results/{escape(some[0].link)}`.")
+        report = f"(`{study}`, report `experiments/results/{escape(some[0].link)}`)"
+        parts.append(f"### {title[0].upper()}{title[1:]}")
+        parts.append(" ".join(filter(None, [describe(some), tell_detectable(some), report])))
     return [*parts, "## How to read them", HOW_TO_READ]

@@ -16,8 +16,9 @@ from experiments.report.contrasts import (
     make_findings,
 )
 from experiments.report.curves import add_learning_curves
-from experiments.report.findings import Finding, describe
+from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, describe_rates, write_report
+from experiments.report.sentences import describe
 from experiments.report.tables import certainty_table, results_table, scores_table, training_table
 from experiments.run import Run
 

@@ -1,6 +1,7 @@
 """The pages that people read: their examples run, their links lead somewhere, their numbers are measured ones."""
 
 import json
+import operator
 import os
 import pathlib
 import re
@@ -10,6 +11,8 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import optax.contrib
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -19,7 +22,8 @@ from benchmarks import dynamics, training, transforms
 from benchmarks import input as inputs
 from benchmarks.programs import tables
 from experiments import studies
-from experiments.report import findings, summary
+from experiments.records import read_records
+from experiments.report import findings, front, summary
 
 ROOT = pathlib.Path(__file__).parents[2]
 LISTED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True).stdout.split()
@@ -217,39 +221,69 @@ def test_the_benchmarks_tables_are_those_of_the_committed_records():
     assert inputs.table(json.loads((results / "input-cpu.json").read_text())) in readme
 
 
-def test_the_readmes_answer_is_what_the_confirmatory_study_measured():
-    """Its columns and rows name the setting, and each number is that setting's in findings.json."""
-    found = findings.read_findings(ROOT / "experiments/results/cifar10_confirm/cpu/findings.json")
-    measured = {
-        (finding.label, finding.group): finding.measured.removesuffix(" points")
-        for finding in found
-        if finding.question == summary.ACCURACY_QUESTION
-    }
-    answer = README[README.index("<!-- answer: begin -->") : README.index("<!-- answer: end -->")]
-    methods = ("ZNorm", "GAN", "centralization", "clipping by norm")
-    for name, optimizer in (("SGD with momentum", "SGDM"), ("Adam", "Adam")):
-        numbers = [measured[method, f"CIFAR-10, rates tuned, ResNet-20, {optimizer}"] for method in methods]
-        assert f"| {name} | {' | '.join(numbers)} |" in answer
-    assert measured["ZNorm", "CIFAR-10, the paper's regime, ResNet-20, SGDM"] in answer
-    of_few_images = {
-        finding.group: finding.measured.removesuffix(" points")
-        for finding in findings.read_findings(ROOT / "experiments/results/overlap_table1/cpu/findings.json")
-        if (finding.question, finding.label) == (summary.ACCURACY_QUESTION, "ZNorm")
-    }
-    told = " ".join(answer.split())
-    for rates in ("tuned", "shared"):
-        number = of_few_images[f"CIFAR-10, rates {rates}, ResNet-20, SGDM"]
-        assert f"{number} where {'rates' if rates == 'tuned' else 'they'} are {rates}" in told
+def found_in_all_studies():
+    return summary.collect(ROOT / "experiments/results", studies.NAMES)
 
 
-def test_the_readmes_claims_are_the_findings_of_the_studies():
-    """Every line and number of the table, between its markers, is rendered from a findings.json."""
-    readme = (ROOT / "README.md").read_text()
-    found = summary.collect(ROOT / "experiments/results", studies.NAMES)
-    assert findings.insert(readme, summary.headline_table(found, "experiments/results/")) == readme
-    table = readme[readme.index(findings.BEGIN) : readme.index(findings.END)]
-    links = re.findall(r"\]\((experiments/results/[^)]*report\.md)\)", table)
-    assert 8 <= len(links) <= 24
-    for link in links:
-        report = (ROOT / link).read_text()
-        assert "## Results" in report
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 115
+
+
+def test_the_readmes_answer_is_rendered_from_the_findings_of_the_studies():
+    """Every number and word between its markers: at most eight rows, each decided and with one word."""
+    found = found_in_all_studies()
+    rendered = summary.front_page(
+        found, ROOT / "README.md", ROOT / "docs", ROOT / "experiments/results", with_figure=True
+    )
+    assert findings.insert(README, rendered) == README
+    part = README[README.index(findings.BEGIN) : README.index(findings.END)]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in part.splitlines() if row[:1] == "|"][
+        2:
+    ]
+    assert len(rows) == len(front.CLAIMS) <= 8
+    words = [re.fullmatch(r"\[([^]]+)\]\((experiments/results/.*/report\.md)\)", row[-1]) for row in rows]
+    assert {word[1] for word in words if word} <= {*findings.VERDICTS} - {findings.UNTOLD}
+    for word in words:
+        assert word
+        assert "## Results" in (ROOT / word[2]).read_text()
+    told = {row[0] for row in rows}
+    assert {"ZNorm accelerates training", "ZNorm is better than clipping", "GAN raises accuracy"} <= told
+
+
+def test_the_readmes_answer_names_the_settings_that_the_records_have():
+    """Images, epochs and the shared rate that stand beside ZNorm's numbers, in the table and in the figure."""
+    picks = [(pick, pick in front.SHARED) for pick in (*front.CLAIMS, *front.SHARED) if "SGDM" in pick.group]
+    for pick, shared in picks:
+        records = read_records(ROOT / f"experiments/results/{pick.study}/cpu/records")
+        runs = [r.run for r in records if not r.run.validation_examples and r.run.method == "znorm"]
+        trained = [run for run in runs if run.optimizer == "sgdm" and (run.learning_rate == 0.01) == shared]
+        settings = {(run.train_examples or 50_000, run.epochs) for run in trained}
+        assert len(settings) == 1
+        images, epochs = settings.pop()
+        assert f"{images:,} images" in pick.setting
+        assert shared or f"{epochs} epochs" in pick.setting
+
+
+def test_how_to_choose_has_the_numbers_of_the_findings():
+    found = found_in_all_studies()
+    page = (ROOT / "docs/choosing.md").read_text()
+    few, many = (pick.find(found) for pick in front.SHARED)
+    by_claim = {(pick.claim, "SGDM" in pick.group): pick.find(found) for pick in front.CLAIMS}
+    tuned, centered = (by_claim[f"{method} raises accuracy", True] for method in ("ZNorm", "Centralization"))
+    for finding, words in (
+        (many, "ZNorm gained {} points"),
+        (few, "lost {} in another"),
+        (tuned, "it lost {}."),
+        (centered, "each gained {} points"),
+    ):
+        assert finding
+        assert finding.effect is not None
+        assert words.format(f"{abs(finding.effect):.1f}") in " ".join(page.split())
+
+
+def test_what_optax_has_is_there():
+    section = README[README.index("## What optax has") : README.index("## Reproduce")]
+    named = re.findall(r"`([a-z_.]+)`", section)
+    assert {"novograd", "contrib.normalize", "contrib.adopt", "contrib.dowg"} <= set(named)
+    for name in named:
+        assert operator.attrgetter(name)(optax), name

@@ -10,8 +10,8 @@ from experiments.report import names
 from experiments.report.cells import Cell, Row, epochs_until, make_cells, make_rows
 from experiments.report.contrasts import ACCURACY, FINAL_LOSS, SPEED, Contrast
 from experiments.report.curves import add_learning_curves
-from experiments.report.findings import describe
 from experiments.report.pages import describe_protocol, describe_waiting, write_report
+from experiments.report.sentences import describe
 from experiments.report.tables import certainty_table, results_table, row_table, training_table
 from experiments.run import Run
 from experiments.studies.cifar10_confirm import figure

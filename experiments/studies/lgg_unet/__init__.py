@@ -21,8 +21,9 @@ from experiments.report import names
 from experiments.report.cells import Cell, Row, make_cells, make_rows
 from experiments.report.contrasts import ONE_POINT, SPEED, Contrast, Endpoint, make_contrasts, make_findings
 from experiments.report.curves import add_learning_curves
-from experiments.report.findings import Finding, describe
+from experiments.report.findings import Finding
 from experiments.report.pages import describe_images, describe_protocol, describe_rates, write_report
+from experiments.report.sentences import describe
 from experiments.report.tables import certainty_table, format_score, remarks, row_table, training_table
 from experiments.run import Run
 from experiments.studies import medical

@@ -21,11 +21,11 @@ from experiments.report.findings import (
     END,
     Finding,
     claims_table,
-    describe,
     read_findings,
     write_findings,
 )
 from experiments.report.markdown import Markup, escape, markdown_table
+from experiments.report.sentences import answers_table, describe
 from experiments.report.tables import results_table
 
 from .made import make_record, make_run
@@ -118,7 +118,9 @@ def test_text_of_a_record_and_of_findings_stays_text(tmp_path, text):
     (tmp_path / "README.md").write_text(f"Text\n\n{BEGIN}\n\n{END}\n")
     found = {"study": read_findings(tmp_path / "findings.json")}
     for _ in range(2):  # the second time it finds its markers again
-        summary.write_summary(found, tmp_path / "README.md", tmp_path, "results/", {"study": "title"})
+        summary.write_summary(
+            found, tmp_path / "README.md", tmp_path, tmp_path / "results", {"study": "title"}
+        )
     for name in ("report.md", "findings.md", "README.md"):
         page = (tmp_path / name).read_text().replace(BEGIN, "").replace(END, "")
         tokens = kinds(page)
@@ -131,6 +133,7 @@ def test_text_of_a_record_and_of_findings_stays_text(tmp_path, text):
         assert len(headings) == (name != "README.md")
     assert not kinds(describe([finding])) & {"heading_open", "bullet_list_open", "ordered_list_open", "fence"}
     assert kinds(claims_table([finding])) >= {"table_open"}
+    assert kinds(answers_table([finding])) >= {"table_open"}
     assert "<svg" in (tmp_path / "forest.svg").read_text()
 
 
@@ -175,7 +178,7 @@ def test_statistics_with_renamed_layers_are_refused_by_name(tmp_path):
         ({"detectable": -1}, r"findings\[1\].detectable must be at least 0"),
         ({"verdict": "maybe"}, "unknown verdict 'maybe'"),
         ({"claim": None}, r"findings\[1\].claim must be a text"),
-        ({"harm": 1}, r"findings\[1\].harm must be true or false"),
+        ({"headline": 1}, r"findings\[1\].headline must be true or false"),
         ({"more": 1}, r"findings\[1\] has 'more'"),
     ],
 )

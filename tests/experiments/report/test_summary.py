@@ -56,42 +56,139 @@ def test_the_largest_preset_that_found_something_speaks_and_smoke_never(results)
     }
 
 
-def test_every_headline_is_a_line_of_the_readme_and_nothing_else_of_it_changes(results, tmp_path):
+def cells(page):
+    rows = [row for row in page.splitlines() if row[:1] == "|"]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows][2:]
+
+
+def test_every_headline_is_a_line_of_the_page_and_of_the_readme_nothing_but_the_answer_changes(
+    results, tmp_path
+):
     readme, docs = tmp_path / "README.md", tmp_path / "docs"
     docs.mkdir()
     readme.write_text(f"Before.\n\n{BEGIN}\n\n| old |\n\n{END}\n\nAfter.\n")
     found = summary.collect(results, STUDIES)
-    assert summary.write_summary(found, readme, docs, "experiments/results/", TITLES)[0] == readme
-    text = readme.read_text()
-    assert text.startswith(f"Before.\n\n{BEGIN}\n")
-    assert text.endswith(f"{END}\n\nAfter.\n")
-    rows = [
-        [cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines() if row[:1] == "|"
-    ]
-    assert rows[2:] == [
+    written = [readme, docs / "findings.md", docs / "forest.svg"]
+    assert summary.write_summary(found, readme, docs, results, TITLES) == written
+    # No study of theirs is one that the README picks.
+    line = "[All findings](docs/findings.md) hold 3 comparisons and claims, 1 of which *cannot be told*."
+    assert readme.read_text() == f"Before.\n\n{BEGIN}\n\n{line}\n\n{END}\n\nAfter.\n"
+    page = (docs / "findings.md").read_text()
+    assert cells(page) == [
         [
             "ZNorm raises accuracy by 1.5",
             "Someone 2024",
             "+1.5 [-0.5, +3.5] points",
-            "[cannot be told](experiments/results/first/cpu/report.md)",
+            "**cannot be told**",
             "yes: +2.5",
         ],
         [
             "ZNorm raises accuracy by -2.0",
             "Someone 2024",
             "-2.0 [-3.0, -1.0] points",
-            "[harms](experiments/results/third/full/report.md); a note",
+            "**harms**; a note",
             "no: +2.5 is above",
         ],
     ]
-    page = (docs / "findings.md").read_text()
     headings = [line for line in page.splitlines() if line.startswith("### ")]
     assert headings == ["### ResNets on digits", "### What clipping does"]
     assert "`experiments/results/third/full/report.md`" in page
     # Written again, everything is the same to the byte.
-    before = [path.read_bytes() for path in (readme, docs / "findings.md", docs / "forest.svg")]
-    summary.write_summary(summary.collect(results, STUDIES), readme, docs, "experiments/results/", TITLES)
-    assert [path.read_bytes() for path in (readme, docs / "findings.md", docs / "forest.svg")] == before
+    before = [path.read_bytes() for path in written]
+    summary.write_summary(summary.collect(results, STUDIES), readme, docs, results, TITLES)
+    assert [path.read_bytes() for path in written] == before
+
+
+def pick(claim, question=summary.ACCURACY_QUESTION, **changes):
+    return summary.front.Pick(claim, "digits", "first", question, "CIFAR-10, SGDM", "ZNorm", **changes)
+
+
+def test_the_readmes_table_has_decided_claims_alone():
+    picks = [
+        pick("ZNorm helps"),
+        pick("ZNorm is fast", question=summary.front.SPEED),
+        pick("missing", question="?"),
+    ]
+    slow = {"question": summary.front.SPEED, "unit": "ratio", "link": "first/cpu/report.md"}
+    for verdict, words in (
+        ("helps", ["ZNorm helps", "ZNorm is fast"]),
+        ("cannot be told", ["ZNorm is fast"]),
+    ):
+        some = [
+            finding(1.5, 0.5, 2.5, question=summary.ACCURACY_QUESTION, verdict=verdict),
+            finding(1.5, 0.5, 2.5, verdict="harms", **slow, measured="x 1.5 [0.5, 2.5]; by the way"),
+        ]
+        rows = cells(summary.front.table({"first": some}, "results/", picks))
+        assert [row[0] for row in rows] == words
+        assert rows[-1][2:] == ["loss x 1.5 [0.5, 2.5]", "[harms](results/first/cpu/report.md)"]
+    assert summary.front.table({}, "results/", picks) == ""
+
+
+def tuned(verdicts, optimizer):
+    return [
+        finding(
+            effect,
+            effect - 0.5,
+            effect + 0.5,
+            question=summary.ACCURACY_QUESTION,
+            group=f"CIFAR-10, rates tuned, ResNet-20, {optimizer}",
+            label=method,
+            verdict=verdict,
+        )
+        for method, (effect, verdict) in zip(summary.front.METHODS, verdicts, strict=True)
+    ]
+
+
+def shared_rate(few, many):
+    groups = ("CIFAR-10, rates shared, ResNet-20, SGDM", "CIFAR-10, the paper's regime, ResNet-20, SGDM")
+    return [
+        finding(effect, effect - 1, effect + 1, question=summary.ACCURACY_QUESTION, group=group)
+        for effect, group in zip((few, many), groups, strict=True)
+    ]
+
+
+def test_the_readmes_answer_follows_the_verdicts(tmp_path, monkeypatch):
+    no = "no difference that counts"
+    some = tuned([(1.3, "helps"), (1.2, "helps"), (-1.0, "harms"), (0.2, no)], "SGDM")
+    some += tuned([(0.1, no)] * 4, "Adam")
+    answer = summary.front.answer({"cifar10_confirm": some})
+    assert (
+        "under SGD with momentum, centralization (+1.3) and clipping by norm (+1.2) help; ZNorm (-1.0) harms; "
+        "GAN (+0.2) makes no difference that counts; under Adam, none of the 4 makes a difference that counts"
+    ) in answer
+    some[4:] = tuned([(3.0, "helps"), (0.1, no), (0.1, no), (2.0, "cannot be told")], "Adam")
+    assert summary.front.answer({"cifar10_confirm": some}).endswith(
+        "under Adam, centralization (+3.0) helps; GAN cannot be told; clipping by norm (+0.1) and ZNorm (+0.1) make "
+        "no difference that counts (differences in points of test accuracy)."
+    )
+    assert "Adam" not in summary.front.answer({"cifar10_confirm": some[:-1]})
+
+    drawn = []
+    monkeypatch.setattr(summary.front.style, "save", lambda figure, path: drawn.append(figure))
+    few, many = shared_rate(-6.5, 8.9)
+    assert not summary.front.draw(tmp_path / "a.svg", {"cifar10_confirm": some})
+    found = {"cifar10_confirm": [*some, many], "overlap_table1": [few]}
+    assert summary.front.draw(tmp_path / "a.svg", found)
+    (axes,) = drawn[0].axes
+    circles = [line for line in axes.lines if line.get_marker() == "o"]
+    places = [(float(line.get_xdata()[0]), line.get_markerfacecolor() == "white") for line in circles]
+    assert places[:4] == [(1.3, False), (1.2, False), (-1.0, False), (0.2, False)]
+    assert places[8:] == [(-6.5, True), (8.9, True)]
+
+
+def test_a_single_interval_that_excludes_0_cannot_be_told_after_correction():
+    for low, high, changes, word in (
+        (-3.0, -0.1, {}, "cannot be told after correction"),
+        (-3.0, 0.1, {}, "cannot be told"),
+        (-3.0, -0.1, {"verdict": "harms"}, "harms"),
+        (-3.0, -0.1, {"note": "fewer than 3 seeds"}, "cannot be told"),
+        (-3.0, -0.1, {"question": "That it falls"}, "cannot be told"),
+        (1.1, 1.2, {"unit": "ratio"}, "cannot be told after correction"),
+        (0.9, 1.2, {"unit": "ratio"}, "cannot be told"),
+    ):
+        made = finding(low, low, high, **{"question": summary.ACCURACY_QUESTION, **changes})
+        assert made.word == word
+        assert f"**{word}**" in summary.claims_table([made])
 
 
 def test_the_forest_plot_has_the_effects_where_they_are(results, tmp_path, monkeypatch):
@@ -115,7 +212,7 @@ def test_a_readme_without_markers_stays_as_it_is_and_nothing_is_written(results,
     for text in ("No markers.\n", f"{END} {BEGIN}\n", f"{BEGIN} {BEGIN} {END}\n"):
         readme.write_text(text)
         with pytest.raises(ValueError, match=re.escape(f"must have {BEGIN} once")):
-            summary.write_summary(summary.collect(results, STUDIES), readme, docs, "", TITLES)
+            summary.write_summary(summary.collect(results, STUDIES), readme, docs, results, TITLES)
         assert readme.read_text() == text
         assert not list(docs.iterdir())
 

@@ -4,8 +4,8 @@ import pytest
 
 from experiments.report.cells import make_cells, make_rows
 from experiments.report.contrasts import ACCURACY, SPEED, Endpoint, make_contrasts, make_findings
-from experiments.report.findings import describe
 from experiments.report.pages import describe_rates
+from experiments.report.sentences import describe
 from experiments.report.tables import results_table
 
 from .made import make_record, make_run
@@ -101,7 +101,9 @@ def test_what_was_trained_at_another_rate_is_told_of_losses(tmp_path):
     rows = make_rows(cells, lambda run: (run.optimizer, run.method))
     found = make_findings(make_contrasts(rows, SPEED), setting="digits")
     assert [f.other_rate for f in found] == [False, True]
-    assert describe(found).endswith("(ZNorm x 0.78; GAN x 0.76), 1 of them at another learning rate.")
+    assert describe(found).endswith(
+        ", ZNorm (x 0.78) and GAN (x 0.76) help (1 of them at another learning rate)."
+    )
     words = describe_rates(rows, cells)
     assert words.startswith(
         "Not at the baseline's learning rate, by 3 tuning seeds: sgdm, not 0.01: gan 0.03. "
