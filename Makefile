@@ -30,7 +30,7 @@ test-newest: .venv-newest/stamp  ## Run the library's tests on the newest Python
 	.venv-newest/bin/python -m pytest -q -n auto optax_gradnorm tests/optax_gradnorm
 
 test-programs: .venv-programs/stamp  ## Compile for TPUs and GPUs that are not there, and test the programs
-	.venv-programs/bin/python -m pytest -q -n auto --dist loadfile tests/programs
+	.venv-programs/bin/python -m pytest -q -n auto tests/programs
 
 lint: .venv/test.stamp  ## Check format, style and types
 	$(BIN)/ruff format --check .
