@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -103,7 +102,7 @@ def track_gradient_dynamics(
     resolve = layer_resolver(mask, stacked_axes, axis_name, stacked_axis_name)
 
     def init_fn(params):
-        layers = resolve_at_init(resolve, params, mask)
+        layers = resolve_at_init(resolve, params, mask, stacklevel=4)
         found = list(zip(jax.tree.leaves(params), layers, strict=True))
         structure = jax.tree.structure(without_boxes(params))
 
@@ -176,7 +175,7 @@ def track_gradient_dynamics(
     return optax.GradientTransformation(_answering_tree_map_params(init_fn), update_fn)
 
 
-def _answering_tree_map_params(init: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+def _answering_tree_map_params(init: optax.TransformInitFn) -> optax.TransformInitFn:
     """An `init` that also tells `optax.tree_map_params` that no leaf of its state is a parameter.
 
     Optax calls it with a placeholder for all parameters, and takes for parameters what comes back of that. The answer

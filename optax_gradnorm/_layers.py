@@ -96,8 +96,17 @@ def layer_resolver(
     return resolve
 
 
-def resolve_at_init(resolve: Resolver, params: PyTree, mask: Mask) -> list[Layer | None]:
-    """Resolves the layers of the parameters, and warns if the default rule finds none."""
+def resolve_at_init(
+    resolve: Resolver, params: PyTree, mask: Mask, *, stacklevel: int = 3
+) -> list[Layer | None]:
+    """Resolves the layers of the parameters, and warns if the default rule finds none.
+
+    Args:
+      resolve: says which leaves are layers.
+      params: those that `init` is called with.
+      mask: that of the user, who has said it if there is one.
+      stacklevel: of the line that called `init`, as `warnings.warn` counts; 3 if `init` itself calls this.
+    """
     layers = resolve(params)
     floating = [leaf for leaf in jax.tree.leaves(params) if _is_floating(leaf)]
     if mask is None and floating and not any(layers):
@@ -107,7 +116,7 @@ def resolve_at_init(resolve: Resolver, params: PyTree, mask: Mask) -> list[Layer
             f"no leaf is a layer, so gradients of these shapes pass through: none of {len(floating)} leaves (of "
             f"shape {shapes}) has more than one axis longer than 1 besides its stacked_axes; use mask to say which "
             "are layers",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     return layers
 

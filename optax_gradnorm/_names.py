@@ -15,7 +15,7 @@ def layer_names(tree: PyTree) -> list[str]:
 
     Args:
       tree: parameters, gradients or per-layer statistics in any container: an `nnx.State` (of
-        variables or of plain arrays), Flax linen or Haiku dictionaries, an Equinox module, lists.
+        variables or of plain arrays), nested or flattened dictionaries, an Equinox module, lists.
 
     Returns:
       One name per leaf, in the order of `jax.tree.leaves(tree)`, its parts joined by slashes; a bare leaf

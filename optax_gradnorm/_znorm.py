@@ -40,8 +40,9 @@ def znorm(
       eps: added to the standard deviation; a non-negative number, which may be traced.
       mask: which leaves are layers: a pytree of booleans (or a prefix of one) with the structure of the
         gradients, or a function from the gradients to one, such as `exclude` makes. By default every leaf
-        with more than one axis longer than 1, stacked axes not counted, whose name is not 'bias': biases
-        and norm scales pass through unchanged; Python numbers and weakly typed scalars, which look the same
+        with more than one axis longer than 1, stacked axes not counted, whose name is not 'bias' (the last on
+        its path, in which 'key/bias' and 'key.bias' count as two): biases and norm scales pass through
+        unchanged; Python numbers and weakly typed scalars, which look the same
         inside `jit`, always do. `layers` names what is taken.
       stacked_axes: how many leading axes of a leaf index separate layers, as in parameters stacked for
         `lax.scan`: an integer, a pytree of integers (or a prefix of one), or a function from the gradients
