@@ -39,7 +39,7 @@ test-newest: .venv-newest/stamp  ## Run the library's tests on the newest Python
 	.venv-newest/bin/python $(PYTEST) tests/optax_gradnorm/test_numerics.py tests/optax_gradnorm/test_contract.py
 
 test-programs: .venv-programs/stamp  ## Compile for TPUs and GPUs that are not there, and test the programs
-	.venv-programs/bin/python -m pytest -q -n auto --dist loadfile tests/programs
+	.venv-programs/bin/python -m pytest -q -n auto tests/programs
 
 lint: .venv/test.stamp  ## Check format, style and types
 	$(BIN)/ruff format --check .

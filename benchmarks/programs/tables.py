@@ -12,11 +12,11 @@ def table(title: str, results: list[dict[str, Any]]) -> str:
         lines += [
             f"{title}: {tree}, {layout}, {rows[0]['leaves']} leaves",
             f"{'in front of adam':<21}{'traffic':>8}{'reads':>7}{'kernels':>9}{'collectives':>13}"
-            f"{'bytes':>9}{'temporary MB':>14}{'compile s':>11}",
+            f"{'bytes':>12}{'temporary MB':>14}{'compile s':>11}",
         ]
         lines += [
             f"{r['chain']:<21}{r['traffic']:>8.2f}{r['gradient_reads']:>7.2f}{r['kernels']:>9}"
-            f"{r['collectives']:>13}{r['collective_bytes']:>9,}{r['temporary_bytes'] / 1e6:>14.2f}"
+            f"{r['collectives']:>13}{r['collective_bytes']:>12,}{r['temporary_bytes'] / 1e6:>14.2f}"
             f"{r['compile_seconds']:>11.0f}"
             for r in rows
         ]

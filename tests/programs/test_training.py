@@ -17,7 +17,7 @@ from experiments.training.layout import Setup
 from experiments.training.methods import make_optimizer
 from experiments.training.state import TrainState, create_model, split_model
 
-pytestmark = [pytest.mark.usefixtures("compilers"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.usefixtures("compilers"), pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 MEMORY = 16e9
