@@ -39,11 +39,11 @@ def summary(records: dict[str, Any]) -> str:
         return f"{' to '.join(ours)} ({', '.join(peers)})"
 
     return (
-        "In programs that XLA compiles for accelerators, an Adam update of 100 million parameters with `znorm` or "
-        f"`gan` in front moves {beside('v5e', 'large', 'replicated', 'traffic', 1)} times the gradients' bytes on a "
-        f"TPU v5e and {beside('h100', 'large', 'replicated', 'traffic', 1)} on an H100, where it starts "
-        f"{beside('h100', 'large', 'replicated', 'kernels', 0)} kernels; divided over 16 TPU chips it has "
-        f"{beside('v5e-16', 'large', 'fsdp', 'collectives', 0)} collectives. In brackets: with clipping, Adam alone."
+        "At 100 million parameters `znorm` or `gan` before Adam (clipping, Adam alone) moves "
+        f"{beside('v5e', 'large', 'replicated', 'traffic', 1)} times the gradients' bytes on a TPU v5e; on an H100 "
+        f"{beside('h100', 'large', 'replicated', 'traffic', 1)}, in "
+        f"{beside('h100', 'large', 'replicated', 'kernels', 0)} kernels; "
+        f"{beside('v5e-16', 'large', 'fsdp', 'collectives', 0)} collectives on 16 TPUs."
     )
 
 
