@@ -32,8 +32,9 @@ SCORES = ("f1", "dice", "iou", "tversky", "hausdorff", "hausdorff95", "one_empty
 
 
 def record(run, scores, status="finished"):
-    epoch = EpochMetrics(1, 0.5, 0.9, 0.6, 0.9, 0, 2.0)
-    return RunRecord(run, status, epochs=(epoch,), scores=scores)
+    ended = 1 if status == "diverged" else run.epochs
+    epochs = tuple(EpochMetrics(n, 0.5, 0.9, 0.6, 0.9, 0, 2.0) for n in range(1, ended + 1))
+    return RunRecord(run, status, epochs=epochs, scores=scores)
 
 
 def tuned(preset, f1):
