@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,8 @@ def _import_orbax() -> Any:
             show(unraisable)
 
     sys.unraisablehook = show_others
+    # Of several writes of which one fails, Orbax never begins some.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     return orbax.checkpoint
 
 

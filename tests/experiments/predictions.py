@@ -12,11 +12,7 @@ from PIL import Image
 import optax_gradnorm
 from experiments import models
 from experiments.__main__ import main
-from experiments.records import (
-    RunRecord,
-    write_checkpoint,
-    write_record,
-)
+from experiments.records import EpochMetrics, RunRecord, write_checkpoint, write_record
 from experiments.run import Run
 
 CLASSIFIER = Run("digits", "resnet8", "baseline", "adam", 0.003, epochs=2, batch_size=50, seed=0)
@@ -36,9 +32,15 @@ def write_network(run, image_shape, num_classes, out):
             values = random.normal(size=leaf.shape) * np.sqrt(2 / fan_in) if leaf.ndim > 1 else 1.0
             arrays[f"{prefix}/{name}"] = np.broadcast_to(values, leaf.shape).astype(leaf.dtype)
     channels = image_shape[2]
-    trained_on = {"image_shape": image_shape, "num_classes": num_classes}
+    trained_on = {
+        "train_images": 100,
+        "test_images": 20,
+        "image_shape": image_shape,
+        "num_classes": num_classes,
+    }
     trained_on |= {"mean": [0.4] * channels, "std": [0.2] * channels}
-    write_record(out, RunRecord(run, "finished", data=trained_on))
+    epochs = tuple(EpochMetrics(n, 0.5, 0.9, 0.6, 0.9, 0, 2.0) for n in range(1, run.epochs + 1))
+    write_record(out, RunRecord(run, "finished", data=trained_on, epochs=epochs))
     write_checkpoint(out, run, arrays)
     return out
 

@@ -229,7 +229,7 @@ def write_network(run, dataset, out):
             values = random.normal(size=leaf.shape) if leaf.ndim > 1 else np.ones(leaf.shape)
             arrays[f"{prefix}/{name}"] = values.astype(leaf.dtype)
     write_checkpoint(out, run, arrays)
-    trained_on = {"image_shape": [32, 32, 3], "num_classes": 1}
+    trained_on = {"train_images": 9, "test_images": 3, "image_shape": [32, 32, 3], "num_classes": 1}
     trained_on |= {"mean": dataset.mean.tolist(), "std": dataset.std.tolist()}
     write_record(out, dataclasses.replace(record(run, dict.fromkeys(SCORES, 0.5)), data=trained_on))
 
