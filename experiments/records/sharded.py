@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,8 +39,12 @@ def _epochs(folder: Path) -> list[int]:
 
 def remove_unfinished(folder: Path) -> None:
     """Removes what was not finished: it would take a full disk's last room."""
-    for path in folder.glob("*.orbax-checkpoint-tmp*"):
+    for path in _unfinished(folder):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    return list(folder.glob("*.orbax-checkpoint-tmp*"))
 
 
 class Writer:
@@ -93,8 +98,16 @@ class Writer:
             if isinstance(error, TimeoutError) and error.__cause__ is not None:
                 raise error.__cause__ from None  # Another host has gone: whoever hears JAX say so knows which.
             if not _has_others():
-                remove_unfinished(self.folder)
+                self._remove_unfinished()
             raise FileError(f"cannot write {self.folder}: {_reason(error)}") from error
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a failed write left; Orbax goes on for a moment with the parts that it had begun."""
+        for _ in range(20):
+            remove_unfinished(self.folder)
+            time.sleep(0.25)
+            if not _unfinished(self.folder):
+                break
 
 
 def read(
