@@ -17,7 +17,9 @@ from experiments.records.dynamics import GradientDynamics
 from .training.small import small_run
 
 EPOCH = EpochMetrics(1, 0.1 + 0.2, 1 / 3, float("nan"), 0.5, 0, 1e-17)
-RECORD = RunRecord(small_run(), parameters=7, epochs=(EPOCH,), data={"mean": [0.1], "std": [0.2]})
+DATA = {"train_images": 96, "test_images": 50, "image_shape": [8, 8, 1], "num_classes": 3}
+DATA |= {"mean": [0.1], "std": [0.2]}
+RECORD = RunRecord(small_run(), "diverged", parameters=7, epochs=(EPOCH,), data=DATA)
 
 
 class RunsCode:

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from experiments.jobs import reproduce
+from experiments import reproduce
 from experiments.preflight import UsageError, check_data
 from experiments.run import Run
 from experiments.studies import load_studies
