@@ -152,13 +152,14 @@ def _careful(arrays: list[jax.Array], axes: tuple[int, ...], axis_names: tuple[s
     reduction with several operands would save reads and lose 2 % accuracy, since XLA on CPU adds the elements
     of such a one by one. Statistics of several arrays lie along a leading axis.
     """
-    reduce = functools.partial(_reduce, axes)
+    # One array is reduced at once; several along their rows, if long enough to leave little, and then together.
+    rows = axes
+    if len(arrays) > 1:
+        long = [axis for axis in axes if at_least(arrays[0].shape[axis], 32)]
+        rows = (long or list(axes))[-1:]
     share = 1 / (_size(arrays[0], axes) * axis_size(axis_names))
-    # The result does not depend on where and in what unit one counts.
-    fixed = [lax.stop_gradient(x) for x in arrays]
-    largest = reduce(jnp.max, [jnp.abs(y) for y in fixed])
-    # Divided before the sum, which may overflow otherwise.
-    rough = reduce(jnp.sum, [y * share for y in fixed])
+    parts = zip(*[_magnitude_and_sum(x, tuple(rows), share) for x in arrays], strict=True)
+    largest, rough = (_join(f, part, axes) for f, part in zip((jnp.max, jnp.sum), parts, strict=True))
     if axis_names:
         largest, rough = lax.pmax(largest, axis_names), lax.psum(rough, axis_names)
     # If the rough mean reaches the magnitude, use the magnitude: equal elements then give exactly 0.
@@ -170,22 +171,35 @@ def _careful(arrays: list[jax.Array], axes: tuple[int, ...], axis_names: tuple[s
     if len(arrays) > 1:
         # From one array of scalars, a kernel would read the distances of many layers, and another their squares.
         scalars = lax.optimization_barrier(scalars)
-    distances = [x * scale - start for x, scale, start in zip(arrays, *scalars, strict=True)]
-    sums = [reduce(jnp.mean, distances), reduce(jnp.mean, [jnp.square(d) for d in distances])]
+    each = zip(arrays, *scalars, strict=True)
+    parts = zip(*[_mean_and_square(x, tuple(rows), scale, start) for x, scale, start in each], strict=True)
+    sums = [_join(jnp.mean, part, axes) for part in parts]
     mean, square = lax.pmean(sums, axis_names) if axis_names else sums
     variance = jnp.maximum(square - jnp.square(mean), 0)
     mean, std = origin + mean * unit, _sqrt(variance) * unit
     return list(zip(_for_each(arrays, mean), _for_each(arrays, std), strict=True))
 
 
-def _reduce(axes: tuple[int, ...], function: Callable[..., jax.Array], arrays: list[jax.Array]) -> jax.Array:
-    """Reduces an array; or each of several along its rows, by a kernel of its own, and all that is left by one."""
-    if len(arrays) == 1:
-        return function(arrays[0], axes, keepdims=True)
-    # Rows long enough to leave little.
-    rows = next((axis for axis in reversed(axes) if at_least(arrays[0].shape[axis], 32)), axes[-1:])
-    left = jnp.stack([function(x, rows, keepdims=True) for x in arrays])
-    return function(left, tuple(axis + 1 for axis in axes), keepdims=True)
+# Arrays of the same shape are traced once.
+@functools.partial(jax.jit, static_argnums=1)
+def _magnitude_and_sum(x: jax.Array, axes: tuple[int, ...], share: jax.typing.ArrayLike) -> Pair:
+    """The largest magnitude, and the sum of the elements' shares in the mean, since their own may overflow."""
+    y = lax.stop_gradient(x)  # The result does not depend on where and in what unit one counts.
+    return jnp.max(jnp.abs(y), axes, keepdims=True), jnp.sum(y * share, axes, keepdims=True)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _mean_and_square(x: jax.Array, axes: tuple[int, ...], scale: jax.Array, start: jax.Array) -> Pair:
+    """Mean and mean square of the distances from a start."""
+    distance = x * scale - start
+    return jnp.mean(distance, axes, keepdims=True), jnp.mean(jnp.square(distance), axes, keepdims=True)
+
+
+def _join(function: Callable[..., jax.Array], parts: Sequence[jax.Array], axes: tuple[int, ...]) -> jax.Array:
+    """Reduces what is left of each of several arrays, which come to lie along a leading axis."""
+    if len(parts) == 1:
+        return parts[0]
+    return function(jnp.stack(parts), tuple(axis + 1 for axis in axes), keepdims=True)
 
 
 def _for_each(arrays: list[jax.Array], statistic: jax.Array) -> list[jax.Array]:
