@@ -9,6 +9,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.__main__ import main
 from tests.experiments import processes
+from tests.experiments.predictions import CLASSIFIER, SEGMENTER, write_network
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +51,15 @@ def compile_once():
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """Folder of a network for digits."""
+    return write_network(CLASSIFIER, [8, 8, 1], 10, tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    """Folder of a network that makes masks of coloured images."""
+    return write_network(SEGMENTER, [16, 16, 3], 1, tmp_path_factory.mktemp("segmenter"))

@@ -21,19 +21,7 @@ from experiments.records import (
 )
 
 from . import processes
-from .predictions import CLASSIFIER, SEGMENTER, check_line, command, load, record_of, save, write_network
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    """Folder of a network for digits."""
-    return write_network(CLASSIFIER, [8, 8, 1], 10, tmp_path_factory.mktemp("classifier"))
-
-
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory):
-    """Folder of a network that makes masks of coloured images."""
-    return write_network(SEGMENTER, [16, 16, 3], 1, tmp_path_factory.mktemp("segmenter"))
+from .predictions import CLASSIFIER, SEGMENTER, check_line, command, load, record_of, save
 
 
 def test_a_digit_gets_the_class_that_evaluation_gives_it(classifier, tmp_path):

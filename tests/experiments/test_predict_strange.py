@@ -20,18 +20,6 @@ from .data.jpegs import encode
 from .predictions import CLASSIFIER, SEGMENTER, check_line, command, load, record_of, save, write_network
 
 
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    """Folder of a network for digits."""
-    return write_network(CLASSIFIER, [8, 8, 1], 10, tmp_path_factory.mktemp("classifier"))
-
-
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory):
-    """Folder of a network that makes masks of coloured images."""
-    return write_network(SEGMENTER, [16, 16, 3], 1, tmp_path_factory.mktemp("segmenter"))
-
-
 @pytest.mark.parametrize("kind", strange_files.SAID)
 def test_what_is_no_file_is_not_waited_for(classifier, tmp_path, monkeypatch, capsys, kind):
     said = strange_files.put(kind, tmp_path / "image.png")
