@@ -6,7 +6,6 @@ Start with `compare`, which needs no download and takes one to three minutes. `l
 
 import functools
 import json
-import math
 import os
 import signal
 import sys
@@ -18,10 +17,10 @@ import tyro
 from rich.console import Console, RenderableType
 
 from experiments import hosts, supervision
-from experiments.options import OptionalFloat, OptionalInt, OptionalPath, OptionalStr, Options
+from experiments.options import DEFAULTS, OptionalFloat, OptionalInt, OptionalPath, OptionalStr, Options
 from experiments.preflight import (
     UsageError,
-    check_at_least,
+    as_options,
     check_data,
     check_machine,
     check_model,
@@ -32,7 +31,7 @@ from experiments.preflight import (
     find_study,
     resolve_dataset,
 )
-from experiments.run import METHODS
+from experiments.run import METHODS, OPTIMIZERS
 from experiments.studies import NAMES
 
 RUNS = Path("runs")  # working files, unknown to git
@@ -46,7 +45,6 @@ ReportedName = Annotated[
 
 # Its options stand beside those of the command.
 TrainingOptions = Annotated[Options, tyro.conf.arg(name="")]
-DEFAULTS = Options()
 
 
 def compare(
@@ -85,35 +83,29 @@ def compare(
     """
     from experiments.reproduce import reproduce
     from experiments.studies.compare import make_study, make_table_rows, terminal_remarks, terminal_table
-    from experiments.studies.study import DEFAULT_LEARNING_RATES
 
     check_out(out)
     hosts.join(options.devices, out)
-    check_machine(options.workers, hosts.device_count(options.devices), [batch_size])
-    check_at_least("--epochs", epochs, 1)
-    check_at_least("--batch-size", batch_size, 1)
-    if train_examples is not None:
-        check_at_least("--train-examples", train_examples, 1)
-    if learning_rate is not None and not 0 < learning_rate < math.inf:
-        raise UsageError(f"--learning-rate must be a number above 0, got {learning_rate:g}")
+    check_machine(options)
     check_model(model)
     check_names("--methods", methods, METHODS)
-    check_names("--optimizers", optimizers, DEFAULT_LEARNING_RATES)
+    check_names("--optimizers", optimizers, OPTIMIZERS)
     check_seeds(seeds)
-    study = make_study(
-        resolve_dataset(dataset),
-        model,
-        methods,
-        optimizers,
-        seeds,
-        epochs,
-        batch_size,
-        learning_rate,
-        train_examples,
-    )
+    with as_options():
+        study = make_study(
+            resolve_dataset(dataset),
+            model,
+            methods,
+            optimizers,
+            seeds,
+            epochs,
+            batch_size,
+            learning_rate,
+            train_examples,
+        )
     runs = study.runs("", [])
     check_same_command(runs, options)
-    check_data(runs, options.data_dir, options.reading)
+    check_data(runs, options)
     records, _ = reproduce(study, "", out, options)
     if not hosts.is_first():
         return
@@ -150,8 +142,8 @@ def reproduce(
     runs = chosen.runs(preset, [])
     hosts.join(options.devices, folder)
     check_same_command(runs, options)
-    check_machine(options.workers, hosts.device_count(options.devices), [run.batch_size for run in runs])
-    check_data(runs, options.data_dir, options.reading)
+    check_machine(options)
+    check_data(runs, options)
     if out is None:
         hosts.on_first(take_published, RESULTS / study / preset, folder)
     records, failures = reproduce(chosen, preset, folder, options)

@@ -71,3 +71,6 @@ class Options:
     # Their options stand beside these.
     devices: Annotated[Devices, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Devices)
     reading: Annotated[Reading, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Reading)
+
+
+DEFAULTS = Options()

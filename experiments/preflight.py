@@ -1,14 +1,15 @@
 """What was asked is possible: checked before anything is trained, so that no worker starts in vain."""
 
+import contextlib
 import difflib
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments import hosts, machine
-from experiments.options import Options, Reading
+from experiments.options import DEFAULTS, Options
 from experiments.run import Run
 
 # Imported where they are used: most checks need neither JAX nor data, and return at once.
@@ -23,14 +24,14 @@ class UsageError(Exception):
 
 def find_study(name: str, with_compare: bool = False) -> "Study":
     """The study of a name, or that of records of `compare`, which can be published and reported like others."""
-    from experiments.studies import NAMES, load_studies
+    from experiments.studies import NAMES, load_study
 
     check_names("study", [name], (*NAMES, "compare") if with_compare else NAMES)
     if name == "compare":
         from experiments.studies.compare import study_of_records
 
         return study_of_records()
-    return load_studies()[name]
+    return load_study(name)
 
 
 def check_names(option: str, names: Sequence[str], choices: Collection[str]) -> None:
@@ -61,12 +62,9 @@ def resolve_dataset(name: str) -> str:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """There are seeds, each a number for JAX's generators, and none is there twice."""
+    """There are seeds, and none is there twice."""
     if not seeds:
         raise UsageError("--seeds needs at least one number")
-    for seed in seeds:
-        if not 0 <= seed < 2**32:
-            raise UsageError(f"--seeds must be from 0 to {2**32 - 1}, got {seed}")
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds has a seed twice: {' '.join(map(str, seeds))}")
 
@@ -87,38 +85,47 @@ def check_same_command(runs: Sequence[Run], options: Options) -> None:
         hosts.check_same("the run", run.name)
 
 
-def check_machine(workers: int | None, devices: int, batch_sizes: Sequence[int]) -> None:
-    """There are so many workers and devices, and the devices can share a batch."""
-    if workers is not None:
-        check_at_least("--workers", workers, 1)
-        if workers > 1:
+def check_machine(options: Options) -> None:
+    """There are so many workers and devices."""
+    if options.workers is not None:
+        check_at_least("--workers", options.workers, 1)
+        if options.workers > 1:
             machine.share_accelerator()
+    devices = hosts.device_count(options.devices)
     check_at_least("--devices", devices, 1)
     if devices > 1:
         import jax
 
         if devices > jax.device_count():
             raise UsageError(f"--devices is {devices}, but there are only {jax.device_count()}")
-        for batch_size in batch_sizes:
-            if batch_size % devices:
-                raise UsageError(
-                    f"a batch of {batch_size} images cannot be shared equally by {devices} devices"
-                )
 
 
-def check_data(runs: Sequence[Run], data_dir: Path | None, reading: Reading | None = None) -> None:
+@contextlib.contextmanager
+def as_options() -> Iterator[None]:
+    """What a `Run` cannot be is a usage error, which names the option in place of the field."""
+    try:
+        yield
+    except ValueError as error:
+        field, space, rest = str(error).partition(" ")
+        option = "--seeds" if field == "seed" else f"--{field.replace('_', '-')}"
+        raise UsageError(f"{option}{space}{rest}") from error
+
+
+def check_data(runs: Sequence[Run], options: Options = DEFAULTS) -> None:
     """Takes every subset of every data set, lays out every model and builds every optimizer once.
 
-    Of sets with damaged images that `reading` excludes, one line on standard error says how many they are.
+    Of sets with damaged images that are excluded, one line on standard error says how many they are.
     """
     from experiments import data
+    from experiments.training.layout import check_fits
     from experiments.training.methods import make_optimizer
 
-    if reading is not None and reading.input_workers is not None:
+    reading, devices = options.reading, hosts.device_count(options.devices)
+    if reading.input_workers is not None:
         check_at_least("--input-workers", reading.input_workers, 0)
     try:
         for name in dict.fromkeys(run.dataset for run in runs):
-            dataset = hosts.in_turn(data.load, name, data_dir, reading)
+            dataset = hosts.in_turn(data.load, name, options.data_dir, reading)
             if dataset.damaged and hosts.is_first():
                 print(f"{name}: {dataset.damaged} damaged images are excluded", file=sys.stderr)
             on_it = [run for run in runs if run.dataset == name]
@@ -132,13 +139,11 @@ def check_data(runs: Sequence[Run], data_dir: Path | None, reading: Reading | No
                 "validation_examples",
                 "validation_seed",
                 "batch_size",
+                "steps",
+                "epochs",
             )
             for run in _one_of_each(on_it, *sizes):
-                count = len(data.select(dataset, run).train_images)
-                if run.batch_size > count:
-                    raise UsageError(
-                        f"the batch size is {run.batch_size}, but there are only {count} training images"
-                    )
+                check_fits(run, data.select(dataset, run), devices)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

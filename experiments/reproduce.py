@@ -54,6 +54,7 @@ def _reproduce(
     # Asked before anything is trained: it also finds what is damaged.
     is_something_missing = hosts.on_first(lambda: bool(find_missing(measurements, measured)))
     needs_networks = study.keep_checkpoints and is_something_missing
+    keeping = dataclasses.replace(options, keep_checkpoints=options.keep_checkpoints or needs_networks)
     records: list[RunRecord] = []
     made: set[str] = set()
     runs = study.runs(preset, [])
@@ -62,17 +63,8 @@ def _reproduce(
         while new := [run for run in runs if run.name not in made]:
             new = [dataclasses.replace(run, dynamics=True) for run in new] if options.dynamics else new
             progress.add(new)
-            records += sweep(
-                new,
-                out=out,
-                data_dir=options.data_dir,
-                workers=options.workers,
-                devices=hosts.device_count(options.devices),
-                shard_params=options.devices.shard_params,
-                keep_checkpoints=options.keep_checkpoints or needs_networks,
-                reading=options.reading,
-                on_event=progress if hosts.is_first() else None,
-            )
+            on_event = progress if hosts.is_first() else None
+            records += sweep(new, out, keeping, on_event)
             made.update(run.name for run in runs)
             runs = study.runs(preset, records)
     hosts.leave()

@@ -12,7 +12,17 @@ import numpy as np
 
 # The names that a run may use; `experiments.training` and `experiments.data.augment` say what they mean.
 METHODS = ("baseline", "centralization", "clipping", "clipping_1", "clipping_value", "znorm", "gan")
-OPTIMIZERS = ("sgdm", "adam", "adamw", "rmsprop", "lars", "lamb")
+# By optimizer the learning rate of all methods where none is tuned, so that the methods are compared and not their
+# tuning.
+DEFAULT_LEARNING_RATES = {
+    "sgdm": 0.01,
+    "adam": 0.001,
+    "adamw": 0.001,
+    "rmsprop": 0.001,
+    "lars": 1.0,
+    "lamb": 0.01,
+}
+OPTIMIZERS = tuple(DEFAULT_LEARNING_RATES)
 SCHEDULES = ("constant", "cosine", "step")
 CROSS_ENTROPY = "cross_entropy"
 LOSSES = (CROSS_ENTROPY, "bce_dice", "tversky")

@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from experiments import hosts
 from experiments.files import FileError
 from experiments.jobs import pool
-from experiments.options import Reading
+from experiments.options import DEFAULTS, Options
 from experiments.records import (
     RunRecord,
     has_ended,
@@ -18,9 +18,6 @@ from experiments.records import (
     write_record,
 )
 from experiments.run import Run
-
-if TYPE_CHECKING:
-    from experiments.data import Dataset
 
 Kind = Literal["skipped", "started", "epoch", "retried", "finished", "diverged", "failed"]
 _ENDINGS: dict[str, Kind] = {"finished": "finished", "diverged": "diverged", "failed": "failed"}
@@ -51,14 +48,8 @@ OnEvent = Callable[[Event], None]
 
 def sweep(
     runs: Sequence[Run],
-    *,
     out: Path,
-    data_dir: Path | None = None,
-    workers: int | None = None,
-    devices: int = 1,
-    shard_params: bool = False,
-    keep_checkpoints: bool = False,
-    reading: Reading | None = None,
+    options: Options = DEFAULTS,
     on_event: OnEvent | None = None,
 ) -> list[RunRecord]:
     """Makes all runs that have not ended yet, the first seed of every setting before the second.
@@ -70,46 +61,29 @@ def sweep(
     Args:
       runs: what to train; runs of the same name are made once.
       out: folder of the records; what was published of it counts as made.
-      data_dir: folder of prepared data sets.
-      workers: worker processes; by default on CPU one per core that this process may use, elsewhere none.
-      devices: devices that share each batch; more than one trains in this process, as do several hosts, which
-        all call this with the same runs.
-      shard_params: divides parameters and optimizer state among the devices.
-      keep_checkpoints: leaves the checkpoints of finished runs, for `training.load_model`. Finished runs
-        without one are made again.
-      reading: of sets of JPEGs; see `experiments.data.load`.
+      options: how runs are made. Several devices train in this process, as do several hosts, which all call this
+        with the same runs. Where checkpoints are kept, finished runs without one are made again.
       on_event: called in this process with every `Event`.
 
     Returns:
       One record per run, in the order of `runs`.
     """
-    setup = _Setup(Path(out), data_dir, devices, shard_params, keep_checkpoints, reading)
-    progress = _Progress(setup, on_event or (lambda event: None))
+    devices = hosts.device_count(options.devices)
+    progress = _Progress(Path(out), options.keep_checkpoints, on_event or (lambda event: None))
     waiting = [run for run in sorted(dict.fromkeys(runs), key=lambda run: run.seed) if progress.add(run)]
-    pool.run_all(waiting, _Trainer(setup), progress, workers=workers, devices=devices)
+    trainer = _Trainer(Path(out), options, devices)
+    pool.run_all(waiting, trainer, progress, workers=options.workers, devices=devices)
     return [progress.records[run.name] for run in runs]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Setup:
-    """What every process that trains needs to know."""
-
-    out: Path
-    data_dir: Path | None
-    devices: int
-    shard_params: bool
-    keep_checkpoints: bool
-    reading: Reading | None
 
 
 class _Progress:
     """The records of the runs that ended; makes an `Event` of whatever the pool tells."""
 
-    def __init__(self, setup: _Setup, on_event: OnEvent):
-        self.out = setup.out
-        self.keep_checkpoints = setup.keep_checkpoints
+    def __init__(self, out: Path, keep_checkpoints: bool, on_event: OnEvent):
+        self.out = out
+        self.keep_checkpoints = keep_checkpoints
         self.notify = on_event
-        self.published = hosts.on_first(read_published, setup.out)
+        self.published = hosts.on_first(read_published, out)
         self.records: dict[str, RunRecord] = {}
 
     def add(self, run: Run) -> bool:
@@ -163,27 +137,27 @@ class _Progress:
 class _Trainer:
     """Trains runs one by one and keeps the last data set, so that it is loaded once."""
 
-    def __init__(self, setup: _Setup):
-        self.setup = setup
-        self.loaded: tuple[str, Dataset] | None = None
+    def __init__(self, out: Path, options: Options, devices: int):
+        self.out = out
+        self.options = options
+        self.devices = devices
+        self.loaded: tuple[str, Any] | None = None
 
     def __call__(self, run: Run, on_epoch: Callable[[Any], None]) -> RunRecord:
         # Imported in the training process, after it was pinned to its core.
         from experiments import data, training
 
+        options = self.options
         if self.loaded is None or self.loaded[0] != run.dataset:
             self.loaded = None  # frees the old one before the new one comes
-            self.loaded = (
-                run.dataset,
-                hosts.in_turn(data.load, run.dataset, self.setup.data_dir, self.setup.reading),
-            )
-        dataset = data.select(self.loaded[1], run)
+            loaded = hosts.in_turn(data.load, run.dataset, options.data_dir, options.reading)
+            self.loaded = (run.dataset, loaded)
         return training.train(
             run,
-            dataset,
-            out=self.setup.out,
+            data.select(self.loaded[1], run),
+            out=self.out,
             on_epoch=on_epoch,
-            devices=self.setup.devices,
-            shard_params=self.setup.shard_params,
-            keep_checkpoint=self.setup.keep_checkpoints,
+            devices=self.devices,
+            shard_params=options.devices.shard_params,
+            keep_checkpoint=options.keep_checkpoints,
         )

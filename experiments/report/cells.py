@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from experiments.records import RunRecord
-from experiments.report import intervals
+from experiments.report import intervals, names
 from experiments.report.intervals import Interval
 from experiments.run import Run
 
@@ -199,9 +199,9 @@ def paired_difference(cell: Cell, baseline: Cell, score: str = "final_accuracy")
     return intervals.paired([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """One row of a table.
+    """One row of a table; a key of dictionaries, by identity.
 
     Attributes:
       labels: the first columns.
@@ -220,7 +220,7 @@ class Row:
 
 def make_rows(
     cells: Iterable[Cell],
-    labels: Callable[[Run], tuple[str, ...]],
+    axes: Sequence[str],
     paper: Callable[[Run], tuple[float | None, float | None]] = lambda run: (None, None),
     versus: str = "baseline",
 ) -> list[Row]:
@@ -228,15 +228,15 @@ def make_rows(
 
     Args:
       cells: of all methods.
-      labels: of a run's row; the last one is the method.
+      axes: the fields of a run that label its row, the method last.
       paper: accuracy and loss that the paper printed, where it did.
       versus: the method that takes the place of the baseline, with which this one is not compared then.
     """
     cells = list(cells)
-    baselines = {labels(c.run)[:-1]: c for c in cells if c.run.method == versus}
+    labels = [names.labels(cell.run, axes) for cell in cells]
+    baselines = {own[:-1]: cell for own, cell in zip(labels, cells, strict=True) if cell.run.method == versus}
     rows = []
-    for cell in cells:
-        own = labels(cell.run)
+    for own, cell in zip(labels, cells, strict=True):
         baseline = None if cell.run.method in ("baseline", versus) else baselines.get(own[:-1])
         rows.append(Row(own, cell, baseline, *paper(cell.run)))
     return rows

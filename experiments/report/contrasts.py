@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from experiments.report import intervals, names
 from experiments.report.cells import Row, paired_difference
@@ -222,9 +222,9 @@ def make_contrasts(
     rows: Sequence[Row],
     endpoint: Endpoint,
     *,
-    paper: Callable[[Run], float | None] = lambda run: None,
+    paper: Callable[[Run], float | None] | None = None,
     smallest: Callable[[Run], float] | None = None,
-    described: Sequence[str] = (),
+    described: Collection[str] = (),
     by_protocol: bool = False,
 ) -> list[Contrast]:
     """One contrast per row that has a baseline; a family is the rows whose labels differ in the method alone.
@@ -250,7 +250,7 @@ def make_contrasts(
         adjusted, pooled_adjusted = _adjust(paired, outside), _adjust(pooled, outside)
         for i, row in enumerate(compared):
             run = row.cell.run
-            found[id(row)] = Contrast(
+            found[row] = Contrast(
                 row,
                 endpoint,
                 paired[i],
@@ -258,10 +258,10 @@ def make_contrasts(
                 adjusted[i],
                 pooled_adjusted[i],
                 smallest=endpoint.smallest if smallest is None else smallest(run),
-                paper=paper(run),
+                paper=None if paper is None else paper(run),
                 by_protocol=by_protocol,
             )
-    return [found[id(row)] for row in rows if id(row) in found]
+    return [found[row] for row in rows if row in found]
 
 
 def _adjust(found: Sequence[Interval], outside: Sequence[bool]) -> list[float]:
@@ -285,10 +285,10 @@ def make_findings(
     contrasts: Sequence[Contrast],
     *,
     setting: str,
-    source: Callable[[Run], str] = lambda run: "",
-    headline: Callable[[Run], bool] = lambda run: False,
-    forest: Callable[[Run], bool] = lambda run: False,
-    versus: str = "",
+    sources: Mapping[str, str] | None = None,
+    headline: Mapping[str, str] | None = None,
+    forest: Collection[str] = (),
+    versus: str = "baseline",
     own: bool = False,
 ) -> list[Finding]:
     """One finding per contrast whose runs have ended.
@@ -296,10 +296,10 @@ def make_findings(
     Args:
       contrasts: of one endpoint.
       setting: what all rows have in common, such as 'CIFAR-10'.
-      source: who claims it of a run's method; empty for a question of ours.
-      headline: whether the table of all studies names it.
-      forest: whether the forest plot draws it.
-      versus: what it is compared with, where that is not the baseline.
+      sources: by method, who claims it; a question of ours where there is none.
+      headline: what the fields of the runs are that the table of all studies names; None names none.
+      forest: methods that the forest plot draws.
+      versus: the method that the others are compared with.
       own: in the words of the study's own report, where a protocol fixed these.
     """
     found = []
@@ -310,10 +310,11 @@ def make_findings(
         method = names.METHODS[run.method]
         where = ", ".join(part for part in (setting, *contrast.row.labels[:-1]) if part)
         known = interval.is_known
+        against = "" if versus == "baseline" else f" against {names.METHODS[versus]}"
         found.append(
             Finding(
-                claim=f"{method} {endpoint.verb} {endpoint.title}{f' against {versus}' if versus else ''}: {where}",
-                source=source(run),
+                claim=f"{method} {endpoint.verb} {endpoint.title}{against}: {where}",
+                source=(sources or {}).get(run.method, ""),
                 measured=_measured(endpoint, interval),
                 interval=contrast.ends,
                 verdict=contrast.own_verdict if own else contrast.verdict,
@@ -326,9 +327,9 @@ def make_findings(
                 label=method,
                 other_rate=contrast.other_rate,
                 runs=contrast.runs,
-                question=f"{endpoint.title[:1].upper()}{endpoint.title[1:]} against the {versus or 'baseline'}",
-                headline=headline(run),
-                forest=forest(run),
+                question=f"{endpoint.title[:1].upper()}{endpoint.title[1:]} against the {names.METHODS[versus]}",
+                headline=headline is not None and all(getattr(run, f) == v for f, v in headline.items()),
+                forest=run.method in forest,
             )
         )
     return found

@@ -1,6 +1,9 @@
 """Names for people: of methods, optimizers, networks and data sets."""
 
 import re
+from collections.abc import Sequence
+
+from experiments.run import Run
 
 METHODS = {
     "baseline": "baseline",
@@ -40,6 +43,42 @@ DATASETS = {
     "pcam32": "PatchCamelyon, central 32 x 32 pixels",
     "patch_camelyon": "PatchCamelyon",
 }
+
+
+HEADINGS = {
+    "model": "network",
+    "batch_size": "batch",
+    "train_examples": "images",
+}  # of fields; others as they are
+
+
+def headings(fields: Sequence[str]) -> tuple[str, ...]:
+    """Headings of a table's columns, each of which holds a field of a run."""
+    return tuple(HEADINGS.get(field, field) for field in fields)
+
+
+def labels(run: Run, fields: Sequence[str]) -> tuple[str, ...]:
+    """What stands in these columns, such as ('ResNet-20', 'SGDM', 'ZNorm')."""
+    return tuple(label(run, field) for field in fields)
+
+
+def label(run: Run, field: str) -> str:
+    """The value of a field of a run, such as 'ResNet-20', 'batch 128' or '1,950 steps'."""
+    value = getattr(run, field)
+    match field:
+        case "model":
+            return model(value)
+        case "optimizer":
+            return OPTIMIZERS[value]
+        case "method":
+            return METHODS[value]
+        case "batch_size":
+            return f"batch {value}"
+        case "train_examples":
+            return "all images" if value is None else f"{value:,} images"
+        case "steps":
+            return f"{run.epochs} epochs" if value is None else f"{value:,} steps"
+    return f"{value}"
 
 
 def model(name: str) -> str:

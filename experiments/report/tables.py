@@ -2,14 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 from experiments.report.cells import Cell, Row, mean_and_std
+from experiments.report.contrasts import Contrast
 from experiments.report.markdown import escape, markdown_table
-
-if TYPE_CHECKING:
-    from experiments.report.contrasts import Contrast
 
 # Scores that are shares, and printed in percent; others, such as distances, are not.
 DECIMALS = {"hausdorff": 2, "hausdorff95": 2}
@@ -18,7 +15,7 @@ DECIMALS = {"hausdorff": 2, "hausdorff95": 2}
 def results_table(
     headings: Sequence[str],
     rows: Sequence[Row],
-    contrasts: Sequence["Contrast"] = (),
+    contrasts: Sequence[Contrast] = (),
     *,
     best_epoch: bool = False,
 ) -> str:
@@ -30,25 +27,15 @@ def results_table(
       contrasts: of the accuracy, for the rows that have one.
       best_epoch: also says what the epoch had that was best on the test images.
     """
-    by_row = {id(contrast.row): contrast for contrast in contrasts}
-
-    def difference(row: Row) -> str:
-        contrast = by_row.get(id(row))
-        return contrast.endpoint.write_interval(contrast.interval) if contrast else _no_difference(row)
-
-    def holds_paper(row: Row) -> str:
-        contrast = by_row.get(id(row))
-        # Reports in a protocol's words say it beside the verdict.
-        return contrast.holds_paper if contrast and not contrast.by_protocol else ""
-
     columns: dict[str, Callable[[Row], str]] = {
         "rate": lambda row: f"{row.cell.run.learning_rate:g}",
         "seeds": lambda row: str(len(row.cell.ended)),
         "test accuracy, %": lambda row: format_score(row.cell, "final_accuracy"),
         "the paper, %": lambda row: format_number(_percent(row.paper_accuracy), ".1f"),
-        "vs baseline, points [95 %]": difference,
-        "verdict": lambda row: by_row[id(row)].word if id(row) in by_row else "",
-        "holds the paper's effect": holds_paper,
+        "vs baseline, points [95 %]": differences(contrasts),
+        "verdict": column(contrasts, lambda contrast: contrast.word),
+        # Reports in a protocol's words say it beside the verdict.
+        "holds the paper's effect": column(contrasts, lambda c: "" if c.by_protocol else c.holds_paper),
         "best epoch, %": lambda row: format_score(row.cell, "best_accuracy"),
         "remarks": lambda row: remarks(row.cell),
     }
@@ -63,7 +50,7 @@ def results_table(
 def training_table(
     headings: Sequence[str],
     rows: Sequence[Row],
-    contrasts: Sequence[Sequence["Contrast"]] = (),
+    contrasts: Sequence[Sequence[Contrast]] = (),
     versus: str = "baseline",
 ) -> str:
     """Training losses, their ratios to the baseline's, and time where all runs were made on one kind of processor.
@@ -74,62 +61,50 @@ def training_table(
       contrasts: of each endpoint of the training loss.
       versus: what the rows are compared with, for people.
     """
-
-    def of(some: Sequence["Contrast"]) -> Callable[[Row], str]:
-        by_row = {id(contrast.row): contrast for contrast in some}
-
-        def write(row: Row) -> str:
-            contrast = by_row.get(id(row))
-            return contrast.endpoint.write_interval(contrast.interval) if contrast else _no_difference(row)
-
-        return write
-
     columns: dict[str, Callable[[Row], str]] = {
         "final training loss": lambda row: format_number(mean_and_std(row.cell.losses)[0], ".2e"),
         "the paper": lambda row: format_number(row.paper_loss, ".1e"),
     }
     for some in contrasts:
         if some:
-            columns[f"{some[0].endpoint.title}: ratio to {versus} [95 %]"] = of(some)
+            columns[f"{some[0].endpoint.title}: ratio to {versus} [95 %]"] = differences(some)
     if len({kind for row in rows for kind in row.cell.processors}) == 1:  # else times compare processors
         columns["s/epoch"] = lambda row: format_number(row.cell.seconds_per_epoch, ".2f")
     columns["non-finite steps"] = lambda row: str(row.cell.nonfinite_steps)
     return row_table(headings, rows, columns)
 
 
-def certainty_table(headings: Sequence[str], contrasts: Sequence["Contrast"]) -> str:
+def certainty_table(headings: Sequence[str], contrasts: Sequence[Contrast]) -> str:
     """What stands behind each verdict: adjusted p, the interval of the pooled variance, what could have been seen."""
     if not contrasts:
         return ""
-    by_row = {id(contrast.row): contrast for contrast in contrasts}
     endpoint = contrasts[0].endpoint
     per_unit = {"points": "points", "ratio": "%"}.get(endpoint.unit, endpoint.unit)
-
-    def pooled(row: Row) -> str:
-        interval = by_row[id(row)].pooled
-        return endpoint.write_ends(interval) if interval.is_known else "-"
-
-    def detectable(row: Row) -> str:
-        return format_number(endpoint.convert_size(by_row[id(row)].detectable), ".2g")
-
-    def paper(row: Row) -> str:
-        effect = by_row[id(row)].paper
-        return "-" if effect is None else endpoint.write(effect)
-
-    columns: dict[str, Callable[[Row], str]] = {
-        "the paper's effect": paper,
-        f"smallest of interest, {per_unit}": lambda row: (
-            f"{endpoint.convert_size(by_row[id(row)].smallest):.3g}"
+    columns = {
+        "the paper's effect": lambda c: "-" if c.paper is None else endpoint.write(c.paper),
+        f"smallest of interest, {per_unit}": lambda c: f"{endpoint.convert_size(c.smallest):.3g}",
+        f"smallest detectable, {per_unit}": lambda c: format_number(
+            endpoint.convert_size(c.detectable), ".2g"
         ),
-        f"smallest detectable, {per_unit}": detectable,
-        "p (Holm)": lambda row: format_number(by_row[id(row)].p, ".2g"),
-        "pooled variance [95 %]": pooled,
+        "p (Holm)": lambda c: format_number(c.p, ".2g"),
+        "pooled variance [95 %]": lambda c: endpoint.write_ends(c.pooled) if c.pooled.is_known else "-",
     }
-    return row_table(headings, [contrast.row for contrast in contrasts], columns)
+    return contrasts_table(headings, contrasts, columns)
+
+
+def contrasts_table(
+    headings: Sequence[str],
+    contrasts: Sequence[Contrast],
+    columns: Mapping[str, Callable[[Contrast], str]],
+    text: Sequence[str] = (),
+) -> str:
+    """A table of contrasts; see `row_table`."""
+    written = {heading: column(contrasts, write) for heading, write in columns.items()}
+    return row_table(headings, [contrast.row for contrast in contrasts], written, text=text)
 
 
 def scores_table(
-    headings: Sequence[str], rows: Sequence[Row], contrasts: Sequence[Sequence["Contrast"]]
+    headings: Sequence[str], rows: Sequence[Row], contrasts: Sequence[Sequence[Contrast]]
 ) -> str:
     """Several scores of the finished networks, each with its difference to the baseline.
 
@@ -145,17 +120,32 @@ def scores_table(
     return row_table(headings, rows, columns, keep=tuple(columns))
 
 
-def add_score(columns: dict[str, Callable[[Row], str]], contrasts: Sequence["Contrast"]) -> None:
+def add_score(columns: dict[str, Callable[[Row], str]], contrasts: Sequence[Contrast]) -> None:
     """Adds a score and its difference to the columns of a table."""
     endpoint = contrasts[0].endpoint
-    by_row = {id(contrast.row): contrast for contrast in contrasts}
-
-    def difference(row: Row) -> str:
-        contrast = by_row.get(id(row))
-        return endpoint.write_interval(contrast.interval) if contrast else _no_difference(row)
-
     columns[endpoint.title] = lambda row: format_score(row.cell, endpoint.score)
-    columns[f"{endpoint.title} vs baseline [95 %]"] = difference
+    columns[f"{endpoint.title} vs baseline [95 %]"] = differences(contrasts)
+
+
+def column(
+    contrasts: Sequence[Contrast],
+    write: Callable[[Contrast], str],
+    missing: Callable[[Row], str] = lambda row: "",
+) -> Callable[[Row], str]:
+    """A table's column that says something about the contrast of each row.
+
+    Args:
+      contrasts: of some of the rows.
+      write: what it says.
+      missing: what it says of a row that has no contrast.
+    """
+    by_row = {contrast.row: contrast for contrast in contrasts}
+    return lambda row: write(by_row[row]) if row in by_row else missing(row)
+
+
+def differences(contrasts: Sequence[Contrast]) -> Callable[[Row], str]:
+    """The column of mean differences with their intervals."""
+    return column(contrasts, lambda c: c.endpoint.write_interval(c.interval), _no_difference)
 
 
 def format_score(cell: Cell, score: str) -> str:

@@ -27,6 +27,11 @@ NAMES = (
 )
 
 
+def load_study(name: str) -> "Study":
+    """One study, by its name in `NAMES`."""
+    return importlib.import_module(f"experiments.studies.{name}").STUDY
+
+
 def load_studies() -> Mapping[str, "Study"]:
     """All studies, by name."""
-    return {name: importlib.import_module(f"experiments.studies.{name}").STUDY for name in NAMES}
+    return {name: load_study(name) for name in NAMES}

@@ -15,8 +15,11 @@ from experiments.report.curves import add_learning_curves
 from experiments.report.pages import describe_protocol, write_report
 from experiments.report.tables import format_number, format_score, remarks
 from experiments.run import RESIZED_CROP, Run
-from experiments.studies.grid import Question, compare_methods
-from experiments.studies.study import Size, Study, default_learning_rate, grid
+from experiments.studies.comparison import Question, compare_methods
+from experiments.studies.grid import Size, default_learning_rate, grid
+from experiments.studies.study import Study
+
+AXES = ("optimizer", "method")
 
 
 def make_study(
@@ -46,7 +49,7 @@ def make_study(
         size.run(dataset, augment=RESIZED_CROP if dataset.startswith("jpeg:") else "none"),
         seed=size.seeds,
         optimizer=optimizers,
-        learning_rate=(learning_rate,) if learning_rate else default_learning_rate,
+        learning_rate=default_learning_rate if learning_rate is None else (learning_rate,),
         method=size.methods,
     )
     return _study(lambda records: runs)
@@ -95,8 +98,7 @@ def _study(runs: Callable[[Sequence[RunRecord]], Sequence[Run]]) -> Study:
 
 def make_table_rows(runs: Sequence[Run], records: Sequence[RunRecord]) -> list[Row]:
     """One row per optimizer and method; a method's baseline has the same optimizer."""
-    cells = make_cells(runs, records).values()
-    return make_rows(cells, lambda run: (names.OPTIMIZERS[run.optimizer], names.METHODS[run.method]))
+    return make_rows(make_cells(runs, records).values(), AXES)
 
 
 def terminal_table(rows: Sequence[Row]) -> Table:
@@ -127,20 +129,20 @@ def terminal_remarks(rows: Sequence[Row]) -> list[str]:
 
 def _write(runs: Sequence[Run], records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and the figure of the learning curves."""
-    rows = make_table_rows(runs, records)
+    cells = list(make_cells(runs, records).values())
     panels: dict[str, list[Cell]] = {}
-    for row in rows:
-        panels.setdefault(row.labels[0], []).append(row.cell)
+    for cell in cells:
+        panels.setdefault(names.OPTIMIZERS[cell.run.optimizer], []).append(cell)
     title = f"{names.model(runs[0].model)} on {names.dataset(runs[0].data_name)}"
-    answers = compare_methods(rows, Question(setting=title))
+    answers = compare_methods(cells, Question(setting=title, axes=AXES))
     figure_title = f"{title}, {len({run.seed for run in runs})} seeds"
     write_report(
         folder,
         f"Every method: {title}",
-        [row.cell for row in rows],
+        cells,
         answers.findings,
         results=[
-            *answers.tables(("optimizer", "method")),
+            *answers.tables(),
             add_learning_curves(folder, "learning_curves", figure_title, panels),
         ],
         method=[f"Protocol of every row: {describe_protocol(runs[0])}."],

@@ -16,22 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.records import RunRecord
-from experiments.report import names
 from experiments.report.contrasts import SMOOTHNESS
 from experiments.run import Run
-from experiments.studies.grid import Question, write_grid_report
-from experiments.studies.study import METHODS, Size, Study, grid, settings_table
+from experiments.studies.comparison import Question, write_grid_report
+from experiments.studies.grid import METHODS, Size, grid
+from experiments.studies.study import Study, settings_table
 
 SIZES = {
-    "smoke": Size(
-        models=("resnet8",),
-        methods=("baseline", "znorm", "gan"),
-        epochs=2,
-        batch_sizes=(50,),
-        seeds=(0, 1),
-        train_examples=500,
-        test_examples=200,
-    ),
     "cpu": Size(
         models=("resnet20",),
         methods=METHODS,
@@ -49,6 +40,7 @@ SIZES = {
         seeds=(0, 1, 2),
     ),
 }
+SIZES["smoke"] = SIZES["cpu"].small()
 FULL_EPOCHS = SIZES["full"].epochs
 
 NOTES = """\
@@ -59,9 +51,10 @@ its centring and through changes of its multiplier over time. The multiplier's f
 
 QUESTION = Question(
     setting="CIFAR-100, AdamW",
-    source=lambda run: "Yun 2025, arXiv 2509.03677: it is kept" if run.method == "gan" else "",
-    headline=lambda run: run.method == "gan" and run.model == "resnet20",
-    forest=lambda run: run.method in ("gan", "znorm", "centralization"),
+    axes=("model", "method"),
+    sources={"gan": "Yun 2025, arXiv 2509.03677: it is kept"},
+    headline={"method": "gan", "model": "resnet20"},
+    forest=("gan", "znorm", "centralization"),
     scores=(SMOOTHNESS,),
 )
 
@@ -96,13 +89,11 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "AdamW with gradient normalization on CIFAR-100",
         make_runs(preset, records),
         records,
-        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
         question=QUESTION,
-        headings=("network", "method"),
-        labels=lambda run: (names.model(run.model), names.METHODS[run.method]),
-        figure=lambda run: ("adamw", f"CIFAR-100, AdamW, {len(SIZES[preset].seeds)} seeds"),
-        panel=lambda run: names.model(run.model),
+        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
         notes=NOTES,
+        figures="optimizer",
+        panels="model",
     )
 
 

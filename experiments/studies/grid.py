@@ -1,192 +1,126 @@
-"""What studies share that compare methods: their contrasts, findings and report."""
+"""How large a preset is, and the grid of runs that a size and some fields' values give."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
 
-from experiments.records import RunRecord
-from experiments.report.cells import Cell, Row, make_cells, make_rows
-from experiments.report.contrasts import (
-    ACCURACY,
-    FINAL_LOSS,
-    SPEED,
-    Contrast,
-    Endpoint,
-    make_contrasts,
-    make_findings,
-)
-from experiments.report.curves import add_learning_curves
-from experiments.report.findings import Finding
-from experiments.report.pages import describe_protocol, describe_rates, write_report
-from experiments.report.sentences import describe
-from experiments.report.tables import certainty_table, results_table, scores_table, training_table
-from experiments.run import Run
+from experiments.run import DEFAULT_LEARNING_RATES, Run
+
+# What most studies compare: the optimizer alone, and four methods in front of it.
+METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
-    """What a study of methods wants to know, beside what its runs are.
+class Size:
+    """How large a preset is; what the other settings are is the study's own.
 
     Attributes:
-      setting: what all rows have in common, such as 'CIFAR-10'.
-      source: who claims something of a run's method; empty for a question of ours.
-      paper: difference of the accuracies to the baseline that the paper printed for a run's row.
-      smallest: smallest difference of accuracies of interest; by default one point.
-      smallest_speed: smallest difference of interest of the mean log training loss; by default that of 5 %.
-      headline: whether the table of all studies in the README names a run's accuracy.
-      forest: whether the forest plot of all studies draws it.
-      scores: further endpoints, such as the area under a curve; whether a summary names them as well.
-      described: methods that are compared without being a part of the family.
-      versus: what the rows are compared with, where that is not the baseline.
-      by_protocol: whether the study's own report uses the words that a PROTOCOL.md fixed before the runs.
+      models: trained networks.
+      methods: what is done to the gradients.
+      epochs: passes over the training images.
+      batch_sizes: images per step.
+      seeds: of the reported runs.
+      train_examples: subset of the training images, class-balanced or of few patients; None takes all.
+      test_examples: the same of the test images; None takes all.
+      tuning_epochs: of the runs that choose a learning rate.
+      validation_examples: training images that these runs hold out and choose by.
+      tuning_examples: what else these runs train on; None takes all that are left, 0 as many as the reported runs.
+      dataset: where it differs between presets.
+      optimizers: where they differ between presets.
+      schedules: of the learning rate, where they differ between presets.
     """
 
-    setting: str
-    source: Callable[[Run], str] = lambda run: ""
-    paper: Callable[[Run], float | None] = lambda run: None
-    smallest: Callable[[Run], float] | None = None
-    smallest_speed: float = SPEED.smallest
-    headline: Callable[[Run], bool] = lambda run: False
-    forest: Callable[[Run], bool] = lambda run: False
-    scores: Sequence[Endpoint] = ()
-    described: Sequence[str] = ()
-    versus: str = ""
-    by_protocol: bool = False
+    models: tuple[str, ...]
+    methods: tuple[str, ...]
+    epochs: int
+    batch_sizes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    train_examples: int | None = None
+    test_examples: int | None = None
+    tuning_epochs: int = 0
+    validation_examples: int = 0
+    tuning_examples: int | None = 0
+    dataset: str = ""
+    optimizers: tuple[str, ...] = ()
+    schedules: tuple[str, ...] = ()
+
+    def small(self, **changes: Any) -> Self:
+        """The same in seconds, for tests: the smallest networks, two seeds, two epochs, a few hundred images.
+
+        Args:
+          **changes: fields of which a study needs something else.
+        """
+        fields: dict[str, Any] = {
+            "models": tuple(dict.fromkeys(map(_smallest, self.models))),
+            "methods": tuple(method for method in self.methods if method in ("baseline", "znorm", "gan")),
+            "epochs": 2,
+            "batch_sizes": (50,),
+            "seeds": (0, 1),
+            "train_examples": 500,
+            "test_examples": 200,
+        }
+        if self.tuning_epochs:
+            fields |= {"tuning_epochs": 1, "validation_examples": 100}
+        if self.tuning_examples:
+            fields["tuning_examples"] = 200
+        return dataclasses.replace(self, **{**fields, **changes})
+
+    def run(self, dataset: str = "", **settings: Any) -> Run:
+        """The first run of this size, from which `grid` makes the others.
+
+        Args:
+          dataset: its name; by default the size's own.
+          **settings: further fields of the run, in place of the baseline with SGDM.
+        """
+        fields = {
+            "dataset": dataset or self.dataset,
+            "model": self.models[0],
+            "method": self.methods[0],
+            "optimizer": "sgdm",
+            "learning_rate": DEFAULT_LEARNING_RATES["sgdm"],
+            "epochs": self.epochs,
+            "batch_size": self.batch_sizes[0],
+            "seed": self.seeds[0],
+            "train_examples": self.train_examples,
+            "test_examples": self.test_examples,
+        }
+        return Run(**{**fields, **settings})
 
 
-@dataclasses.dataclass(frozen=True)
-class Answers:
-    """What was found.
+def _smallest(model: str) -> str:
+    """The network of eight layers of the same family, where it has one."""
+    return re.sub(r"^(resnet|plain)\d+$", r"\g<1>8", model)
 
-    Attributes:
-      rows: one per cell.
-      contrasts: of every endpoint, by its score.
-      findings: of the accuracy, the other scores and the speed of training.
-      own_findings: the same in the words of the study's own report.
+
+def small_grid(grid: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    """Two learning rates from the middle of each grid, for tests."""
+    return {key: rates[len(rates) // 2 - 1 :][:2] for key, rates in grid.items()}
+
+
+def grid(base: Run, **axes: Iterable[Any] | Callable[[Run], Any]) -> list[Run]:
+    """Every combination of some fields' values, the last field fastest.
+
+    Args:
+      base: has the other fields.
+      **axes: by field of `Run`, the values it takes; or a function of the run, for a field that follows from those
+        before it, such as `learning_rate=default_learning_rate` after `optimizer=("sgdm", "adam")`.
     """
-
-    rows: Sequence[Row]
-    contrasts: Mapping[str, Sequence[Contrast]]
-    findings: Sequence[Finding]
-    own_findings: Sequence[Finding]
-
-    def tables(self, headings: Sequence[str], *, best_epoch: bool = False) -> list[str]:
-        """Markdown: accuracies, other scores, training losses, and what is behind the verdicts."""
-        accuracy = self.contrasts[ACCURACY.score]
-        others = [c for score, c in self.contrasts.items() if score not in _OF_ALL_STUDIES and c]
-        losses = [self.contrasts[FINAL_LOSS.score], self.contrasts[SPEED.score]]
-        certainty = certainty_table(headings, accuracy)
-        return [
-            results_table(headings, self.rows, accuracy, best_epoch=best_epoch),
-            scores_table(headings, self.rows, others) if others else "",
-            "Training. A ratio below 1: the loss is lower than the baseline's; its logarithm is averaged over seeds. "
-            "Where the rates differ, it compares these too.",
-            training_table(headings, self.rows, losses),
-            "Behind the verdicts on the accuracy:" if certainty else "",
-            certainty,
+    runs = [base]
+    for field, values in axes.items():
+        runs = [
+            dataclasses.replace(run, **{field: value})
+            for run in runs
+            for value in ([values(run)] if callable(values) else values)
         ]
+    return runs
 
 
-_OF_ALL_STUDIES = (ACCURACY.score, FINAL_LOSS.score, SPEED.score)
+def with_seeds(runs: Iterable[Run], seeds: Sequence[int]) -> list[Run]:
+    """Every run with every seed, the seed fastest."""
+    return [dataclasses.replace(run, seed=seed) for run in runs for seed in seeds]
 
 
-def compare_methods(rows: Sequence[Row], question: Question) -> Answers:
-    """Contrasts and findings of methods against the baseline, from the runs that have ended.
-
-    Args:
-      rows: of the table, whose last label is the method.
-      question: what is asked.
-    """
-    contrasts: dict[str, Sequence[Contrast]] = {}
-    findings, own_findings = [], []
-    speed = dataclasses.replace(SPEED, smallest=question.smallest_speed)
-    for endpoint in (ACCURACY, *question.scores, speed, FINAL_LOSS):
-        of_accuracy = endpoint is ACCURACY
-        found = make_contrasts(
-            rows,
-            endpoint,
-            paper=question.paper if of_accuracy else lambda run: None,
-            smallest=question.smallest if of_accuracy else None,
-            described=question.described,
-            by_protocol=question.by_protocol,
-        )
-        contrasts[endpoint.score] = found
-        if endpoint is not FINAL_LOSS:
-            for words, own in ((findings, False), (own_findings, True)):
-                words += make_findings(
-                    found,
-                    setting=question.setting,
-                    source=question.source,
-                    headline=question.headline if of_accuracy else lambda run: False,
-                    forest=question.forest if of_accuracy else lambda run: False,
-                    versus=question.versus,
-                    own=own,
-                )
-    return Answers(rows, contrasts, findings, own_findings)
-
-
-def write_grid_report(
-    folder: Path,
-    title: str,
-    runs: Sequence[Run],
-    records: Sequence[RunRecord],
-    *,
-    settings: str,
-    question: Question,
-    headings: Sequence[str],
-    labels: Callable[[Run], tuple[str, ...]],
-    figure: Callable[[Run], tuple[str, str]],
-    panel: Callable[[Run], str],
-    notes: str,
-    paper_accuracy: Callable[[Run], float | None] = lambda run: None,
-    tuning: Sequence[Cell] = (),
-    tuning_table: str = "",
-) -> None:
-    """Writes report.md and findings.json: accuracies, other scores if there are any, and learning curves.
-
-    Args:
-      folder: where to.
-      title: of the report.
-      runs: all runs of the study.
-      records: what was made.
-      settings: table of what is set here and in the paper.
-      question: what is asked.
-      headings: of the columns that `labels` gives.
-      labels: of a run's row; the last one is the method.
-      figure: name and title of the figure that a run belongs to.
-      panel: title of the panel of that figure.
-      notes: Markdown on the method.
-      paper_accuracy: what the paper printed for a run's row, if anything.
-      tuning: cells of the runs that chose the learning rates, if there are any.
-      tuning_table: Markdown of what they chose.
-    """
-    cells = make_cells(runs, records)
-    rows = make_rows(cells.values(), labels, lambda run: (paper_accuracy(run), None))
-    answers = compare_methods(rows, question)
-    figures: dict[tuple[str, str], dict[str, list[Cell]]] = {}
-    for cell in cells.values():
-        figures.setdefault(figure(cell.run), {}).setdefault(panel(cell.run), []).append(cell)
-    protocols = dict.fromkeys(describe_protocol(run) for run in runs)
-    results = [
-        *answers.tables(headings),
-        *(
-            add_learning_curves(folder, f"curves_{n}", words, panels)
-            for (n, words), panels in figures.items()
-        ),
-    ]
-    answer = describe(answers.findings)
-    method = ["\n".join(f"- Protocol: {protocol}." for protocol in protocols), notes]
-    if tuning:
-        protocol = describe_protocol(tuning[0].run)
-        answer = "\n\n".join(filter(None, [answer, describe_rates(rows, tuning)]))
-        method += [f"Tuning: score of every learning rate, in percent ({protocol}).", tuning_table]
-    write_report(
-        folder,
-        title,
-        [*tuning, *cells.values()],
-        answers.findings,
-        answer=answer,
-        settings=settings,
-        results=results,
-        method=method,
-    )
+def default_learning_rate(run: Run) -> float:
+    """That of the run's optimizer, where none is tuned."""
+    return DEFAULT_LEARNING_RATES[run.optimizer]

@@ -22,31 +22,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
-from experiments.report import names
-from experiments.report.cells import make_cells
 from experiments.report.contrasts import ONE_POINT, Endpoint
 from experiments.run import RESIZED_CROP, Run
-from experiments.studies.grid import Question, write_grid_report
-from experiments.studies.study import Size, Study, grid, settings_table, with_seeds
-from experiments.studies.tuning import extend_grids, make_tuning_runs, tune, tuning_table
+from experiments.studies.comparison import Question, write_grid_report
+from experiments.studies.grid import Size, grid, small_grid, with_seeds
+from experiments.studies.study import Study, settings_table
+from experiments.studies.tuning import TUNING_SEEDS, Tuning
 
 METHODS = ("baseline", "znorm", "gan")
-TUNING_SEEDS = (100, 101)  # never reported ones
 # Behind momentum 0.9, decoupled decay is as strong as a tenth of it inside the gradient, the usual 5e-5. In LARS it
 # is inside, where its trust ratio sees it.
 WEIGHT_DECAYS = {"sgdm": 5e-4, "lars": 1e-4}
 
 SIZES = {
-    "smoke": Size(
-        models=("resnet8",),
-        methods=METHODS,
-        epochs=2,
-        batch_sizes=(64,),
-        seeds=(0, 1),
-        tuning_epochs=1,
-        validation_examples=40,
-        dataset="jpeg:cifar10_jpeg:32",
-    ),
     "cpu": Size(
         models=("resnet20",),
         methods=METHODS,
@@ -70,13 +58,15 @@ SIZES = {
         dataset="jpeg:imagenet2012:224",
     ),
 }
+SIZES["smoke"] = SIZES["cpu"].small(
+    batch_sizes=(64,),
+    train_examples=None,
+    test_examples=None,
+    validation_examples=40,
+    dataset="jpeg:cifar10_jpeg:32",
+)
 # ZNorm gives every weight's gradient a standard deviation of 1, some hundred times what it was: its rates are lower.
 GRID = {"sgdm": (0.3, 1.0, 3.0), "znorm sgdm": (0.0003, 0.001, 0.003), "lars": (3.0, 10.0, 30.0)}
-GRIDS = {
-    "smoke": {"sgdm": (0.1, 0.3), "znorm sgdm": (0.001, 0.003), "lars": (3.0, 10.0)},
-    "cpu": GRID,
-    "full": GRID,
-}
 
 NOTES = """\
 No paper has numbers for this table. Every row gets learning rates of its own: as many for every method, and where
@@ -89,13 +79,18 @@ what a normalizer does to its scale cancels."""
 
 QUESTION = Question(
     setting="ImageNet, tuned rates",
-    source=lambda run: "Yun 2024, arXiv 2408.01215: left open" if run.method == "znorm" else "",
+    axes=("model", "optimizer", "batch_size", "method"),
+    sources={"znorm": "Yun 2024, arXiv 2408.01215: left open"},
     scores=(Endpoint("top_5", "top-5 accuracy", "points", ONE_POINT),),
 )
 
 
-def _settings(preset: str) -> list[Run]:
-    """One run of every row, with a learning rate that is to be tuned."""
+def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
+    """The tuning runs, and the reported runs whose tuning has ended."""
+    return [*_tuning(preset).runs(records), *_reported_runs(preset, records)]
+
+
+def _tuning(preset: str) -> Tuning:
     size = SIZES[preset]
     base = size.run(
         learning_rate=1.0,
@@ -105,7 +100,7 @@ def _settings(preset: str) -> list[Run]:
         augment=RESIZED_CROP,
         dtype="float32" if preset == "cpu" else "bfloat16",
     )
-    return grid(
+    settings = grid(
         base,
         model=size.models,
         optimizer=WEIGHT_DECAYS,
@@ -113,67 +108,41 @@ def _settings(preset: str) -> list[Run]:
         batch_size=size.batch_sizes,
         method=size.methods,
     )
-
-
-def _setting(run: Run) -> tuple[str, ...]:
-    return run.model, run.optimizer, f"batch {run.batch_size}", run.method
-
-
-def _labels(run: Run) -> tuple[str, ...]:
-    return (
-        names.model(run.model),
-        names.OPTIMIZERS[run.optimizer],
-        f"batch {run.batch_size}",
-        names.METHODS[run.method],
-    )
-
-
-def _tuning_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    epochs = SIZES[preset].tuning_epochs
-    changes = {"validation_examples": SIZES[preset].validation_examples, "test_examples": None}
-    runs = make_tuning_runs(
-        _settings(preset),
-        GRIDS[preset],
+    return Tuning(
+        settings,
+        small_grid(GRID) if preset == "smoke" else GRID,
+        QUESTION.axes,
         TUNING_SEEDS,
-        epochs=epochs,
-        warmup_epochs=epochs / 18,
-        **changes,
+        changes={
+            "epochs": size.tuning_epochs,
+            "warmup_epochs": size.tuning_epochs / 18,
+            # Validation images take the place of the test images.
+            "validation_examples": size.validation_examples,
+            "test_examples": None,
+        },
+        extend=preset != "smoke",
     )
-    return runs if preset == "smoke" else extend_grids(runs, records, _setting)
 
 
 def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    tuned = tune(_settings(preset), _tuning_runs(preset, records), records, _setting)
+    tuned = _tuning(preset).tuned(records)
+    # Seed by seed: what has ended when the time is over is whole.
     return [run for seed in SIZES[preset].seeds for run in with_seeds(tuned, [seed])]
-
-
-def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    """The tuning runs, and the reported runs whose tuning has ended."""
-    return [*_tuning_runs(preset, records), *_reported_runs(preset, records)]
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md, findings.json and one figure of learning curves per optimizer."""
-    headings = ("network", "optimizer", "batch", "method")
-    tuning = list(make_cells(_tuning_runs(preset, records), records).values())
     write_grid_report(
         folder,
         "ZNorm and GAN on ImageNet",
         _reported_runs(preset, records),
         records,
-        settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
         question=QUESTION,
-        headings=headings,
-        labels=_labels,
-        figure=lambda run: (
-            run.optimizer,
-            f"{names.dataset(run.dataset)}, {names.model(run.model)}, {names.OPTIMIZERS[run.optimizer]}, "
-            f"{len(SIZES[preset].seeds)} seeds",
-        ),
-        panel=lambda run: f"batch {run.batch_size}",
+        settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
         notes=NOTES,
-        tuning=tuning,
-        tuning_table=tuning_table(headings, tuning, _setting),
+        tuning=_tuning(preset),
+        figures="optimizer",
+        panels="batch_size",
     )
 
 

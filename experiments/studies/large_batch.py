@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
-from experiments.report import names
 from experiments.run import Run
-from experiments.studies.grid import Question, write_grid_report
-from experiments.studies.study import Size, Study, grid, settings_table
+from experiments.studies.comparison import Question, write_grid_report
+from experiments.studies.grid import Size, grid
+from experiments.studies.study import Study, settings_table
 
 METHODS = ("baseline", "znorm", "gan")
 # At batch 256. LARS multiplies by its trust coefficient of 0.001 too, so its learning rate is of another order.
@@ -26,15 +26,6 @@ LEARNING_RATES = {"lars": 2.0, "lamb": 0.005}
 BASE_BATCH_SIZE = 256
 
 SIZES = {
-    "smoke": Size(
-        models=("resnet8",),
-        methods=METHODS,
-        epochs=2,
-        batch_sizes=(50, 250),
-        seeds=(0, 1),
-        train_examples=500,
-        test_examples=200,
-    ),
     "cpu": Size(
         models=("resnet20",),
         methods=METHODS,
@@ -53,6 +44,8 @@ SIZES = {
     ),
 }
 
+SIZES["smoke"] = SIZES["cpu"].small(batch_sizes=(50, 250))
+
 NOTES = """\
 No paper has numbers for this table. The learning rate is that of batch 256 times the square root of batch / 256, the
 same for every method, and was not tuned. LARS and LAMB rescale every layer's update, so that most of what a
@@ -61,7 +54,8 @@ normalizer does to its scale cancels."""
 
 QUESTION = Question(
     setting="CIFAR-10",
-    forest=lambda run: run.method in ("znorm", "gan"),
+    axes=("model", "optimizer", "batch_size", "method"),
+    forest=("znorm", "gan"),
 )
 
 
@@ -98,22 +92,11 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "ZNorm and GAN with LARS and LAMB on CIFAR-10",
         make_runs(preset, records),
         records,
-        settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
         question=QUESTION,
-        headings=("network", "optimizer", "batch", "method"),
-        labels=lambda run: (
-            names.model(run.model),
-            names.OPTIMIZERS[run.optimizer],
-            f"batch {run.batch_size}",
-            names.METHODS[run.method],
-        ),
-        figure=lambda run: (
-            run.optimizer,
-            f"CIFAR-10, {names.model(run.model)}, {names.OPTIMIZERS[run.optimizer]}, "
-            f"{len(SIZES[preset].seeds)} seeds",
-        ),
-        panel=lambda run: f"batch {run.batch_size}",
+        settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
         notes=NOTES,
+        figures="optimizer",
+        panels="batch_size",
     )
 
 

@@ -24,38 +24,20 @@ from pathlib import Path
 
 from experiments.records import RunRecord
 from experiments.report import names
-from experiments.report.cells import Cell, make_cells, make_rows
+from experiments.report.cells import Cell, make_cells
 from experiments.report.curves import add_learning_curves
 from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, write_report
-from experiments.run import Run
-from experiments.studies.grid import Question, compare_methods
-from experiments.studies.study import (
-    DEFAULT_LEARNING_RATES,
-    Size,
-    Study,
-    default_learning_rate,
-    grid,
-    settings_table,
-    with_seeds,
-)
-from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
+from experiments.run import DEFAULT_LEARNING_RATES, Run
+from experiments.studies.comparison import Question, compare_methods
+from experiments.studies.grid import Size, default_learning_rate, grid, small_grid, with_seeds
+from experiments.studies.study import Study, settings_table
+from experiments.studies.tuning import Tuning
 
 METHODS = ("baseline", "centralization", "clipping", "clipping_value", "znorm", "gan")
 OPTIMIZERS = ("sgdm", "adam")
 
 SIZES = {
-    "smoke": Size(
-        models=("resnet8",),
-        methods=("baseline", "znorm"),
-        epochs=2,
-        batch_sizes=(50,),
-        seeds=(0, 1),
-        train_examples=500,
-        test_examples=200,
-        tuning_epochs=1,
-        validation_examples=100,
-    ),
     "cpu": Size(
         models=("resnet20",),
         methods=METHODS,
@@ -77,11 +59,11 @@ SIZES = {
         validation_examples=5_000,
     ),
 }
+SIZES["smoke"] = SIZES["cpu"].small(methods=("baseline", "znorm"))
 GRID = {
     "sgdm": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
     "adam": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03),
 }
-GRIDS = {"smoke": {"sgdm": (0.003, 0.03), "adam": (0.0003, 0.003)}, "cpu": GRID, "full": GRID}
 
 PAPER_MODEL = "resnet56"  # stands beside networks that the paper does not have
 # Table 1: top-1 test accuracy and training loss with SGDM, then with Adam.
@@ -103,7 +85,7 @@ PAPER = {
 
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """The shared protocol's runs, the tuning runs, and the tuned runs whose tuning has ended."""
-    return [*_shared_runs(preset), *_tuning_runs(preset), *_tuned_runs(preset, records)]
+    return [*_shared_runs(preset), *_tuning(preset).runs(), *_tuned_runs(preset, records)]
 
 
 def _settings(preset: str) -> list[Run]:
@@ -118,38 +100,31 @@ def _settings(preset: str) -> list[Run]:
     )
 
 
+def _tuning(preset: str) -> Tuning:
+    size = SIZES[preset]
+    return Tuning(
+        _settings(preset),
+        small_grid(GRID) if preset == "smoke" else GRID,
+        # Validation images take the place of the test images.
+        changes={"epochs": size.tuning_epochs, "validation_examples": size.validation_examples},
+    )
+
+
 def _shared_runs(preset: str) -> list[Run]:
     return with_seeds(_settings(preset), SIZES[preset].seeds)
 
 
-def _tuning_runs(preset: str) -> list[Run]:
-    size = SIZES[preset]
-    # Validation images take the place of the test images.
-    changes = {"epochs": size.tuning_epochs, "validation_examples": size.validation_examples}
-    return make_tuning_runs(_settings(preset), GRIDS[preset], **changes)
-
-
 def _tuned_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    tuned = tune(_settings(preset), _tuning_runs(preset), records, _setting)
-    return with_seeds(tuned, SIZES[preset].seeds)
-
-
-def _setting(run: Run) -> tuple[str, str, str]:
-    return run.model, run.optimizer, run.method
-
-
-def _labels(run: Run) -> tuple[str, str, str]:
-    return names.model(run.model), names.OPTIMIZERS[run.optimizer], names.METHODS[run.method]
+    return with_seeds(_tuning(preset).tuned(records), SIZES[preset].seeds)
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md, findings.json and the learning curves of both protocols."""
-    tuning = make_cells(_tuning_runs(preset), records)
+    tuning = _tuning(preset)
     protocols = {
         "tuned": make_cells(_tuned_runs(preset, records), records),
         "shared": make_cells(_shared_runs(preset), records),
     }
-    headings = ("network", "optimizer", "method")
     results: list[str] = []
     findings: list[Finding] = []
     for protocol, cells in protocols.items():
@@ -157,9 +132,9 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         if not cells:
             results.append("No tuning has ended yet.")
             continue
-        answers = compare_methods(make_rows(cells.values(), _labels, _paper), _question(protocol))
+        answers = compare_methods(cells.values(), _question(protocol))
         findings += answers.findings
-        results += answers.tables(headings, best_epoch=True)
+        results += answers.tables(best_epoch=True)
         for model in SIZES[preset].models:
             panels: dict[str, list[Cell]] = {}
             for cell in cells.values():
@@ -167,18 +142,18 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
                     panels.setdefault(names.OPTIMIZERS[cell.run.optimizer], []).append(cell)
             title = f"CIFAR-10, {names.model(model)}, {len(SIZES[preset].seeds)} seeds, rates {protocol}"
             results.append(add_learning_curves(folder, f"curves_{protocol}_{model}", title, panels))
-    everything = [*protocols["shared"].values(), *tuning.values(), *protocols["tuned"].values()]
+    tried = [cell for some in tuning.cells(records).values() for cell in some]
     write_report(
         folder,
         "Table 1 of the gradient overlap paper",
-        everything,
+        [*protocols["shared"].values(), *tried, *protocols["tuned"].values()],
         sorted(findings, key=lambda finding: finding.question),
         settings=settings_table(preset, SIZES[preset], SIZES["full"]),
         results=results,
         method=[
             _describe_protocols(preset),
             "Tuning: validation accuracy of every learning rate, in percent.",
-            tuning_table(headings, tuning.values(), _setting),
+            tuning.table(records),
         ],
     )
 
@@ -186,23 +161,32 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
 def _question(protocol: str) -> Question:
     return Question(
         setting=f"CIFAR-10, rates {protocol}",
-        source=lambda run: (
-            "Yun 2024, arXiv 2410.21564, Table 1" if (PAPER_MODEL, run.method) in PAPER else ""
-        ),
-        paper=paper_effect,
-        forest=lambda run: protocol == "tuned" and run.method in ("znorm", "gan", "centralization"),
+        sources={method: "Yun 2024, arXiv 2410.21564, Table 1" for _, method in PAPER},
+        paper=paper_accuracy,
+        paper_loss=paper_loss,
+        paper_effect=paper_effect,
+        forest=("znorm", "gan", "centralization") if protocol == "tuned" else (),
     )
 
 
 def paper_effect(run: Run, versus: str = "baseline") -> float | None:
     """By how much the paper's accuracy of a method exceeds that of another; of ResNet-56 for other networks."""
-    ours, _ = _paper(run)
-    theirs, _ = _paper(dataclasses.replace(run, method=versus))
+    ours, theirs = paper_accuracy(run), paper_accuracy(dataclasses.replace(run, method=versus))
     return None if ours is None or theirs is None else ours - theirs
 
 
+def paper_accuracy(run: Run) -> float | None:
+    """The accuracy in the paper's table; of ResNet-56 for networks that it does not have."""
+    return _paper(run)[0]
+
+
+def paper_loss(run: Run) -> float | None:
+    """The training loss in the paper's table; of ResNet-56 for networks that it does not have."""
+    return _paper(run)[1]
+
+
 def _describe_protocols(preset: str) -> str:
-    shared, tuning = _shared_runs(preset)[0], _tuning_runs(preset)[0]
+    shared, tuning = _settings(preset)[0], _tuning(preset).runs()[0]
     rates = " and ".join(f"{optimizer} {DEFAULT_LEARNING_RATES[optimizer]:g}" for optimizer in OPTIMIZERS)
     text = f"""\
 - Protocol **shared**: {describe_protocol(shared)}; {rates} for every method.

@@ -10,33 +10,24 @@ the baseline and ZNorm get other constant rates too, in the same setting. The co
 fixed before the runs: `experiments/results/shared_rate/PROTOCOL.md`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
 from experiments.report import names
-from experiments.report.cells import Cell, Row, make_cells
+from experiments.report.cells import Cell, Row
 from experiments.report.contrasts import ACCURACY, Contrast, make_contrasts
 from experiments.report.findings import HELPS, Finding, judge
-from experiments.report.markdown import markdown_table
 from experiments.report.pages import describe_protocol, describe_waiting, write_report
-from experiments.report.tables import certainty_table
+from experiments.report.tables import certainty_table, contrasts_table
 from experiments.run import Run
-from experiments.studies.study import Size, Study, settings_table, with_seeds
-from experiments.studies.tuning import choose_learning_rates, extend_grids, tuning_table
+from experiments.studies.grid import Size, grid
+from experiments.studies.study import Study, settings_table
+from experiments.studies.tuning import Tuning
 
 METHODS = ("baseline", "znorm")
 LAST_EPOCHS = 10  # of a constant rate, whose single epochs are left to chance
 SIZES = {
-    "smoke": Size(
-        models=("resnet8",),
-        methods=METHODS,
-        epochs=3,
-        batch_sizes=(50,),
-        seeds=(0, 1),
-        train_examples=200,
-        test_examples=200,
-    ),
     "cpu": Size(
         models=("resnet20",),
         methods=METHODS,
@@ -53,46 +44,50 @@ SIZES = {
         seeds=(0, 1, 2, 3, 4),
     ),
 }
+SIZES["smoke"] = SIZES["cpu"].small(epochs=3, train_examples=200)
 SHARED, HIGHER = 0.01, 0.1
 HEADINGS = ("contrast",)
-FIRST = {"baseline": (SHARED, HIGHER), "znorm": (SHARED,)}
-FURTHER = {"baseline": (0.03, 0.3), "znorm": (0.003, 0.001)}
+COLUMNS = {
+    "difference, points [95 %]": lambda c: c.endpoint.write_interval(c.interval),
+    "verdict": lambda c: c.word,
+}
+FIRST = {"baseline sgdm": (SHARED, HIGHER), "znorm sgdm": (SHARED,)}
+ALL = {"baseline sgdm": (SHARED, 0.03, HIGHER, 0.3), "znorm sgdm": (0.001, 0.003, SHARED)}
 
 
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """The first rates, when they have ended the further ones, and then what an edge of the grid asks for."""
-    first = _runs(preset, FIRST)
-    if any(cell.missing for cell in make_cells(first, records).values()):
+    return _begun(preset, records).runs(records)
+
+
+def _begun(preset: str, records: Sequence[RunRecord]) -> Tuning:
+    first = _rates(preset, FIRST)
+    if any(cell.missing for cells in first.cells(records).values() for cell in cells):
         return first
-    return extend_grids([*first, *_runs(preset, FURTHER)], records, _setting, "final_accuracy")
+    return _rates(preset, ALL, extend=True)
 
 
-def _runs(preset: str, rates: dict[str, tuple[float, ...]]) -> list[Run]:
+def _rates(preset: str, rates: dict[str, tuple[float, ...]], *, extend: bool = False) -> Tuning:
+    """The best rate is chosen among the reported runs themselves, as the protocol says."""
     size = SIZES[preset]
-    settings = [
-        size.run(
-            "cifar10",
-            method=method,
-            learning_rate=rate,
-            evaluated_epochs=min(LAST_EPOCHS, size.epochs),
-        )
-        for method in size.methods
-        for rate in rates[method]
-    ]
-    return with_seeds(settings, size.seeds)
-
-
-def _setting(run: Run) -> tuple[str]:
-    return (run.method,)
+    return Tuning(
+        grid(size.run("cifar10", evaluated_epochs=min(LAST_EPOCHS, size.epochs)), method=size.methods),
+        rates,
+        ("method",),
+        size.seeds,
+        extend=extend,
+        score=ACCURACY.score,
+    )
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and findings.json: the protocol's contrasts, and every method's accuracy over its rates."""
-    cells = list(make_cells(make_runs(preset, records), records).values())
+    begun = _begun(preset, records)
+    cells = [cell for some in begun.cells(records).values() for cell in some]
     contrasts, findings = [], []
     waiting = describe_waiting(cells)
     if not waiting:
-        contrasts = make_contrasts(_rows(cells), ACCURACY)
+        contrasts = make_contrasts(_rows(cells, begun.best(records)), ACCURACY)
         findings = [_judge_cause(*contrasts[:2])]
     write_report(
         folder,
@@ -101,10 +96,10 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         findings,
         settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
         results=[
-            waiting or _contrasts_table(contrasts),
+            waiting or contrasts_table(HEADINGS, contrasts, COLUMNS, text=("verdict",)),
             certainty_table(HEADINGS, contrasts),
             "Test accuracy of every rate, in percent:",
-            tuning_table(("method",), cells, _setting, "final_accuracy"),
+            begun.table(records),
         ],
         method=[
             "- Questions, endpoints and analysis were fixed before the runs: [PROTOCOL.md](../PROTOCOL.md).\n"
@@ -113,12 +108,12 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     )
 
 
-def _rows(cells: Sequence[Cell]) -> list[Row]:
+def _rows(cells: Sequence[Cell], chosen: Mapping[Run, Cell]) -> list[Row]:
     """The protocol's three contrasts, as rows of one family."""
-    best = choose_learning_rates(cells, _setting, "final_accuracy")
+    best = {setting.method: cell.run.learning_rate for setting, cell in chosen.items()}
     found = {(cell.run.method, cell.run.learning_rate): cell for cell in cells}
     pairs = {
-        "at the best rates": (("znorm", best[("znorm",)]), ("baseline", best[("baseline",)])),
+        "at the best rates": (("znorm", best["znorm"]), ("baseline", best["baseline"])),
         "at the shared rate": (("znorm", SHARED), ("baseline", SHARED)),
         "the rate alone": (("baseline", HIGHER), ("baseline", SHARED)),
     }
@@ -127,12 +122,6 @@ def _rows(cells: Sequence[Cell]) -> list[Row]:
         words = " minus ".join(f"{names.METHODS[method]} at {rate:g}" for method, rate in (ours, theirs))
         rows.append(Row((f"{name}: {words}",), found[ours], found[theirs]))
     return rows
-
-
-def _contrasts_table(contrasts: Sequence[Contrast]) -> str:
-    rows = [[*HEADINGS, "difference, points [95 %]", "verdict"]]
-    rows += [[*c.row.labels, c.endpoint.write_interval(c.interval), c.word] for c in contrasts]
-    return markdown_table(rows, left=3)
 
 
 def _judge_cause(at_best: Contrast, at_shared: Contrast) -> Finding:

@@ -1,197 +1,169 @@
-"""What studies share that give every method the same grid of learning rates and let validation choose."""
+"""Tuning: every method gets the same grid of learning rates, and the score of unreported runs chooses."""
 
-import collections
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.records import RunRecord
 from experiments.report import names
-from experiments.report.cells import Cell, make_cells
+from experiments.report.cells import Cell, make_cells, without_seed
 from experiments.report.markdown import markdown_table
 from experiments.report.tables import format_score
 from experiments.run import Run
+from experiments.studies.grid import with_seeds
 
 TUNING_SEED = 100  # never a reported one
+TUNING_SEEDS = (100, 101)
 MOST_EXTENSIONS = 4
 
-Setting = tuple[str, ...]
+Rates = Mapping[Run, Sequence[float]]  # by setting
 
 
-def make_tuning_runs(
-    settings: Iterable[Run],
-    grid: Mapping[str, Sequence[float]],
-    seeds: Sequence[int] = (TUNING_SEED,),
-    /,
-    **changes: Any,
-) -> list[Run]:
-    """Every setting with every learning rate of its grid, on seeds that are not reported.
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Which learning rates are tried for every setting, and which one is taken.
 
-    Args:
-      settings: one run of each; its learning rate and seed do not matter.
+    The best rate is the one of the highest score, the mean over the seeds; of two equal ones the lower. A rate with
+    a diverged run, or without the score, is never chosen before another.
+
+    Attributes:
+      settings: one run of each row; its learning rate and seed do not matter.
       grid: learning rates by method behind an optimizer, as 'znorm sgdm', or by optimizer for all methods.
+      axes: the fields in which the settings differ, which name them in a table.
       seeds: none of the reported ones.
-      **changes: what else is not as in the reported runs, such as epochs and what is evaluated on.
+      changes: what else is not as in the reported runs, such as epochs and what is evaluated on; or a function of the
+        setting that gives it.
+      extend: whether a grid whose best rate is its lowest or highest grows there by half a decade at a time, at most
+        `MOST_EXTENSIONS` times.
+      refine: whether a quarter of a decade on either side of the best rate is tried then.
+      score: that chooses; see `Cell.values`.
     """
-    return [
-        dataclasses.replace(run, learning_rate=rate, seed=seed, **changes)
-        for run in settings
-        for rate in grid.get(f"{run.method} {run.optimizer}") or grid[run.optimizer]
-        for seed in seeds
-    ]
 
+    settings: Sequence[Run]
+    grid: Mapping[str, Sequence[float]]
+    axes: Sequence[str] = ("model", "optimizer", "method")
+    seeds: Sequence[int] = (TUNING_SEED,)
+    changes: Mapping[str, Any] | Callable[[Run], Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    extend: bool = False
+    refine: bool = False
+    score: str = "accuracy"
 
-def extend_grids(
-    tuning: Iterable[Run],
-    records: Iterable[RunRecord],
-    setting: Callable[[Run], Setting],
-    score: str = "accuracy",
-) -> list[Run]:
-    """The tuning runs, and where a setting's best learning rate is the last of its grid, those with one more.
+    def runs(self, records: Iterable[RunRecord] = ()) -> list[Run]:
+        """Every setting with every learning rate that can be named already.
 
-    The grid grows by half a decade at a time until the best rate has a worse one on either side, at most
-    `MOST_EXTENSIONS` times.
-
-    Args:
-      tuning: as `make_tuning_runs` names them.
-      records: what was made, of these and of other runs; a setting is extended when all of its runs have ended.
-      setting: as for `choose_learning_rates`.
-      score: the same.
-    """
-    runs, records = list(tuning), list(records)
-    for _ in range(MOST_EXTENSIONS):
-        cells = make_cells(runs, records).values()
-        chosen = choose_learning_rates(cells, setting, score)
-        at_the_edge = _at_the_edge(_by_setting(cells, setting), chosen)
-        more = [
-            dataclasses.replace(
-                run, learning_rate=half_a_decade(run.learning_rate, at_the_edge[setting(run)])
-            )
-            for run in runs
-            if setting(run) in at_the_edge and run.learning_rate == chosen[setting(run)]
+        Args:
+          records: what was made, of these and of other runs; a grid grows when all of its runs have ended.
+        """
+        return [
+            run
+            for setting, rates in self._rates(list(records)).items()
+            for rate in rates
+            for run in with_seeds([self._at(setting, rate)], self.seeds)
         ]
-        if not more:
-            break
-        runs += more
-    return runs
 
+    def tuned(self, records: Iterable[RunRecord]) -> list[Run]:
+        """The settings whose runs have ended, with the learning rate that these choose."""
+        found = self.best(records)
+        return [
+            dataclasses.replace(setting, learning_rate=found[setting].run.learning_rate)
+            for setting in self.settings
+            if setting in found
+        ]
 
-def refine_grids(
-    tuning: Iterable[Run],
-    records: Iterable[RunRecord],
-    setting: Callable[[Run], Setting],
-    score: str = "accuracy",
-) -> list[Run]:
-    """The tuning runs, and a quarter of a decade on either side of a setting's best rate those with two more.
+    def best(self, records: Iterable[RunRecord]) -> dict[Run, Cell]:
+        """By setting whose runs have ended, those with the best learning rate."""
+        return self._best(self.cells(records))
 
-    Args:
-      tuning: as `extend_grids` gives them.
-      records: what was made, of these and of other runs; a setting is refined when all of its runs have ended, those
-        by which its grid grew among them.
-      setting: as for `choose_learning_rates`.
-      score: the same.
-    """
-    runs, records = list(tuning), list(records)
-    cells = make_cells(runs, records).values()
-    chosen = choose_learning_rates(cells, setting, score)
-    return runs + [
-        dataclasses.replace(run, learning_rate=quarter_decades(run.learning_rate, step))
-        for run in runs
-        if run.learning_rate == chosen.get(setting(run))
-        for step in (-1, 1)
-    ]
+    def cells(self, records: Iterable[RunRecord]) -> dict[Run, list[Cell]]:
+        """By setting, a cell of every learning rate, in their order."""
+        records = list(records)
+        return self._cells(self._rates(records), records)
 
+    def table(self, records: Iterable[RunRecord]) -> str:
+        """Markdown tables of the score of every learning rate, the best one bold; one table per grid."""
+        found = self.cells(records)
+        best = self._best(found)
+        tables: dict[tuple[float, ...], list[list[str]]] = {}
+        for setting, cells in found.items():
+            rates = tuple(cell.run.learning_rate for cell in cells)
+            table = tables.setdefault(rates, [[*names.headings(self.axes), *(f"{rate:g}" for rate in rates)]])
+            entries = (self._entry(cell, best.get(setting)) for cell in cells)
+            table.append([*names.labels(setting, self.axes), *entries])
+        parts = [markdown_table(table, left=len(self.axes)) for table in tables.values()]
+        if edges := _edges(found, best):
+            settings = (" ".join(str(getattr(setting, field)) for field in self.axes) for setting in edges)
+            parts.append(
+                "The best learning rate lies at the edge of the grid, so a better one may lie outside, which weakens "
+                f"every comparison with these: {', '.join(settings)}."
+            )
+        return "\n\n".join(parts)
 
-def half_a_decade(rate: float, steps: int) -> float:
-    """The rate so many steps further on the ladder ..., 0.1, 0.3, 1, 3, ..."""
-    return quarter_decades(rate, 2 * steps)
+    def peaks(self, records: Iterable[RunRecord]) -> "dict[Run, Peak]":
+        """How far a finer grid could go beyond the best rates, over the logarithm of the rate.
 
+        Returns:
+          By setting, where the best rate has a neighbour without a diverged run on either side.
+        """
+        found = self.cells(records)
+        peaks = {}
+        for setting, best in self._best(found).items():
+            place = found[setting].index(best)
+            near = found[setting][place - 1 : place + 2] if place else []
+            scores = [_score(cell, self.score) for cell in near]
+            if len(near) == 3 and all(map(math.isfinite, scores)) and scores[1] > min(scores):
+                x = np.log10([cell.run.learning_rate for cell in near])
+                a, b, c = np.polyfit(x - x[1], scores, 2)
+                peaks[setting] = Peak(
+                    best.run.learning_rate,
+                    float(10 ** (x[1] - b / (2 * a))),
+                    float(c - b**2 / (4 * a) - scores[1]),
+                )
+        return peaks
 
-def quarter_decades(rate: float, steps: int) -> float:
-    """The rate so many steps further on the ladder ..., 0.1, 0.18, 0.3, 0.55, 1, ..."""
-    decade, rung = divmod(round(4 * math.log10(rate)) + steps, 4)
-    return float(f"{(1, 1.8, 3, 5.5)[rung]}e{decade}")
+    def _at(self, setting: Run, rate: float) -> Run:
+        changes = self.changes(setting) if callable(self.changes) else self.changes
+        return dataclasses.replace(setting, learning_rate=rate, **changes)
 
+    def _rates(self, records: Sequence[RunRecord]) -> Rates:
+        rates = {
+            setting: sorted(
+                self.grid.get(f"{setting.method} {setting.optimizer}") or self.grid[setting.optimizer]
+            )
+            for setting in self.settings
+        }
+        for _ in range(MOST_EXTENSIONS if self.extend else 0):
+            found = self._cells(rates, records)
+            edges = _edges(found, self._best(found))
+            for setting, step in edges.items():
+                edge = max(rates[setting]) if step > 0 else min(rates[setting])
+                rates[setting] = sorted([*rates[setting], half_a_decade(edge, step)])
+            if not edges:
+                break
+        if self.refine:
+            for setting, cell in self._best(self._cells(rates, records)).items():
+                beside = [quarter_decades(cell.run.learning_rate, step) for step in (-1, 1)]
+                rates[setting] = sorted([*rates[setting], *beside])
+        return rates
 
-def tune(
-    settings: Iterable[Run],
-    tuning: Iterable[Run],
-    records: Iterable[RunRecord],
-    setting: Callable[[Run], Setting],
-    score: str = "accuracy",
-) -> list[Run]:
-    """The settings whose tuning runs have ended, with the learning rate these choose.
+    def _cells(self, rates: Rates, records: Sequence[RunRecord]) -> dict[Run, list[Cell]]:
+        keys = {
+            setting: [without_seed(self._at(setting, rate)) for rate in some]
+            for setting, some in rates.items()
+        }
+        cells = make_cells(with_seeds([key for some in keys.values() for key in some], self.seeds), records)
+        return {setting: [cells[key] for key in some] for setting, some in keys.items()}
 
-    Args:
-      settings: one run of each.
-      tuning: as `make_tuning_runs` names them.
-      records: what was made, of these and of other runs.
-      setting: as for `choose_learning_rates`.
-      score: the same.
-    """
-    chosen = choose_learning_rates(make_cells(tuning, records).values(), setting, score)
-    return [
-        dataclasses.replace(run, learning_rate=chosen[setting(run)])
-        for run in settings
-        if setting(run) in chosen
-    ]
+    def _best(self, found: Mapping[Run, Sequence[Cell]]) -> dict[Run, Cell]:
+        best = {setting: best_cell(cells, self.score) for setting, cells in found.items()}
+        return {setting: cell for setting, cell in best.items() if cell is not None}
 
-
-def choose_learning_rates(
-    cells: Iterable[Cell], setting: Callable[[Run], Setting], score: str = "accuracy"
-) -> dict[Setting, float]:
-    """Learning rate with the highest score, the lower of two equal ones.
-
-    Args:
-      cells: of the tuning runs; where they have several seeds, their mean score counts.
-      setting: what has a learning rate of its own, such as (optimizer, method).
-      score: see `Cell.values`. A rate with a diverged run, or without the score, is never chosen before another.
-
-    Returns:
-      By setting, where all tuning runs have ended.
-    """
-    return {
-        key: max(grid, key=lambda cell: (_score(cell, score), -cell.run.learning_rate)).run.learning_rate
-        for key, grid in _by_setting(cells, setting).items()
-        if not any(cell.missing for cell in grid)
-    }
-
-
-def tuning_table(
-    headings: Sequence[str],
-    cells: Iterable[Cell],
-    setting: Callable[[Run], Setting],
-    score: str = "accuracy",
-) -> str:
-    """Markdown tables of the score of every learning rate, the chosen one bold; one table per grid.
-
-    Args:
-      headings: of the parts of a setting.
-      cells: of the tuning runs.
-      setting: as for `choose_learning_rates`.
-      score: that chooses.
-    """
-    cells = list(cells)
-    chosen = choose_learning_rates(cells, setting, score)
-    grids = _by_setting(cells, setting)
-    tables: dict[tuple[float, ...], list[list[str]]] = {}
-    for key, unsorted in grids.items():
-        grid = sorted(unsorted, key=lambda cell: cell.run.learning_rate)
-        rates = tuple(cell.run.learning_rate for cell in grid)
-        table = tables.setdefault(rates, [[*headings, *(f"{rate:g}" for rate in rates)]])
-        table.append([*map(_name, key), *(_entry(cell, score, chosen.get(key)) for cell in grid)])
-    parts = [markdown_table(table, left=len(headings)) for table in tables.values()]
-    if at_the_edge := _at_the_edge(grids, chosen):
-        parts.append(
-            "The best learning rate lies at the edge of the grid, so a better one may lie outside, which weakens "
-            "every comparison with these: "
-            f"{', '.join(map(' '.join, at_the_edge))}."
-        )
-    return "\n\n".join(parts)
+    def _entry(self, cell: Cell, best: Cell | None) -> str:
+        text = format_score(cell, self.score) + (" diverged" if cell.diverged else "")
+        return f"**{text}**" if cell is best else text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,47 +181,22 @@ class Peak:
     gain: float
 
 
-def find_peaks(
-    cells: Iterable[Cell], setting: Callable[[Run], Setting], score: str = "accuracy"
-) -> dict[Setting, Peak]:
-    """How far a finer grid could go beyond the chosen rates, over the logarithm of the rate.
-
-    Args:
-      cells: of the tuning runs.
-      setting: as for `choose_learning_rates`.
-      score: that chooses.
-
-    Returns:
-      By setting, where the chosen rate has a neighbour without a diverged run on either side.
-    """
-    cells = list(cells)
-    chosen = choose_learning_rates(cells, setting, score)
-    peaks = {}
-    for key, unsorted in _by_setting(cells, setting).items():
-        grid = sorted(unsorted, key=lambda cell: cell.run.learning_rate)
-        place = next((i for i, cell in enumerate(grid) if cell.run.learning_rate == chosen.get(key)), 0)
-        near = grid[place - 1 : place + 2] if place else []
-        scores = [_score(cell, score) for cell in near]
-        if len(near) == 3 and all(map(math.isfinite, scores)) and scores[1] > min(scores):
-            x = np.log10([cell.run.learning_rate for cell in near])
-            a, b, c = np.polyfit(x - x[1], scores, 2)
-            peaks[key] = Peak(
-                near[1].run.learning_rate,
-                float(10 ** (x[1] - b / (2 * a))),
-                float(c - b**2 / (4 * a) - scores[1]),
-            )
-    return peaks
+def best_cell(cells: Collection[Cell], score: str) -> Cell | None:
+    """The cell of the learning rate that `Tuning` takes; `None` before all runs have ended."""
+    if any(cell.missing for cell in cells):
+        return None
+    return max(cells, key=lambda cell: (_score(cell, score), -cell.run.learning_rate))
 
 
-def _name(part: str) -> str:
-    return names.METHODS.get(part) or names.OPTIMIZERS.get(part) or names.model(part)
+def half_a_decade(rate: float, steps: int) -> float:
+    """The rate so many steps further on the ladder ..., 0.1, 0.3, 1, 3, ..."""
+    return quarter_decades(rate, 2 * steps)
 
 
-def _by_setting(cells: Iterable[Cell], setting: Callable[[Run], Setting]) -> dict[Setting, list[Cell]]:
-    grids: dict[Setting, list[Cell]] = collections.defaultdict(list)
-    for cell in cells:
-        grids[setting(cell.run)].append(cell)
-    return grids
+def quarter_decades(rate: float, steps: int) -> float:
+    """The rate so many steps further on the ladder ..., 0.1, 0.18, 0.3, 0.55, 1, ..."""
+    decade, rung = divmod(round(4 * math.log10(rate)) + steps, 4)
+    return float(f"{(1, 1.8, 3, 5.5)[rung]}e{decade}")
 
 
 def _score(cell: Cell, score: str) -> float:
@@ -257,16 +204,11 @@ def _score(cell: Cell, score: str) -> float:
     return statistics.fmean(values) if values and not cell.diverged else -math.inf
 
 
-def _entry(cell: Cell, score: str, chosen: float | None) -> str:
-    text = format_score(cell, score) + (" diverged" if cell.diverged else "")
-    return f"**{text}**" if chosen == cell.run.learning_rate else text
-
-
-def _at_the_edge(grids: Mapping[Setting, list[Cell]], chosen: Mapping[Setting, float]) -> dict[Setting, int]:
-    """The settings whose chosen rate is the highest (1) or the lowest (-1) of the grid."""
-    edges = {}
-    for key, rate in chosen.items():
-        rates = [cell.run.learning_rate for cell in grids[key]]
-        if rate in (min(rates), max(rates)):
-            edges[key] = 1 if rate == max(rates) else -1
-    return edges
+def _edges(found: Mapping[Run, Sequence[Cell]], best: Mapping[Run, Cell]) -> dict[Run, int]:
+    """The settings whose best rate is the highest (1) or the lowest (-1) of the grid."""
+    places = {
+        setting: (found[setting].index(cell), len(found[setting]) - 1) for setting, cell in best.items()
+    }
+    return {
+        setting: 1 if place == last else -1 for setting, (place, last) in places.items() if place in (0, last)
+    }

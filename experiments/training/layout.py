@@ -1,5 +1,6 @@
 """How training lies on the devices, of one host or of several: the batch divided, the state whole or divided."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +68,26 @@ def make_mesh(devices: int) -> Mesh:
     if not 1 <= devices <= jax.device_count():
         raise ValueError(f"devices must be from 1 to the {jax.device_count()} there are, got {devices}")
     return jax.make_mesh((devices,), ("batch",), (AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def check_fits(run: Run, dataset: Dataset, devices: int) -> None:
+    """The run fits the data and the devices.
+
+    Raises:
+      ValueError: it does not; one line says why.
+    """
+    make_mesh(devices)
+    count = len(dataset.train_images)
+    if run.batch_size > count:
+        raise ValueError(f"batch_size is {run.batch_size}, but there are only {count} training images")
+    if run.batch_size % devices:
+        raise ValueError(f"batch_size is {run.batch_size}, which {devices} devices cannot share equally")
+    if run.steps is not None and run.epochs != (begun := math.ceil(run.steps / (count // run.batch_size))):
+        raise ValueError(
+            f"epochs must be {begun} with steps={run.steps}, {count // run.batch_size} in an epoch, got {run.epochs}"
+        )
+    if len(dataset.test_images) == 0:
+        raise ValueError(f"dataset {dataset.name} has no test images")
 
 
 def lay_out(state: TrainState, mesh: Mesh, shard_params: bool) -> TrainState:

@@ -21,7 +21,7 @@ from experiments.records.dynamics import EPOCH_STATISTICS, GradientDynamics
 from experiments.run import Run
 from experiments.training import epoch as epoch_in_memory
 from experiments.training import resuming, streamed, tasks
-from experiments.training.layout import Setup, make_mesh, set_up
+from experiments.training.layout import Setup, check_fits, set_up
 from experiments.training.state import TrainState
 
 
@@ -68,7 +68,7 @@ def train(
     hosts.on_first(records.remove_leftovers, out, run)
 
     tasks.make_task(run, dataset)
-    _check_fits(run, dataset, devices)
+    check_fits(run, dataset, devices)
     setup, state = set_up(run, dataset, devices, shard_params)
     resumed = resuming.from_checkpoint(record, state, out)
     if resumed is None:
@@ -180,22 +180,6 @@ def _is_finite(measured: Mapping[str, np.ndarray]) -> bool:
 def _shortest(value: np.ndarray) -> float:
     """The number with the fewest digits that is this float32: short in a record, and nothing is lost."""
     return float(str(np.float32(value)))
-
-
-def _check_fits(run: Run, dataset: Dataset, devices: int) -> None:
-    """Says in one line why the run does not fit the data or the devices, if so."""
-    make_mesh(devices)
-    count = len(dataset.train_images)
-    if run.batch_size > count:
-        raise ValueError(f"batch_size is {run.batch_size}, but there are only {count} training images")
-    if run.batch_size % devices:
-        raise ValueError(f"batch_size is {run.batch_size}, which {devices} devices cannot share equally")
-    if run.steps is not None and run.epochs != (begun := math.ceil(run.steps / (count // run.batch_size))):
-        raise ValueError(
-            f"epochs must be {begun} with steps={run.steps}, {count // run.batch_size} in an epoch, got {run.epochs}"
-        )
-    if len(dataset.test_images) == 0:
-        raise ValueError(f"dataset {dataset.name} has no test images")
 
 
 def _start(

@@ -18,6 +18,7 @@ from experiments import records
 from experiments.files import FileError
 from experiments.jobs.measure import find_missing
 from experiments.jobs.sweep import sweep
+from experiments.options import Options
 from experiments.records import EpochMetrics, MeasurementRecord, RecordError, RunRecord
 from experiments.records.dynamics import GradientDynamics
 from experiments.run import Run
@@ -206,7 +207,7 @@ def test_published_runs_count_as_made(tmp_path):
     records.take_published(tmp_path / "out", folder)
     runs = [dataclasses.replace(RUN, seed=seed, epochs=epochs) for seed, epochs in ((0, 2), (1, 2), (2, 1))]
     events = []
-    made = sweep(runs, out=folder / "records", on_event=events.append, workers=1)
+    made = sweep(runs, folder / "records", Options(workers=1), events.append)
     skipped = [event.run.seed for event in events if event.kind == "skipped"]
     assert skipped == [0, 1]
     assert [record.status for record in made] == ["finished"] * 3

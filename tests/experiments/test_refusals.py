@@ -108,7 +108,7 @@ def test_damaged_statistics_of_a_run_that_has_ended_are_told_and_it_counts_as_fa
         records.write_dynamics(tmp_path / "records", each, dynamics)
     (tmp_path / "records" / f"{runs[1].name}.dynamics.npz").write_bytes(b"PK")
     events = []
-    found = sweep(runs, out=tmp_path / "records", on_event=events.append)
+    found = sweep(runs, tmp_path / "records", on_event=events.append)
     assert [event.kind for event in events] == ["skipped", "failed"]
     assert f"{runs[1].name}.dynamics.npz" in found[1].message
     # The record itself is left for the user to judge.

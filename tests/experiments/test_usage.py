@@ -119,17 +119,17 @@ def test_bad_input_is_one_clear_line(arguments, words, tmp_path, call):
         ({"test_examples": 100_000}, "test_examples=100000"),
         ({"train_examples": 100_000}, "train_examples=100000"),
         ({"validation_examples": 100_000}, "validation_examples must leave"),
-        ({"train_examples": 40, "batch_size": 41}, "batch size is 41, but there are only 40"),
-        ({"batch_size": 1_443}, "batch size is 1443, but there are only 1442"),
+        ({"train_examples": 40, "batch_size": 41}, "batch_size is 41, but there are only 40"),
+        ({"batch_size": 1_443}, "batch_size is 1443, but there are only 1442"),
     ],
 )
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_every_run_is_checked_before_the_first_begins(changes, words, place):
     runs = [Run("digits", "resnet8", "znorm", "adam", 0.001, 1, 64, seed) for seed in range(2)]
-    check_data(runs, None)
+    check_data(runs)
     runs.insert(place, dataclasses.replace(runs[0], **changes))
     with pytest.raises(UsageError, match=words):
-        check_data(runs, None)
+        check_data(runs)
 
 
 def test_help_says_what_it_is_for_and_what_there_is(call):

@@ -23,6 +23,8 @@ from experiments.studies.beyond_batchnorm.plan import (
 )
 from experiments.studies.beyond_batchnorm.results import Results, Section, claim
 
+AXES = ("model", "method")
+
 
 def describe_beyond(results: Results, records: Sequence[RunRecord], folder: Path) -> Section:
     """Beyond the paper: ZNorm and GAN with the normalizers that fail."""
@@ -56,7 +58,7 @@ def describe_beyond(results: Results, records: Sequence[RunRecord], folder: Path
                 source="",
             )
         )
-    rows = make_rows(cells.values(), lambda run: (names.model(run.model), names.METHODS[run.method]))
+    rows = make_rows(cells.values(), AXES)
     protocols = "\n".join(
         f"- {protocol}." for protocol in dict.fromkeys(describe_protocol(c.run) for c in cells.values())
     )
@@ -65,7 +67,7 @@ def describe_beyond(results: Results, records: Sequence[RunRecord], folder: Path
 
 {protocols}
 
-{results_table(("network", "method"), rows)}
+{results_table(names.headings(AXES), rows)}
 
 {_rescue_notes(size)}
 

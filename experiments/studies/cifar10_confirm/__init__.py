@@ -19,7 +19,6 @@ Both on images that are not augmented, without weight decay, with all test image
 
 from experiments.studies.cifar10_confirm.analysis import make_report, named_runs
 from experiments.studies.cifar10_confirm.plan import SIZES as SIZES
-from experiments.studies.cifar10_confirm.plan import TUNING_SEEDS as TUNING_SEEDS
 from experiments.studies.cifar10_confirm.plan import make_runs
 from experiments.studies.study import Study
 

@@ -1,47 +1,54 @@
 """The analysis that `results/cifar10_confirm/PROTOCOL.md` fixed before the runs, and its report."""
 
 import dataclasses
+import functools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
 from experiments.report import names
-from experiments.report.cells import Cell, Row, epochs_until, make_cells, make_rows
+from experiments.report.cells import Cell, Row, epochs_until, make_cells
 from experiments.report.contrasts import ACCURACY, FINAL_LOSS, SPEED, Contrast
 from experiments.report.curves import add_learning_curves
 from experiments.report.pages import describe_protocol, describe_waiting, write_report
 from experiments.report.sentences import describe
-from experiments.report.tables import certainty_table, results_table, row_table, training_table
+from experiments.report.tables import (
+    certainty_table,
+    column,
+    contrasts_table,
+    results_table,
+    row_table,
+    training_table,
+)
 from experiments.run import Run
 from experiments.studies.cifar10_confirm import figure
 from experiments.studies.cifar10_confirm.claims import REGIME, TUNED, Arm, claims_table, read_together
 from experiments.studies.cifar10_confirm.plan import (
+    AXES,
     IN_THE_PAPER,
     REGIMES,
     SIZES,
-    TUNING_SEEDS,
     make_runs,
+    make_tuning,
     regime_runs,
-    setting,
     tuned_runs,
-    tuning_runs,
 )
-from experiments.studies.grid import Answers, Question, compare_methods
-from experiments.studies.overlap_table1 import OPTIMIZERS, PAPER, paper_effect
+from experiments.studies.comparison import Answers, Question, compare_methods
+from experiments.studies.overlap_table1 import paper_accuracy, paper_effect, paper_loss
 from experiments.studies.study import settings_table
-from experiments.studies.tuning import find_peaks, tuning_table
+from experiments.studies.tuning import TUNING_SEEDS, Peak
 
 SOURCE = "Yun 2024, arXiv 2410.21564, Table 1"
 PAPER_MODEL = "resnet56"
-HEADINGS = ("network", "optimizer", "method")
+HEADINGS = names.headings(AXES)
 PROTOCOL = "[PROTOCOL.md](../PROTOCOL.md)"
 DEVIATIONS = "[DEVIATIONS.md](../DEVIATIONS.md)"
 
 
 def named_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """All runs of the protocol, of which `make_runs` names those whose turn has come."""
-    return [*tuning_runs(preset, records), *tuned_runs(preset, records), *regime_runs(preset)]
+    return [*make_tuning(preset).runs(records), *tuned_runs(preset, records), *regime_runs(preset)]
 
 
 def smallest_effect(run: Run) -> float:
@@ -63,36 +70,44 @@ def analyse(preset: str, records: Sequence[RunRecord]) -> list[Arm]:
         if name == TUNED:
             described = {"baseline": ("clipping",), "centralization": tuple(names.METHODS)}
         comparisons = {
-            versus: compare_methods(
-                make_rows(cells, _labels, _paper, versus),
-                Question(
-                    setting=f"CIFAR-10, {name}",
-                    source=lambda run: SOURCE if run.method in IN_THE_PAPER else "",
-                    paper=lambda run, versus=versus: _effect(run, versus),
-                    smallest=smallest_effect,
-                    headline=lambda run, main=versus == "baseline": main and run.method == "znorm",
-                    forest=lambda run, main=versus == "baseline": main and run.method != "clipping",
-                    described=described.get(versus, ()),
-                    by_protocol=True,
-                    versus="" if versus == "baseline" else names.METHODS[versus],
-                ),
-            )
+            versus: compare_methods(cells, _question(preset, name, versus, described.get(versus, ())))
             for versus in others
         }
         arms.append(Arm(name, cells, {} if describe_waiting(cells) else comparisons))
     return arms
 
 
+def _question(preset: str, arm: str, versus: str, described: Sequence[str]) -> Question:
+    against_baseline = versus == "baseline"
+    # The preset full tunes a constant rate too.
+    schedule = ("schedule",) if arm == TUNED and len(SIZES[preset].schedules) > 1 else ()
+    return Question(
+        setting=f"CIFAR-10, {arm}",
+        axes=(*schedule, *AXES),
+        sources=dict.fromkeys(IN_THE_PAPER, SOURCE),
+        paper=paper_accuracy,
+        paper_loss=paper_loss,
+        paper_effect=functools.partial(_effect, versus=versus),
+        smallest=smallest_effect,
+        headline={"method": "znorm"} if against_baseline else None,
+        forest=("centralization", "znorm", "gan") if against_baseline else (),
+        described=described,
+        versus=versus,
+        by_protocol=True,
+    )
+
+
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md, findings.json and the learning curves of both arms."""
     size = SIZES[preset]
-    tuning = make_cells(tuning_runs(preset, records), records)
+    tuning = make_tuning(preset)
+    tried = [cell for some in tuning.cells(records).values() for cell in some]
     arms = analyse(preset, records)
     findings = [f for arm in arms for a in _in_families(arm) for f in a.findings]
     own_findings = [f for arm in arms for a in _in_families(arm) for f in a.own_findings]
     primary = [f for f in own_findings if f.question.startswith("Test accuracy")]
     diverged = [_setting_name(cell) for arm in arms for cell in arm.cells if cell.diverged]
-    answer = [*read_together(arms), describe_grid(tuning.values()), describe(primary)]
+    answer = [*read_together(arms), describe_grid(tuning.peaks(records)), describe(primary)]
     if diverged:
         answer.append(f"With diverged runs: {'; '.join(diverged)}.")
     results = [_add_figure(arms, folder), "### The protocol's claims", claims_table(arms[0])]
@@ -101,7 +116,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     write_report(
         folder,
         "Does ZNorm, GAN or centralization help on CIFAR-10?",
-        [*tuning.values(), *(cell for arm in arms for cell in arm.cells)],
+        [*tried, *(cell for arm in arms for cell in arm.cells)],
         findings,
         own_findings=own_findings,
         answer="\n\n".join(answer),
@@ -120,18 +135,19 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
             "- Holm's adjustment is over the contrasts of one optimizer, for each endpoint by itself; what is only "
             "described (clipping against the baseline where tuned, all against centralization) is not adjusted.",
             "Tuning: validation accuracy of every learning rate, in percent "
-            f"({describe_protocol(next(iter(tuning)))}; seeds {', '.join(map(str, TUNING_SEEDS))}).",
-            tuning_table(("schedule", *HEADINGS), tuning.values(), setting),
+            f"({describe_protocol(tried[0].run)}; seeds {', '.join(map(str, TUNING_SEEDS))}).",
+            tuning.table(records),
         ],
     )
 
 
-def describe_grid(tuning: Iterable[Cell]) -> str:
+def describe_grid(peaks: Mapping[Run, Peak]) -> str:
     """How coarse ZNorm's and the baseline's grids of learning rates are beside the differences, in a sentence."""
     words = []
-    for (schedule, model, optimizer, method), peak in find_peaks(tuning, setting).items():
-        if method in ("baseline", "znorm") and (schedule, model) == ("cosine", SIZES["cpu"].models[0]):
-            name = f"{names.METHODS[method]} with {names.OPTIMIZERS[optimizer]}"
+    for run, peak in peaks.items():
+        shown = run.schedule, run.model
+        if run.method in ("baseline", "znorm") and shown == ("cosine", SIZES["cpu"].models[0]):
+            name = f"{names.METHODS[run.method]} with {names.OPTIMIZERS[run.optimizer]}"
             words.append(
                 f"{name} {100 * peak.gain:+.1f} points at {peak.rate:.2g} instead of the chosen {peak.chosen:g}"
             )
@@ -211,12 +227,11 @@ def _describe_arm(arm: Arm, folder: Path) -> list[str]:
 
 
 def _differences_table(contrasts: Sequence[Contrast]) -> str:
-    by_row = {id(contrast.row): contrast for contrast in contrasts}
     columns = {
-        "difference, points [95 %]": lambda row: ACCURACY.write_interval(by_row[id(row)].interval),
-        "verdict": lambda row: by_row[id(row)].word,
+        "difference, points [95 %]": lambda c: ACCURACY.write_interval(c.interval),
+        "verdict": lambda c: c.word,
     }
-    return row_table(HEADINGS, [contrast.row for contrast in contrasts], columns, text=("verdict",))
+    return contrasts_table(HEADINGS, contrasts, columns, text=("verdict",))
 
 
 def _certainty_of_losses(losses: Sequence[Sequence[Contrast]]) -> str:
@@ -224,10 +239,10 @@ def _certainty_of_losses(losses: Sequence[Sequence[Contrast]]) -> str:
     told = [some for some in losses if some]
     if not told:
         return ""
-    columns = {}
-    for some in told:
-        by_row = {id(contrast.row): contrast for contrast in some}
-        columns[f"{some[0].endpoint.title}: p (Holm)"] = lambda row, by_row=by_row: f"{by_row[id(row)].p:.2g}"
+    columns = {
+        f"{some[0].endpoint.title}: p (Holm)": column(some, lambda contrast: f"{contrast.p:.2g}")
+        for some in told
+    }
     return row_table(HEADINGS, [contrast.row for contrast in told[0]], columns)
 
 
@@ -271,25 +286,12 @@ def epochs_table(rows: Sequence[Row]) -> str:
     return row_table(HEADINGS, rows, {heading: write}, text=(heading,)) if rows else ""
 
 
-def _labels(run: Run) -> tuple[str, str, str]:
-    # The preset full tunes a constant rate too, with a warm-up that the paper's regime does not have.
-    schedule = ", constant rate" if run.schedule == "constant" and run.warmup_epochs else ""
-    return names.model(run.model) + schedule, names.OPTIMIZERS[run.optimizer], names.METHODS[run.method]
-
-
 def _setting_name(cell: Cell) -> str:
-    return f"{', '.join(_labels(cell.run))} ({cell.diverged} of {len(cell.ended)})"
+    return f"{', '.join(names.labels(cell.run, AXES))} ({cell.diverged} of {len(cell.ended)})"
 
 
 def _effect(run: Run, versus: str) -> float | None:
     """The effects of the protocol's table: of ZNorm and centralization against the baseline and clipping."""
     if run.method not in ("znorm", "centralization") or versus == "centralization":
         return None
-    return paper_effect(dataclasses.replace(run, model=PAPER_MODEL), versus)
-
-
-def _paper(run: Run) -> tuple[float | None, float | None]:
-    """Accuracy and loss in the paper's table, of ResNet-56."""
-    if run.method not in IN_THE_PAPER:
-        return None, None
-    return PAPER[PAPER_MODEL, run.method][OPTIMIZERS.index(run.optimizer)]
+    return paper_effect(run, versus)

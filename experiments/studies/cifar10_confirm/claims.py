@@ -8,7 +8,7 @@ from experiments.report.cells import Cell
 from experiments.report.contrasts import ACCURACY, SPEED, Contrast
 from experiments.report.findings import LEVEL
 from experiments.report.markdown import markdown_table
-from experiments.studies.grid import Answers
+from experiments.studies.comparison import Answers
 
 TUNED, REGIME = "rates tuned", "the paper's regime"
 NOT_ISOLATED = """\

@@ -1,34 +1,20 @@
 """What `cifar10_confirm` trains, preset by preset."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from experiments.records import RunRecord
 from experiments.report.cells import make_cells
 from experiments.run import Run
+from experiments.studies.grid import METHODS, Size, default_learning_rate, grid, small_grid, with_seeds
 from experiments.studies.overlap_table1 import OPTIMIZERS
-from experiments.studies.study import METHODS, Size, default_learning_rate, grid, with_seeds
-from experiments.studies.tuning import extend_grids, make_tuning_runs, tune
+from experiments.studies.tuning import TUNING_SEEDS, Tuning
 
 IN_THE_PAPER = ("baseline", "centralization", "clipping", "znorm")
-TUNING_SEEDS = (100, 101)  # none of them is reported
 WARMUP_EPOCHS = 0.5
+AXES = ("model", "optimizer", "method")
 
 
 SIZES = {
-    "smoke": Size(
-        models=("resnet8",),
-        methods=("baseline", "znorm"),
-        epochs=2,
-        batch_sizes=(50,),
-        seeds=(0, 1),
-        train_examples=500,
-        test_examples=200,
-        schedules=("cosine",),
-        tuning_epochs=1,
-        validation_examples=100,
-        tuning_examples=200,
-    ),
     "cpu": Size(
         models=("resnet20",),
         methods=METHODS,
@@ -52,15 +38,28 @@ SIZES = {
         schedules=("cosine", "constant"),
     ),
 }
-_UNTUNED = {"tuning_epochs": 0, "validation_examples": 0, "tuning_examples": 0, "schedules": ("constant",)}
+SIZES["smoke"] = SIZES["cpu"].small(methods=("baseline", "znorm"))
 # The paper's regime: many epochs on few images, so that the training loss runs towards 0.
 REGIMES = {
-    "smoke": dataclasses.replace(SIZES["smoke"], epochs=3, train_examples=200, **_UNTUNED),
-    "cpu": dataclasses.replace(
-        SIZES["cpu"], methods=IN_THE_PAPER, epochs=30, train_examples=10_000, seeds=(0, 1, 2), **_UNTUNED
+    "cpu": Size(
+        models=("resnet20",),
+        methods=IN_THE_PAPER,
+        epochs=30,
+        batch_sizes=(128,),
+        seeds=(0, 1, 2),
+        train_examples=10_000,
+        schedules=("constant",),
     ),
-    "full": dataclasses.replace(SIZES["full"], methods=IN_THE_PAPER, epochs=100, **_UNTUNED),
+    "full": Size(
+        models=("resnet56",),
+        methods=IN_THE_PAPER,
+        epochs=100,
+        batch_sizes=(256,),
+        seeds=(0, 1, 2, 3, 4),
+        schedules=("constant",),
+    ),
 }
+REGIMES["smoke"] = REGIMES["cpu"].small(methods=("baseline", "znorm"), epochs=3, train_examples=200)
 # Half decades; ZNorm makes gradients larger and clipping smaller, which Adam does not see and SGDM does.
 GRID = {
     "sgdm": (0.01, 0.03, 0.1, 0.3),
@@ -69,53 +68,49 @@ GRID = {
     "gan sgdm": (0.03, 0.1, 0.3, 1.0),
     "adam": (0.001, 0.003, 0.01, 0.03),
 }
-SMOKE_GRID = {"sgdm": (0.01, 0.03, 0.1), "znorm sgdm": (1e-4, 3e-4, 1e-3), "adam": (0.001, 0.003, 0.01)}
-GRIDS = {"smoke": SMOKE_GRID, "cpu": GRID, "full": GRID}
 
 
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """The tuning; when all of it has ended the tuned runs too; and when these have, those in the paper's regime."""
     size = SIZES[preset]
-    tuning, tuned = tuning_runs(preset, records), tuned_runs(preset, records)
-    if len(tuned) < len(_settings(preset)) * len(size.seeds):
-        return tuning
+    tuning, tuned = make_tuning(preset), tuned_runs(preset, records)
+    tried = tuning.runs(records)
+    if len(tuned) < len(tuning.settings) * len(size.seeds):
+        return tried
     if any(cell.missing for cell in make_cells(tuned, records).values()):
-        return [*tuning, *tuned]
-    return [*tuning, *tuned, *regime_runs(preset)]
+        return [*tried, *tuned]
+    return [*tried, *tuned, *regime_runs(preset)]
 
 
-def _settings(preset: str) -> list[Run]:
-    """One run of every schedule, model, optimizer and method, with a learning rate that is to be tuned."""
+def make_tuning(preset: str) -> Tuning:
+    """Every schedule, model, optimizer and method with every rate of its grid, which grows at its edges."""
     size = SIZES[preset]
-    return grid(
+    settings = grid(
         size.run("cifar10", learning_rate=1.0, warmup_epochs=WARMUP_EPOCHS),
         schedule=size.schedules,
         model=size.models,
         optimizer=OPTIMIZERS,
         method=size.methods,
     )
-
-
-def tuning_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    """Every setting with every rate of its grid, which grows at its edges."""
-    size = SIZES[preset]
-    runs = make_tuning_runs(
-        _settings(preset),
-        GRIDS[preset],
+    return Tuning(
+        settings,
+        small_grid(GRID) if preset == "smoke" else GRID,
+        ("schedule", *AXES),
         TUNING_SEEDS,
-        epochs=size.tuning_epochs,
-        train_examples=size.tuning_examples,
-        # Validation images take the place of the test images.
-        validation_examples=size.validation_examples,
-        test_examples=None,
+        changes={
+            "epochs": size.tuning_epochs,
+            "train_examples": size.tuning_examples,
+            # Validation images take the place of the test images.
+            "validation_examples": size.validation_examples,
+            "test_examples": None,
+        },
+        extend=True,
     )
-    return extend_grids(runs, records, setting)
 
 
 def tuned_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """Arm A, as far as the tuning has ended."""
-    tuned = tune(_settings(preset), tuning_runs(preset, records), records, setting)
-    return with_seeds(tuned, SIZES[preset].seeds)
+    return with_seeds(make_tuning(preset).tuned(records), SIZES[preset].seeds)
 
 
 def regime_runs(preset: str) -> list[Run]:
@@ -129,8 +124,3 @@ def regime_runs(preset: str) -> list[Run]:
         method=size.methods,
         seed=size.seeds,
     )
-
-
-def setting(run: Run) -> tuple[str, str, str, str]:
-    """What has a learning rate of its own."""
-    return run.schedule, run.model, run.optimizer, run.method

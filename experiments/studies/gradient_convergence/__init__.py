@@ -17,12 +17,13 @@ from pathlib import Path
 
 from experiments.records import RunRecord
 from experiments.report import dynamics, names
-from experiments.report.cells import make_cells, make_rows
+from experiments.report.cells import Row, make_cells
 from experiments.report.contrasts import FINAL_LOSS, SMOOTHNESS, Contrast
 from experiments.report.curves import add_learning_curves
 from experiments.report.findings import LEVEL, Finding, judge
 from experiments.report.pages import describe_protocol, write_report
 from experiments.run import Run
+from experiments.studies.comparison import Answers, Question, compare_methods
 from experiments.studies.gradient_convergence.leads import describe_leads
 from experiments.studies.gradient_convergence.multipliers import (
     ADAM_STEPS,
@@ -39,21 +40,12 @@ from experiments.studies.gradient_dynamics.trends import (
     summarize,
     trend_table,
 )
-from experiments.studies.grid import Answers, Question, compare_methods
-from experiments.studies.study import Size, Study, grid, settings_table
+from experiments.studies.grid import Size, grid
+from experiments.studies.study import Study, settings_table
 
 METHODS = ("baseline", "znorm", "gan")
 
 SIZES = {
-    "smoke": Size(
-        models=("resnet8",),
-        methods=METHODS,
-        epochs=6,
-        batch_sizes=(50,),
-        seeds=(0, 1),
-        train_examples=100,
-        test_examples=100,
-    ),
     "cpu": Size(
         models=("resnet20",),
         methods=METHODS,
@@ -71,13 +63,18 @@ SIZES = {
         seeds=(0, 1, 2),
     ),
 }
-QUESTION = Question(setting="CIFAR-100, AdamW, to convergence", scores=(SMOOTHNESS,), by_protocol=True)
+SIZES["smoke"] = SIZES["cpu"].small(epochs=6, train_examples=100, test_examples=100)
+QUESTION = Question(
+    setting="CIFAR-100, AdamW, to convergence",
+    axes=("model", "method"),
+    scores=(SMOOTHNESS,),
+    by_protocol=True,
+)
 COULD_NOT_FAIL = """\
 Two rules of the protocol could be passed and not failed. That the global deviation falls: in so few steps a rise
 would have been called "cannot be told". That some layers rise while others fall: so are layers that all go one way.
 Beside the other studies ([findings](../../../../docs/findings.md)) both are told by rules that can fail, those of
 `gradient_dynamics`, from the second epoch on."""
-HEADINGS = ("network", "method")
 UNSTABLE = "Yun 2024, arXiv 2408.01215, of ZNorm"
 FULL_IMAGES = 50_000  # of CIFAR-100
 
@@ -99,8 +96,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     }
     summaries = {setting: [summarize(run) for run in runs] for setting, runs in recorded.items()}
     steps = {cell.run.model: _steps(cell.run) for cell in cells.values()}
-    rows = make_rows(cells.values(), lambda run: (names.model(run.model), names.METHODS[run.method]))
-    answers = compare_methods(rows, QUESTION)
+    answers = compare_methods(cells.values(), QUESTION)
     run = next(iter(cells))
     changes = changes_along(recorded, max(1, ADAM_STEPS * run.epochs // _steps(run)))
     panels = {
@@ -124,7 +120,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         own_findings=own_findings,
         settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
         results=[
-            *answers.tables(HEADINGS),
+            *answers.tables(),
             add_learning_curves(
                 folder, "curves", f"CIFAR-100, AdamW, {len(SIZES[preset].seeds)} seeds", panels
             ),
@@ -155,10 +151,10 @@ def _steps(run: Run) -> int:
 
 def _instability(answers: Answers) -> list[Finding]:
     """Whether training is rougher or ends higher than the baseline's, by the protocol's rule."""
-    by_row: dict[int, list[Contrast]] = {}
+    by_row: dict[Row, list[Contrast]] = {}
     for endpoint in (SMOOTHNESS, FINAL_LOSS):
         for contrast in answers.contrasts[endpoint.score]:
-            by_row.setdefault(id(contrast.row), []).append(contrast)
+            by_row.setdefault(contrast.row, []).append(contrast)
     return [_judge_instability(*both) for both in by_row.values() if all(c.interval.is_known for c in both)]
 
 

@@ -34,20 +34,12 @@ from experiments.studies.gradient_dynamics.trends import (
     summarize,
     trend_table,
 )
-from experiments.studies.study import Size, Study, grid, settings_table
+from experiments.studies.grid import Size, grid
+from experiments.studies.study import Study, settings_table
 
 METHODS = ("baseline", "znorm", "gan")
 
 SIZES = {
-    "smoke": Size(
-        models=("resnet8",),
-        methods=METHODS,
-        epochs=6,
-        batch_sizes=(50,),
-        seeds=(0, 1),
-        train_examples=100,
-        test_examples=100,
-    ),
     "cpu": Size(
         models=("resnet20", "resnet56", "vgg16_bn"),
         methods=METHODS,
@@ -65,6 +57,8 @@ SIZES = {
         seeds=(0, 1, 2),
     ),
 }
+SIZES["smoke"] = SIZES["cpu"].small(models=("resnet8",), epochs=6, train_examples=100, test_examples=100)
+AXES = ("model", "method")
 # On a CPU, VGG-16 costs about eight times as much per image as ResNet-20.
 SMALLER: dict[tuple[str, str], dict[str, Any]] = {("cpu", "vgg16_bn"): {"train_examples": 500}}
 FULL_IMAGES = 50_000  # of CIFAR-100
@@ -93,7 +87,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     panels = {names.model(name): {m: recorded[name, m] for m in METHODS} for name in models}
     title = f"Raw gradients of all layers together, CIFAR-100, AdamW, {len(SIZES[preset].seeds)} seeds"
     dynamics.draw_global(folder / "global_std.svg", title, panels)
-    rows = make_rows(cells.values(), lambda run: (names.model(run.model), names.METHODS[run.method]))
+    rows = make_rows(cells.values(), AXES)
     protocols = dict.fromkeys(
         f"- Protocol of {names.model(cell.run.model)}: {describe_protocol(cell.run)}."
         for cell in cells.values()
@@ -118,7 +112,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "### Layers that rise or fall in every run",
         layer_table(summaries),
         "### Accuracy",
-        results_table(("network", "method"), rows),
+        results_table(names.headings(AXES), rows),
     ]
     write_report(
         folder,

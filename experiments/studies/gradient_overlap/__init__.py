@@ -33,13 +33,15 @@ from experiments.studies.gradient_overlap.measures import (
     measure_initialization,
     measure_trained,
 )
-from experiments.studies.study import Study, grid, settings_table
+from experiments.studies.grid import grid
+from experiments.studies.study import Study, settings_table
 
 STATES = {
     "initialisation": "initialisation",
     "baseline": "trained, Adam",
     "znorm": "trained, ZNorm and Adam",
 }
+AXES = ("model", "method")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +176,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     measured = read_measurements(folder / "measurements")
     networks = find_networks(preset, measured)
     cells = make_cells(make_runs(preset, records), records)
-    rows = make_rows(cells.values(), lambda run: (names.model(run.model), names.METHODS[run.method]))
+    rows = make_rows(cells.values(), AXES)
     folder.mkdir(parents=True, exist_ok=True)
     figures.draw_magnitudes(folder / "figure1.png")
     figures.draw_directions(folder / "figure2.png")
@@ -200,7 +202,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "![Length of the gradient: original, residual, ZNorm of residual, difference](figure1.png)",
         "![Direction of the gradient: original, residual, ZNorm of residual, difference](figure2.png)",
         "### Accuracy of the trained networks",
-        results_table(("network", "method"), rows),
+        results_table(names.headings(AXES), rows),
     ]
     write_report(
         folder,

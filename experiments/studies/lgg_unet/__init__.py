@@ -24,28 +24,23 @@ from experiments.report.curves import add_learning_curves
 from experiments.report.findings import Finding
 from experiments.report.pages import describe_images, describe_protocol, describe_rates, write_report
 from experiments.report.sentences import describe
-from experiments.report.tables import certainty_table, format_score, remarks, row_table, training_table
+from experiments.report.tables import (
+    certainty_table,
+    column,
+    format_score,
+    remarks,
+    row_table,
+    training_table,
+)
 from experiments.run import Run
 from experiments.studies import medical
+from experiments.studies.grid import METHODS, Size, grid, small_grid, with_seeds
 from experiments.studies.lgg_unet.masks import draw_masks, measure_masks, measure_slices
 from experiments.studies.medical import SEEDS_ALONE
-from experiments.studies.study import METHODS, Size, Study, grid, settings_table
-from experiments.studies.tuning import make_tuning_runs, tune, tuning_table
+from experiments.studies.study import Study, settings_table
+from experiments.studies.tuning import Tuning
 
 SIZES = {
-    "smoke": Size(
-        dataset="lgg:32",
-        models=("unet8",),
-        methods=("baseline", "znorm"),
-        optimizers=("adam",),
-        epochs=30,
-        batch_sizes=(8,),
-        seeds=(0, 1),
-        train_examples=160,
-        test_examples=40,
-        tuning_epochs=10,
-        validation_examples=30,
-    ),
     "cpu": Size(
         dataset="lgg:64",
         models=("unet8",),
@@ -69,11 +64,22 @@ SIZES = {
         validation_examples=120,
     ),
 }
+SIZES["smoke"] = SIZES["cpu"].small(
+    dataset="lgg:32",
+    methods=("baseline", "znorm"),
+    epochs=30,
+    batch_sizes=(8,),
+    train_examples=160,
+    test_examples=40,
+    tuning_epochs=10,
+    validation_examples=30,
+)
 GRID = {
     "adam": (0.0003, 0.001, 0.003, 0.01),
     "sgdm": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
 }
-GRIDS = {"smoke": {"adam": (0.003, 0.01)}, "cpu": GRID, "full": GRID}
+AXES = ("optimizer", "method")
+HEADINGS = names.headings(AXES)
 
 # One point, and one pixel of the resized slice, are our own choice: the paper prints no effect.
 SCORES = (
@@ -112,44 +118,39 @@ project are of 765 of these slices, stored at 128 x 128 pixels: 611 of 88 patien
 patients to test on, of which smoke takes fewer."""
 
 
-def _setting(run: Run) -> tuple[str, str]:
-    return run.optimizer, run.method
-
-
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """The tuning runs, and the reported runs whose tuning has ended."""
-    return [*_tuning_runs(preset), *_reported_runs(preset, records)]
+    return [*make_tuning(preset).runs(), *_reported_runs(preset, records)]
 
 
-def _settings(preset: str) -> list[Run]:
-    """One run of every optimizer and method, with a learning rate that is to be tuned."""
+def make_tuning(preset: str) -> Tuning:
     size = SIZES[preset]
     base = size.run(learning_rate=1.0, augment="flip_rotate", loss="bce_dice")
-    return grid(base, optimizer=size.optimizers, method=size.methods)
-
-
-def _tuning_runs(preset: str) -> list[Run]:
-    size = SIZES[preset]
-    # Validation patients take the place of the test patients.
-    changes = {"epochs": size.tuning_epochs, "validation_examples": size.validation_examples}
-    return make_tuning_runs(_settings(preset), GRIDS[preset], **changes)
+    return Tuning(
+        grid(base, optimizer=size.optimizers, method=size.methods),
+        small_grid(GRID) if preset == "smoke" else GRID,
+        AXES,
+        # Validation patients take the place of the test patients.
+        changes={"epochs": size.tuning_epochs, "validation_examples": size.validation_examples},
+        score="f1",
+    )
 
 
 def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    tuned = tune(_settings(preset), _tuning_runs(preset), records, _setting, score="f1")
-    return [dataclasses.replace(run, seed=seed) for seed in SIZES[preset].seeds for run in tuned]
+    return with_seeds(make_tuning(preset).tuned(records), SIZES[preset].seeds)
 
 
 def make_measurements(preset: str) -> list[Measurement]:
     """The slices of the figure, and what the networks of the first seed predict for them."""
-    settings, tuning = _settings(preset), _tuning_runs(preset)
-    measurements = [Measurement("slices", measure_slices, {"run": dataclasses.asdict(settings[0])})]
-    for setting in settings:
+    tuning = make_tuning(preset)
+    first = dataclasses.asdict(tuning.settings[0])
+    measurements = [Measurement("slices", measure_slices, {"run": first})]
+    for setting in tuning.settings:
         run = dataclasses.asdict(setting)
         # The learning rate is known only when the tuning has ended; dynamics change no network.
         del run["learning_rate"], run["dynamics"]
-        own_tuning = [dataclasses.asdict(t) for t in tuning if _setting(t) == _setting(setting)]
-        arguments = {"run": run, "tuning": own_tuning}
+        own = dataclasses.replace(tuning, settings=[setting]).runs()
+        arguments = {"run": run, "tuning": [dataclasses.asdict(tried) for tried in own]}
         measurements.append(Measurement(_masks_name(setting), measure_masks, arguments))
     return measurements
 
@@ -161,17 +162,16 @@ def _masks_name(run: Run) -> str:
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md, findings.json, the learning curves and the figure of the masks."""
     size = SIZES[preset]
-    headings = ("optimizer", "method")
-    tuning = make_cells(_tuning_runs(preset), records)
+    tuning = make_tuning(preset)
+    tried = [cell for some in tuning.cells(records).values() for cell in some]
     cells = make_cells(_reported_runs(preset, records), records)
-    rows = make_rows(cells.values(), _labels)
+    rows = make_rows(cells.values(), AXES)
     contrasts = {endpoint: make_contrasts(rows, endpoint) for endpoint in (*SCORES, SPEED)}
-    tuning_run, reported_run = _tuning_runs(preset)[0], _settings(preset)[0]
     panels: dict[str, list[Cell]] = {}
     for cell in cells.values():
         panels.setdefault(names.OPTIMIZERS[cell.run.optimizer], []).append(cell)
     title = f"LGG MRI, {names.model(size.models[0])}, {len(size.seeds)} seeds, tuned rates"
-    certainty = certainty_table(headings, contrasts[SCORES[0]])
+    certainty = certainty_table(HEADINGS, contrasts[SCORES[0]])
     results = [
         _scores_table(rows),
         "Differences to the baseline, paired by seed, with their 95 % intervals (points; Hausdorff in pixels):",
@@ -181,7 +181,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "### Masks",
         _figure(preset, rows, read_measurements(folder / "measurements"), folder),
         "### Training",
-        training_table(headings, rows, [contrasts[SPEED]]),
+        training_table(HEADINGS, rows, [contrasts[SPEED]]),
         *(
             [add_learning_curves(folder, "curves", title, panels, above="test_loss"), LOSSES]
             if panels
@@ -190,22 +190,22 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     ]
     method = [
         f"- Data: {describe_images(cells.values(), 'slices')}.\n"
-        f"- Protocol: {describe_protocol(reported_run)}.\n"
-        f"- Learning rates: of one seed that is not reported, by F1 ({describe_protocol(tuning_run)}).",
+        f"- Protocol: {describe_protocol(tuning.settings[0])}.\n"
+        f"- Learning rates: of one seed that is not reported, by F1 ({describe_protocol(tried[0].run)}).",
         DATA,
         NOTES,
         SEEDS_ALONE,
         PAPER,
         "Tuning: F1 of the held-out patients for every learning rate, in percent.",
-        tuning_table(headings, tuning.values(), _setting, score="f1"),
+        tuning.table(records),
     ]
     findings = _make_findings(contrasts)
     write_report(
         folder,
         "LGG MRI segmentation with a U-Net",
-        [*tuning.values(), *cells.values()],
+        [*tried, *cells.values()],
         findings,
-        answer="\n\n".join(filter(None, [describe(findings), describe_rates(rows, tuning.values())])),
+        answer="\n\n".join(filter(None, [describe(findings), describe_rates(rows, tried)])),
         settings=settings_table(preset, size, SIZES["full"], of_paper=False),
         results=results,
         method=method,
@@ -214,26 +214,18 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
 
 def _make_findings(contrasts: Mapping[Endpoint, Sequence[Contrast]]) -> list[Finding]:
     """Of what the paper claims of ZNorm, and of the speed of training."""
-    return [
-        finding
-        for endpoint, some in contrasts.items()
-        if endpoint.title in CLAIMED or endpoint is SPEED
-        for finding in make_findings(
-            some,
-            setting="LGG MRI, tuned rates",
-            source=lambda run, of=endpoint: (
-                "Yun 2024, arXiv 2408.01215" if run.method == "znorm" and of.title in CLAIMED else ""
-            ),
-            headline=lambda run, of=endpoint: of.title == "F1" and run.method == "znorm",
-            forest=lambda run, of=endpoint: (
-                of.title == "F1" and run.method in ("znorm", "gan", "centralization")
-            ),
-        )
-    ]
-
-
-def _labels(run: Run) -> tuple[str, str]:
-    return names.OPTIMIZERS[run.optimizer], names.METHODS[run.method]
+    found = []
+    for endpoint, some in contrasts.items():
+        claimed, primary = endpoint.title in CLAIMED, endpoint.title == "F1"
+        if claimed or endpoint is SPEED:
+            found += make_findings(
+                some,
+                setting="LGG MRI, tuned rates",
+                sources={"znorm": "Yun 2024, arXiv 2408.01215"} if claimed else {},
+                headline={"method": "znorm"} if primary else None,
+                forest=("znorm", "gan", "centralization") if primary else (),
+            )
+    return found
 
 
 def _scores_table(rows: Sequence[Row]) -> str:
@@ -248,18 +240,20 @@ def _scores_table(rows: Sequence[Row]) -> str:
         },
         "remarks": lambda row: remarks(row.cell),
     }
-    return row_table(
-        ("optimizer", "method"), rows, columns, text=("remarks",), tell=True, keep=tuple(columns)[2:-1]
-    )
+    return row_table(HEADINGS, rows, columns, text=("remarks",), tell=True, keep=tuple(columns)[2:-1])
 
 
 def _differences_table(rows: Sequence[Row], contrasts: Mapping[Endpoint, Sequence[Contrast]]) -> str:
-    columns = {}
-    for endpoint in SCORES:
-        texts = {id(c.row): f"{endpoint.write_interval(c.interval)} {c.word}" for c in contrasts[endpoint]}
-        columns[endpoint.title] = lambda row, texts=texts: texts.get(id(row), "-")
+    columns = {
+        endpoint.title: column(
+            contrasts[endpoint],
+            lambda c: f"{c.endpoint.write_interval(c.interval)} {c.word}",
+            missing=lambda row: "-",
+        )
+        for endpoint in SCORES
+    }
     compared = [row for row in rows if row.baseline is not None]
-    return row_table(("optimizer", "method"), compared, columns, keep=tuple(columns))
+    return row_table(HEADINGS, compared, columns, keep=tuple(columns))
 
 
 def _figure(preset: str, rows: Sequence[Row], measured: Mapping[str, MeasurementRecord], folder: Path) -> str:

@@ -17,7 +17,7 @@ from experiments.records import RecordError, RunRecord, read_records
 from experiments.report import style
 from experiments.report.cells import make_cells
 from experiments.run import Run
-from experiments.studies.tuning import choose_learning_rates
+from experiments.studies.tuning import best_cell
 from experiments.training.metrics import THRESHOLD, SegmentationScores
 
 # Of the test slices with a tumour, ordered by its size; and one slice without.
@@ -80,8 +80,8 @@ def _find(context: Context, run: Mapping[str, Any], tuning: Sequence[Mapping[str
     """
     records = read_records(context.records_folder)
     cells = make_cells([Run(**fields) for fields in tuning], records).values()
-    for rate in choose_learning_rates(cells, lambda run: (), score="f1").values():
-        (cell,) = make_cells([Run(**run, learning_rate=rate)], records).values()
+    if best := best_cell(cells, "f1"):
+        (cell,) = make_cells([Run(**run, learning_rate=best.run.learning_rate)], records).values()
         for record in cell.ended.values():
             return record
     raise RecordError(f"no tuned run of {run['method']} and {run['optimizer']} has ended")

@@ -11,32 +11,34 @@ cell, which is a number of steps, a number of images and an optimizer, every met
 decades that grow at their edges, then a quarter decade on either side of the best, by two unreported seeds.
 """
 
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
 from experiments.report import names
-from experiments.report.cells import Cell, make_cells, make_rows
+from experiments.report.cells import Cell, make_cells
 from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, describe_waiting, write_report
-from experiments.run import Run
-from experiments.studies.grid import Question, compare_methods
+from experiments.studies.comparison import Question, compare_methods
 from experiments.studies.steps_and_images.plan import (
+    AXES,
     PARTS,
     SIZES,
-    TUNING_SEEDS,
     Part,
     make_runs,
+    make_tuning,
     named_runs,
     reported_runs,
-    setting,
-    tuning_runs,
 )
 from experiments.studies.study import Study, settings_table
-from experiments.studies.tuning import tuning_table
+from experiments.studies.tuning import TUNING_SEEDS, best_cell
 
-HEADINGS = ("images", "steps", "optimizer", "method")
+QUESTION = Question(
+    setting="CIFAR-10, ResNet-20, tuned rates",
+    axes=AXES,
+    headline={"method": "znorm"},
+    forest=("znorm", "centralization"),
+)
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
@@ -47,19 +49,24 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     results: list[str] = []
     method: list[str] = []
     for part in PARTS[preset]:
+        tuning = make_tuning(preset, part)
         runs = [run for run in reported_runs(preset, part, records) if run in begun]
-        tuning = [run for run in tuning_runs(preset, part, records) if run in begun]
-        cells, tuned = make_cells(runs, records), make_cells(tuning, records)
-        everything += [*tuned.values(), *cells.values()]
+        tried = [cell for some in tuning.cells(records).values() for cell in some]
+        cells = make_cells(runs, records)
+        if part.rates or not begun.issuperset(tuning.runs()):
+            tried = []
+        everything += [*tried, *cells.values()]
         if cells:
             found, sections = _report_part(part, list(cells.values()))
             findings += found
             results += sections
-        if tuned:
+            if part.rates:
+                results += ["Test accuracy of every rate, in percent:", tuning.table(records)]
+        if tried:
             method += [
                 f"Tuning of part {part.name}: validation accuracy of every learning rate, in percent, seeds "
                 f"{', '.join(map(str, TUNING_SEEDS))}.",
-                tuning_table(HEADINGS, tuned.values(), setting),
+                tuning.table(records),
             ]
     write_report(
         folder,
@@ -81,47 +88,17 @@ def _report_part(part: Part, cells: Sequence[Cell]) -> tuple[list[Finding], list
     sections = [f"### Part {part.name}"]
     if waiting := describe_waiting(cells):
         return findings, [*sections, waiting]
-    by_cell: dict[tuple[str, ...], list[Cell]] = {}
+    by_cell: dict[tuple[str, ...], dict[str, list[Cell]]] = {}
     for cell in cells:
-        by_cell.setdefault(_labels(cell.run)[:-1], []).append(cell)
-    for labels, of_cell in by_cell.items():
-        chosen = list(_best_of_each_method(of_cell))
-        question = Question(
-            setting="CIFAR-10, ResNet-20, tuned rates",
-            headline=lambda run: run.method == "znorm",
-            forest=lambda run: run.method in ("znorm", "centralization"),
-        )
-        answers = compare_methods(make_rows(chosen, _labels), question)
+        of_cell = by_cell.setdefault(names.labels(cell.run, AXES[:-1]), {})
+        of_cell.setdefault(cell.run.method, []).append(cell)
+    for labels, by_method in by_cell.items():
+        # Where a method has several rates, the one of the highest mean accuracy over its seeds counts.
+        chosen = [cell for some in by_method.values() if (cell := best_cell(some, "accuracy"))]
+        answers = compare_methods(chosen, QUESTION)
         findings += answers.findings
-        sections += [
-            f"{', '.join(labels)} ({describe_protocol(of_cell[0].run)}):",
-            *answers.tables(("images", "steps", "optimizer", "method")),
-        ]
-        if len(chosen) < len(of_cell):
-            sections += ["Test accuracy of every rate:", tuning_table(HEADINGS, of_cell, setting)]
+        sections += [f"{', '.join(labels)} ({describe_protocol(chosen[0].run)}):", *answers.tables()]
     return findings, sections
-
-
-def _best_of_each_method(cells: Iterable[Cell]) -> Iterable[Cell]:
-    """Where a method has several rates, that of the highest mean accuracy over its seeds; the lower of equal ones."""
-    by_method: dict[str, list[Cell]] = {}
-    for cell in cells:
-        by_method.setdefault(cell.run.method, []).append(cell)
-    for some in by_method.values():
-        yield max(some, key=lambda cell: (_mean_accuracy(cell), -cell.run.learning_rate))
-
-
-def _mean_accuracy(cell: Cell) -> float:
-    return statistics.fmean(cell.values("accuracy").values())
-
-
-def _labels(run: Run) -> tuple[str, ...]:
-    return (
-        f"{run.train_examples:,} images",
-        f"{run.steps:,} steps",
-        names.OPTIMIZERS[run.optimizer],
-        names.METHODS[run.method],
-    )
 
 
 STUDY = Study(

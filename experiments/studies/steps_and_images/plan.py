@@ -3,14 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from experiments.records import RunRecord
 from experiments.report.cells import make_cells
 from experiments.run import Run
-from experiments.studies.study import METHODS, PRESETS, grid, with_seeds
-from experiments.studies.tuning import extend_grids, make_tuning_runs, refine_grids, tune
+from experiments.studies.grid import METHODS, grid, small_grid, with_seeds
+from experiments.studies.tuning import TUNING_SEEDS, Tuning
 
-TUNING_SEEDS = (100, 101)  # none of them is reported
+AXES = ("train_examples", "steps", "optimizer", "method")
 THREE = ("baseline", "centralization", "znorm")
 # Half decades; ZNorm makes gradients larger and clipping smaller, which Adam does not see and SGDM does.
 GRID = {
@@ -52,7 +53,7 @@ class Part:
       optimizer: of all its cells.
       methods: compared ones.
       seeds: of the reported runs.
-      rates: learning rates by method, where an earlier study chose them; else they are tuned.
+      rates: learning rates by method and optimizer, where an earlier study chose them; else they are tuned.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Part:
 FIVE_SEEDS, TEN_SEEDS = tuple(range(5)), tuple(range(10))
 # Beside arm A of `cifar10_confirm`, which chose among half decades: the best rate or one near it, and another that
 # may be better.
-RATES = {"baseline": (0.1, 0.3), "centralization": (0.1, 0.3), "znorm": (5.5e-4, 1e-3)}
+RATES = {"baseline sgdm": (0.1, 0.3), "centralization sgdm": (0.1, 0.3), "znorm sgdm": (5.5e-4, 1e-3)}
 CPU = (
     Part("a", (50_000, 2_000), (390,), "sgdm", METHODS, TEN_SEEDS),
     Part("b", (2_000,), (1_950,), "sgdm", THREE, FIVE_SEEDS),
@@ -89,18 +90,17 @@ PARTS = {
     "cpu": CPU,
     "full": CPU,
 }
-SMOKE_GRID = {"sgdm": (0.03, 0.1, 0.3), "znorm sgdm": (3e-4, 1e-3, 3e-3)}
-GRIDS = {preset: SMOKE_GRID if preset == "smoke" else GRID for preset in PRESETS}
 
 
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """The parts up to the first that has not ended: its tuning, and when that has ended its reported runs."""
     runs: list[Run] = []
     for part in PARTS[preset]:
-        tuning, reported = tuning_runs(preset, part, records), reported_runs(preset, part, records)
-        runs += [*tuning, *reported]
-        cells = make_cells([*tuning, *reported], records).values()
-        if len(reported) < len(_settings(preset, part)) * len(part.seeds) or any(c.missing for c in cells):
+        tuning, reported = make_tuning(preset, part), reported_runs(preset, part, records)
+        of_part = [*tuning.runs(records), *reported]
+        runs += of_part
+        unnamed = len(reported) < len(part.seeds) * len(tuning.settings)
+        if unnamed or any(cell.missing for cell in make_cells(of_part, records).values()):
             break
     return runs
 
@@ -110,53 +110,15 @@ def named_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     return [
         run
         for part in PARTS[preset]
-        for runs in (tuning_runs, reported_runs)
-        for run in runs(preset, part, records)
+        for run in (*make_tuning(preset, part).runs(records), *reported_runs(preset, part, records))
     ]
 
 
-def tuning_runs(preset: str, part: Part, records: Sequence[RunRecord]) -> list[Run]:
-    """Every setting with every rate of its grid, which grows at its edges and then around its best rate."""
-    size = SIZES[preset]
-    runs = [
-        run
-        for reported in ([] if part.rates else _settings(preset, part))
-        for run in make_tuning_runs(
-            [reported],
-            GRIDS[preset],
-            TUNING_SEEDS,
-            **_length(
-                size,
-                min(_images(reported), size.all_images - size.validation_examples),
-                _steps(reported),
-            ),
-            # Validation images take the place of the test images.
-            validation_examples=size.validation_examples,
-            test_examples=None,
-        )
-    ]
-    return refine_grids(extend_grids(runs, records, setting), records, setting)
+def make_tuning(preset: str, part: Part) -> Tuning:
+    """Every cell and method with every rate of its grid, which grows at its edges and then around its best rate.
 
-
-def reported_runs(preset: str, part: Part, records: Sequence[RunRecord]) -> list[Run]:
-    """As far as the tuning has ended."""
-    settings = _settings(preset, part)
-    if not part.rates:
-        settings = tune(settings, tuning_runs(preset, part, records), records, setting)
-    return with_seeds(settings, part.seeds)
-
-
-def setting(run: Run) -> tuple[str, str, str, str]:
-    """What has a learning rate of its own; the tuning of all images has a few less."""
-    few = "few" if _images(run) < MOST_FEW else "all"
-    return few, str(run.steps), run.optimizer, run.method
-
-
-MOST_FEW = 10_000
-
-
-def _settings(preset: str, part: Part) -> list[Run]:
-    """One run of every cell and method, with its learning rates where they are known and one to be tuned else."""
+    Where an earlier study chose the rates, these on the reported seeds.
+    """
     size = SIZES[preset]
     base = Run(
         dataset="cifar10",
@@ -176,12 +138,26 @@ def _settings(preset: str, part: Part) -> list[Run]:
         for steps in part.steps
         for images in part.images
     ]
-    runs = [run for cell in cells for run in grid(cell, method=part.methods)]
-    return [
-        dataclasses.replace(run, learning_rate=rate)
-        for run in runs
-        for rate in part.rates.get(run.method, (run.learning_rate,))
-    ]
+    settings = [run for cell in cells for run in grid(cell, method=part.methods)]
+    if part.rates:
+        return Tuning(settings, part.rates, AXES, part.seeds)
+
+    def held_out(run: Run) -> dict[str, Any]:
+        assert run.train_examples is not None
+        assert run.steps is not None
+        images = min(run.train_examples, size.all_images - size.validation_examples)
+        # Validation images take the place of the test images.
+        validation = {"validation_examples": size.validation_examples, "test_examples": None}
+        return {**_length(size, images, run.steps), **validation}
+
+    grids = small_grid(GRID) if preset == "smoke" else GRID
+    return Tuning(settings, grids, AXES, TUNING_SEEDS, changes=held_out, extend=True, refine=True)
+
+
+def reported_runs(preset: str, part: Part, records: Sequence[RunRecord]) -> list[Run]:
+    """As far as the tuning has ended."""
+    tuning = make_tuning(preset, part)
+    return tuning.runs() if part.rates else with_seeds(tuning.tuned(records), part.seeds)
 
 
 def _length(size: Size, images: int, steps: int) -> dict[str, int | float]:
@@ -193,13 +169,3 @@ def _length(size: Size, images: int, steps: int) -> dict[str, int | float]:
         "epochs": math.ceil(steps / in_epoch),
         "warmup_epochs": round(steps / 10) / in_epoch,
     }
-
-
-def _images(run: Run) -> int:
-    assert run.train_examples is not None
-    return run.train_examples
-
-
-def _steps(run: Run) -> int:
-    assert run.steps is not None
-    return run.steps

@@ -18,14 +18,15 @@ from pathlib import Path
 
 from experiments.records import RunRecord
 from experiments.report import dynamics, names
-from experiments.report.cells import Cell, make_cells, make_rows
+from experiments.report.cells import Cell, make_cells
 from experiments.report.curves import add_learning_curves, describe_setting
 from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, describe_waiting, write_report
 from experiments.run import Run
-from experiments.studies.grid import Question, compare_methods
-from experiments.studies.study import Size, Study, grid, settings_table, with_seeds
-from experiments.studies.tuning import extend_grids, make_tuning_runs, tune, tuning_table
+from experiments.studies.comparison import Question, compare_methods
+from experiments.studies.grid import Size, grid, small_grid, with_seeds
+from experiments.studies.study import Study, settings_table
+from experiments.studies.tuning import TUNING_SEEDS, Tuning
 from experiments.studies.vit_dynamics.parts import (
     PARTS_NOTES,
     block_table,
@@ -36,12 +37,16 @@ from experiments.studies.vit_dynamics.parts import (
 )
 
 METHODS = ("baseline", "centralization", "clipping_1", "znorm", "gan")
-# The smallest effects of interest, fixed in PROTOCOL.md: of accuracy, and of the mean log training loss.
-SMALLEST_ACCURACY, SMALLEST_SPEED = 0.01, 0.02
-TUNING_SEEDS = (100, 101)  # none of them is reported
 WARMUP = 1 / 8  # of the epochs
 GRID = {"adamw": (3e-4, 1e-3, 3e-3)}
-GRIDS = {"smoke": {"adamw": (3e-4, 1e-3)}, "cpu": GRID, "full": GRID}
+QUESTION = Question(
+    setting="CIFAR-100, AdamW",
+    axes=("model", "method"),
+    smallest_speed=0.02,  # fixed in PROTOCOL.md, as is one point of accuracy
+    headline={"method": "gan"},
+    forest=("znorm", "gan", "centralization"),
+    by_protocol=True,
+)
 
 DONE_OTHERWISE = {
     "cpu": """\
@@ -55,18 +60,6 @@ expects."""
 }
 
 SIZES = {
-    "smoke": Size(
-        models=("vit96_small_stacked",),
-        methods=("baseline", "znorm", "gan"),
-        epochs=6,
-        batch_sizes=(50,),
-        seeds=(0, 1),
-        train_examples=100,
-        test_examples=100,
-        tuning_epochs=1,
-        validation_examples=100,
-        tuning_examples=100,
-    ),
     "cpu": Size(
         models=("vit96_small_stacked",),
         methods=METHODS,
@@ -89,15 +82,21 @@ SIZES = {
         tuning_examples=None,
     ),
 }
+SIZES["smoke"] = SIZES["cpu"].small(
+    methods=("baseline", "znorm", "gan"),
+    epochs=6,
+    train_examples=100,
+    test_examples=100,
+    tuning_examples=100,
+)
 
 
 def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """The tuning, and the reported runs of every method whose tuning has ended."""
-    return [*_tuning_runs(preset, records), *_reported_runs(preset, records)]
+    return [*_tuning(preset).runs(records), *_reported_runs(preset, records)]
 
 
-def _settings(preset: str) -> list[Run]:
-    """One run of every model and method, with a learning rate that is to be tuned."""
+def _tuning(preset: str) -> Tuning:
     size = SIZES[preset]
     base = size.run(
         "cifar100",
@@ -109,38 +108,32 @@ def _settings(preset: str) -> list[Run]:
         augment="crop_flip",
         dynamics=True,
     )
-    return grid(base, model=size.models, method=size.methods)
-
-
-def _tuning_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    size = SIZES[preset]
-    runs = make_tuning_runs(
-        _settings(preset),
-        GRIDS[preset],
+    return Tuning(
+        grid(base, model=size.models, method=size.methods),
+        small_grid(GRID) if preset == "smoke" else GRID,
+        QUESTION.axes,
         TUNING_SEEDS,
-        epochs=size.tuning_epochs,
-        warmup_epochs=WARMUP * size.tuning_epochs,
-        train_examples=size.tuning_examples,
-        # Validation images take the place of the test images.
-        validation_examples=size.validation_examples,
-        test_examples=None,
-        dynamics=False,
+        changes={
+            "epochs": size.tuning_epochs,
+            "warmup_epochs": WARMUP * size.tuning_epochs,
+            "train_examples": size.tuning_examples,
+            # Validation images take the place of the test images.
+            "validation_examples": size.validation_examples,
+            "test_examples": None,
+            "dynamics": False,
+        },
+        extend=preset != "smoke",
     )
-    return runs if preset == "smoke" else extend_grids(runs, records, _setting)
 
 
 def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    tuned = tune(_settings(preset), _tuning_runs(preset, records), records, _setting)
-    return with_seeds(tuned, SIZES[preset].seeds)
-
-
-def _setting(run: Run) -> tuple[str, str]:
-    return run.model, run.method
+    return with_seeds(_tuning(preset).tuned(records), SIZES[preset].seeds)
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md, findings.json, the learning curves and a figure of the global standard deviation."""
-    tuning = make_cells(_tuning_runs(preset, records), records)
+    tuning = _tuning(preset)
+    tried = [cell for some in tuning.cells(records).values() for cell in some]
     cells = make_cells(_reported_runs(preset, records), records)
     findings, own_findings, results = [], [], []
     for model in SIZES[preset].models:
@@ -152,7 +145,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     write_report(
         folder,
         "Gradients of a Vision Transformer on CIFAR-100",
-        [*tuning.values(), *cells.values()],
+        [*tried, *cells.values()],
         findings,
         own_findings=own_findings,
         settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
@@ -163,8 +156,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
             *([DONE_OTHERWISE[preset]] if preset in DONE_OTHERWISE else []),
             PARTS_NOTES,
             "Tuning: validation accuracy of every learning rate, in percent "
-            f"({describe_protocol(next(iter(tuning)))}; seeds {', '.join(map(str, TUNING_SEEDS))}).",
-            tuning_table(("network", "method"), tuning.values(), _setting),
+            f"({describe_protocol(tried[0].run)}; seeds {', '.join(map(str, TUNING_SEEDS))}).",
+            tuning.table(records),
         ],
     )
 
@@ -184,22 +177,13 @@ def _report_model(
         return [], [], [waiting]
     recorded = {c.run.method: dynamics.read_all(folder / "records", c.ended.values()) for c in cells}
     recorded = {method: seeds for method, seeds in recorded.items() if seeds}
-    rows = make_rows(cells, lambda run: (names.model(run.model), names.METHODS[run.method]))
-    question = Question(
-        setting="CIFAR-100, AdamW",
-        smallest=lambda run: SMALLEST_ACCURACY,
-        smallest_speed=SMALLEST_SPEED,
-        headline=lambda run: run.method == "gan",
-        forest=lambda run: run.method in ("znorm", "gan", "centralization"),
-        by_protocol=True,
-    )
-    answers = compare_methods(rows, question)
+    answers = compare_methods(cells, QUESTION)
     figure = f"global_std_{model}"
     title = describe_setting(cells[0], "AdamW")
     dynamics.draw_global(folder / f"{figure}.svg", title, {"all layers together": recorded})
     sections = [
         f"### Accuracy and speed: {name}",
-        *answers.tables(("network", "method")),
+        *answers.tables(),
         add_learning_curves(folder, f"curves_{model}", title, {"AdamW": cells}),
         "### Gradients of all layers together",
         global_table(recorded),

@@ -14,6 +14,7 @@ from experiments.jobs.measure import Context, Measurement
 from experiments.jobs.progress import Progress
 from experiments.jobs.silence import LEAST_SECONDS, TIMES, UNKNOWN_SECONDS, Watch
 from experiments.jobs.sweep import Event, sweep
+from experiments.options import Options
 from experiments.run import Run
 
 RUN = Run("digits", "resnet8", "znorm", "adam", 0.001, 3, 50, 0, train_examples=100, test_examples=50)
@@ -110,7 +111,7 @@ def test_a_stopped_worker_is_told_and_ended_as_the_line_says_is_made_again(tmp_p
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
     with Obedient("study", Console(file=io.StringIO())) as progress:
         progress.add([RUN])
-        (record,) = sweep([RUN], out=tmp_path, workers=1, on_event=progress)
+        (record,) = sweep([RUN], tmp_path, Options(workers=1), progress)
     assert record.status == "finished"
     assert len(record.epochs) == 3
     text = capsys.readouterr().out

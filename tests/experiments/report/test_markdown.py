@@ -106,7 +106,7 @@ def test_text_of_a_record_and_of_findings_stays_text(tmp_path, text):
     made = dataclasses.replace(make_record(run, 0.5), environment={**environment, "backend": "cpu"})
     failed = RunRecord(make_run("znorm", 0, model=text), "failed", message=text)
     cells = list(make_cells([made.run, failed.run], [made, failed]).values())
-    rows = make_rows(cells, lambda run: (run.model, run.method))
+    rows = make_rows(cells, ["model", "method"])
     texts = {"claim": text, "source": text, "note": text, "group": text, "label": text, "question": text}
     finding = Finding(
         **texts, measured=text, interval=(0.0, 1.0), verdict="shown", effect=0.5, unit=text, detectable=1.0

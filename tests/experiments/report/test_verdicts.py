@@ -19,7 +19,7 @@ def contrasts_of(*scores, endpoint=ACCURACY, **options):
         make_record(run, accuracy)
         for run, accuracy in zip(runs, [a for some in scores for a in some], strict=True)
     ]
-    rows = make_rows(make_cells(runs, made).values(), lambda run: (run.method,))
+    rows = make_rows(make_cells(runs, made).values(), ["method"])
     return make_contrasts(rows, endpoint, **options)
 
 
@@ -56,7 +56,7 @@ def test_the_first_word_that_applies_is_the_verdict(shift, spread, paper, word, 
     assert finding.holds_paper == holds
     assert finding.paper == (None if paper is None else pytest.approx(100 * paper))
     assert finding.effect == pytest.approx(100 * contrast.interval.mean)
-    rows = make_rows([contrast.row.baseline, contrast.row.cell], lambda run: (run.method,))
+    rows = make_rows([contrast.row.baseline, contrast.row.cell], ["method"])
     table = results_table(["method"], rows, make_contrasts(rows, ACCURACY, paper=lambda run: paper))
     assert paper is None or holds in table
     assert ("holds the paper's effect" in table) == (paper is not None)
@@ -98,7 +98,7 @@ def test_what_was_trained_at_another_rate_is_told_of_losses(tmp_path):
         for r in runs
     ]
     cells = make_cells(runs, records).values()
-    rows = make_rows(cells, lambda run: (run.optimizer, run.method))
+    rows = make_rows(cells, ["optimizer", "method"])
     found = make_findings(make_contrasts(rows, SPEED), setting="digits")
     assert [f.other_rate for f in found] == [False, True]
     assert describe(found).endswith(
@@ -106,7 +106,7 @@ def test_what_was_trained_at_another_rate_is_told_of_losses(tmp_path):
     )
     words = describe_rates(rows, cells)
     assert words.startswith(
-        "Not at the baseline's learning rate, by 3 tuning seeds: sgdm, not 0.01: gan 0.03. "
+        "Not at the baseline's learning rate, by 3 tuning seeds: SGDM, not 0.01: GAN 0.03. "
     )
     assert describe_rates(rows[:2], cells) == ""
 
@@ -140,7 +140,7 @@ def test_losses_are_compared_as_ratios():
         make_record(r, 0.5, (0.8 if r.method == "znorm" else 1.0) * (1 + 0.001 * r.seed)) for r in runs
     ]
     records[4] = make_record(runs[4], 0.5, 0.8 * 1.01)
-    rows = make_rows(make_cells(runs, records).values(), lambda run: (run.method,))
+    rows = make_rows(make_cells(runs, records).values(), ["method"])
     (contrast,) = make_contrasts(rows, SPEED)
     (finding,) = make_findings([contrast], setting="digits")
     assert finding.effect == pytest.approx(0.8, rel=0.01)

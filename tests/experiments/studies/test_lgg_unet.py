@@ -21,11 +21,9 @@ from experiments.records import (
     write_checkpoint,
     write_record,
 )
-from experiments.report.cells import make_cells
 from experiments.report.findings import read_findings
 from experiments.studies import lgg_unet
 from experiments.studies.lgg_unet.masks import choose_slices, from_png, measure_masks, to_png
-from experiments.studies.tuning import choose_learning_rates, tuning_table
 from experiments.training.metrics import SegmentationScores
 
 SCORES = ("f1", "dice", "iou", "tversky", "hausdorff", "hausdorff95", "one_empty")
@@ -77,15 +75,15 @@ def test_the_best_rate_is_chosen_the_lower_of_equals_and_never_one_that_diverged
         "gan": {0.0003: 0.9, 0.001: 0.2, 0.003: 0.3, 0.01: 0.4},
     }
     records = tuned("cpu", lambda run: values[run.method][run.learning_rate])
-    cells = make_cells(lgg_unet.make_runs("cpu", []), records).values()
-    assert choose_learning_rates(cells, setting, "f1") == {
-        ("adam", "baseline"): 0.001,
-        ("adam", "centralization"): 0.0003,
-        ("adam", "clipping"): 0.01,
-        ("adam", "znorm"): 0.01,
-        ("adam", "gan"): 0.0003,
+    study = lgg_unet.make_tuning("cpu")
+    assert {setting.method: cell.run.learning_rate for setting, cell in study.best(records).items()} == {
+        "baseline": 0.001,
+        "centralization": 0.0003,
+        "clipping": 0.01,
+        "znorm": 0.01,
+        "gan": 0.0003,
     }
-    table = tuning_table(("optimizer", "method"), cells, setting, "f1")
+    table = study.table(records)
     assert [re.split(r"\s*\|\s*", line)[1:-1] for line in table.splitlines()[2:4]] == [
         ["Adam", "baseline", "20.0", "**70.0**", "70.0", "10.0"],
         ["Adam", "centralization", "**0.0**", "0.0", "- diverged", "- diverged"],
@@ -248,7 +246,7 @@ def test_masks_are_measured_from_the_tuned_network_and_drawn_from_records_alone(
     write_network(dataclasses.replace(baseline, dynamics=True), dataset, folder / "records")
     write_record(folder / "records", record(znorm, {}, "diverged"))
     # Trained too, and first by name, but not what the tuning chose.
-    other = dataclasses.replace(baseline, learning_rate=0.003)
+    other = dataclasses.replace(baseline, learning_rate=0.001)
     write_record(folder / "records", record(other, dict.fromkeys(SCORES, 0.9)))
 
     context = Context(slices, folder / "records")
@@ -261,13 +259,13 @@ def test_masks_are_measured_from_the_tuned_network_and_drawn_from_records_alone(
     )
     assert failures == {}
     measured = {name: r.values for name, r in read_measurements(folder / "measurements").items()}
-    assert measured["masks-adam-znorm"] == {"status": "diverged", "learning_rate": 0.01}
+    assert measured["masks-adam-znorm"] == {"status": "diverged", "learning_rate": 0.003}
     true = [from_png(text) > 0 for text in measured["slices"]["masks"]]
     known = {mask.tobytes() for mask in dataset.test_labels > 0}
     assert {mask.tobytes() for mask in true} <= known
     assert not true[-1].any()
     found = measured["masks-adam-baseline"]
-    assert found["learning_rate"] == 0.01
+    assert found["learning_rate"] == 0.003
     for text, mask, dice in zip(found["masks"], true, found["dice"], strict=True):
         scores = SegmentationScores()
         scores.update(from_png(text)[None] / 255, mask[None])
@@ -290,7 +288,7 @@ def test_masks_are_measured_from_the_tuned_network_and_drawn_from_records_alone(
     )
     lgg_unet.make_report("smoke", records, folder)
     text = (folder / "report.md").read_text()
-    expected = "Missing: baseline with adam, measured at learning rate 0.01 and not at the chosen 0.003 "
+    expected = "Missing: baseline with adam, measured at learning rate 0.003 and not at the chosen 0.001 "
     assert expected + "(remove measurements/masks-adam-baseline.json" in text
 
 

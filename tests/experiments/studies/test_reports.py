@@ -6,7 +6,7 @@ import re
 import pytest
 
 from experiments.report.findings import VERDICTS, read_findings
-from experiments.studies import load_studies
+from experiments.studies import load_studies, load_study
 
 from ..report.made import make_record
 
@@ -18,7 +18,7 @@ DATA = {"num_classes": 10, "train_images": 500, "test_images": 200, "image_shape
 
 
 def test_pcam_says_of_every_score_what_was_found(tmp_path):
-    study = load_studies()["pcam"]
+    study = load_study("pcam")
     tuning = study.runs("cpu", [])
     records = [make_record(run, 0.5 + run.learning_rate) for run in tuning]
     reported = study.runs("cpu", records)[len(tuning) :]
@@ -44,7 +44,7 @@ def test_pcam_says_of_every_score_what_was_found(tmp_path):
 
 
 def test_the_papers_accuracy_stands_beside_znorm_behind_adam(tmp_path):
-    study = load_studies()["pcam"]
+    study = load_study("pcam")
     tuning = study.runs("full", [])
     records = [make_record(run, 0.8 if run.learning_rate == 0.001 else 0.7) for run in tuning]
     reported = study.runs("full", records)[len(tuning) :]
@@ -68,7 +68,7 @@ def test_the_papers_accuracy_stands_beside_znorm_behind_adam(tmp_path):
 
 @pytest.mark.parametrize("name", list(load_studies()))
 def test_a_partial_report_says_what_is_missing(name, tmp_path):
-    study = load_studies()[name]
+    study = load_study(name)
     runs = study.runs("smoke", [])
     records = [dataclasses.replace(make_record(run, 0.25), scores={"f1": 0.25}) for run in runs[:2]]
     study.report("smoke", records, tmp_path)
@@ -84,7 +84,7 @@ def test_a_partial_report_says_what_is_missing(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name, study in load_studies().items() if study.runs("smoke", [])])
 def test_a_full_report_misses_nothing(name, tmp_path):
-    study = load_studies()[name]
+    study = load_study(name)
     records = []
     while new := [run for run in study.runs("smoke", records) if run not in {r.run for r in records}]:
         records += [
@@ -104,7 +104,7 @@ def test_a_full_report_misses_nothing(name, tmp_path):
 
 
 def test_full_preset_of_table_1_is_the_papers_protocol():
-    runs = [run for run in load_studies()["overlap_table1"].runs("full", []) if not run.validation_examples]
+    runs = [run for run in load_study("overlap_table1").runs("full", []) if not run.validation_examples]
     assert {run.model for run in runs} == {"resnet56", "resnet110", "resnet152"}
     assert {(run.epochs, run.batch_size, run.augment, run.dataset) for run in runs} == {
         (100, 256, "none", "cifar10")

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from experiments.run import OPTIMIZERS
+from experiments.run import DEFAULT_LEARNING_RATES, OPTIMIZERS
 from experiments.studies.compare import make_study
-from experiments.studies.study import DEFAULT_LEARNING_RATES, Size, default_learning_rate, grid, with_seeds
+from experiments.studies.grid import Size, default_learning_rate, grid, with_seeds
 
 SIZE = Size(
     models=("resnet8", "plain8"),

@@ -74,6 +74,6 @@ def test_stochastic_depth_is_resumed_with_the_same_bits(model, tmp_path):
 
 def test_a_trust_ratio_for_all_stacked_blocks_is_refused_before_anything_is_trained(monkeypatch):
     monkeypatch.setattr(data, "load", lambda *arguments: small_dataset())
-    check_data([small_vit_run("vit", optimizer="lamb"), small_vit_run("vit_stacked")], None)
+    check_data([small_vit_run("vit", optimizer="lamb"), small_vit_run("vit_stacked")])
     with pytest.raises(UsageError, match="optimizer must not be lamb with vit_stacked"):
-        check_data([small_vit_run("vit_stacked", optimizer="lamb")], None)
+        check_data([small_vit_run("vit_stacked", optimizer="lamb")])
