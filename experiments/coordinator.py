@@ -75,7 +75,7 @@ def _check_can_listen(coordinator: str, addresses: list[tuple]) -> None:
                 server.bind(address)
             except OSError as error:
                 failures.append(error)
-    # Of the addresses of a name some may not be this machine's, but none may be another program's.
+    # Some addresses of a name may not be this machine's, but none may be another program's.
     in_use = [error for error in failures if error.errno == errno.EADDRINUSE]
     if in_use or len(failures) == len(addresses):
         reason = _reason((in_use or failures)[0])

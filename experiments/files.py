@@ -31,7 +31,6 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> Path:
 
     Args:
       path: of the file; its folder is made if missing.
-      write: gets the open file.
 
     Returns:
       The path.

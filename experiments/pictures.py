@@ -18,7 +18,7 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 # PostScript is a program; Pillow would have Ghostscript run it.
 PROGRAMS = ("EPS",)
-# Of the EXIF orientations those that turn an image by a quarter.
+# The EXIF orientations that turn an image by a quarter.
 QUARTER_TURNS = (5, 6, 7, 8)
 
 

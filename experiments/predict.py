@@ -38,7 +38,6 @@ def predict(
     """Applies a run's network to an image and writes what it says.
 
     Args:
-      record: of a finished run.
       records_folder: where the record and its checkpoint lie.
       image: of any format that Pillow reads, with 8 bits per channel.
       out: the mask, a PNG of the image's size with 255 where the object is, or for a network that
@@ -106,10 +105,8 @@ def predict_probabilities(
     """What a network says of images.
 
     Args:
-      model: the network.
       images: uint8 [n, height, width, channels].
       mean: of the images it was trained on, per channel, where 255 counts as 1.
-      std: the same.
       most_memory: bytes that the network may take for them all, by XLA's count.
 
     Returns:

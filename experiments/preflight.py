@@ -114,7 +114,7 @@ def as_options() -> Iterator[None]:
 def check_data(runs: Sequence[Run], options: Options = DEFAULTS) -> None:
     """Takes every subset of every data set, lays out every model and builds every optimizer once.
 
-    Of sets with damaged images that are excluded, one line on standard error says how many they are.
+    Where damaged images are excluded, one line on standard error says how many they are.
     """
     from experiments import data
     from experiments.training.layout import check_fits

@@ -29,10 +29,7 @@ def reproduce(
     """Makes what is left of a study and renders its report; of several hosts all call it, and the first reports.
 
     Args:
-      study: what to train and measure.
-      preset: its name.
       folder: working folder: `records`, `measurements`, report and figures.
-      options: how runs are made.
 
     Returns:
       The records of all runs, and why measurements failed, by name.

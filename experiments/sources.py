@@ -15,7 +15,7 @@ def versions() -> dict[str, str]:
 
 
 def digests() -> dict[str, str]:
-    """Of every source file of this project a digest, by its name, such as experiments/run.py.
+    """A digest of every source file of this project, by its name, such as experiments/run.py.
 
     By content, because a commit says nothing of what was changed since, and a copy may have none.
     """

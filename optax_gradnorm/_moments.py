@@ -81,7 +81,7 @@ def measure(leaves: Sequence[Any], layers: Sequence[Layer | None]) -> list[Momen
 def _mean_and_std_of_all(
     gradients: list[jax.Array], over: list[tuple[tuple[int, ...], tuple[str, ...]]]
 ) -> list[Pair]:
-    """Of each gradient over its axes and mesh axes; on GPUs, scalars of gradients of one type in one array.
+    """Moments of each gradient over its axes and mesh axes; on GPUs, scalars of gradients of one type in one array.
 
     A GPU starts a kernel for every scalar operation, which takes as long as reading a small layer.
     """
@@ -109,7 +109,7 @@ def _mean_and_std_of_all(
 def _mean_and_std(
     gradients: tuple[jax.Array, ...], axes: tuple[int, ...], axis_names: tuple[str, ...]
 ) -> list[Pair]:
-    """Of gradients of one type."""
+    """Moments of gradients of one type."""
     # XLA must not know the zeros of a frozen layer: it would rearrange what follows into 0 * inf.
     gradients = tuple(lax.optimization_barrier(g) for g in gradients)
     first = gradients[0]

@@ -26,7 +26,7 @@ from experiments.files import file_size, first_line, in_words, open_regular, pri
 from experiments.pictures import open_image
 
 TRAIN_ARCHIVE, VALIDATION_ARCHIVE = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-# Of the catalogue of TensorFlow Datasets, whose features and labels these are.
+# Names in the catalogue of TensorFlow Datasets, whose features and labels these are.
 IMAGENET_VERSION = "5.1.0"
 IMAGENET_COUNTS = {"train": 1_281_167, "validation": 50_000}
 
@@ -206,8 +206,6 @@ def write_jpegs(dataset: Dataset, folder: Path, train: int, test: int) -> None:
     """Writes images of a set in memory as JPEGs of many sizes, as `prepare_folder` takes them.
 
     Args:
-      dataset: with classes.
-      folder: where to.
       train: how many training images, in the set's order.
       test: how many test images.
     """

@@ -7,11 +7,11 @@ import numpy as np
 
 from experiments.pictures import open_image, turn_upright, upright_size
 
-# Of the random-resized crop: Szegedy et al., "Going Deeper with Convolutions", 2014, arXiv 1409.4842, section 6.
+# The random-resized crop's, from Szegedy et al., "Going Deeper with Convolutions", 2014, arXiv 1409.4842, section 6.
 SMALLEST_AREA = 0.08
 LARGEST_RATIO = 4 / 3
 TRIES = 10
-# Of the centre crop: 224 of 256 pixels.
+# The centre crop's: 224 of 256 pixels.
 CENTRE = 0.875
 
 
@@ -34,8 +34,6 @@ def random_box(width: int, height: int, draws: np.ndarray) -> Box:
     """A box of 8 to 100 % of the area whose sides have a ratio from 3/4 to 4/3, as torchvision draws it.
 
     Args:
-      width: of the image.
-      height: of the image.
       draws: numbers from 0 to less than 1, [10, 4]: four for each try.
 
     Returns:

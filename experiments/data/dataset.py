@@ -60,7 +60,7 @@ class Dataset:
     def images_checksum(self) -> int:
         """CRC-32 of the training images and then the test images, computed once.
 
-        Of images in memory every byte counts; of a streamed set the images that `StreamedImages.checksum` samples.
+        Every byte of images in memory counts; of a streamed set, the images that `StreamedImages.checksum` samples.
         """
         splits: Any = (self.train_images, self.test_images)
         checksum = 0

@@ -38,8 +38,6 @@ class JpegSplit:
         """Names the split.
 
         Args:
-          folder: of the prepared set.
-          name: of the split.
           num_classes: labels go from 0 to one less.
           shards: names of its files, and how many records each holds.
         """
@@ -130,7 +128,6 @@ class JpegImages(StreamedImages):
         """Names the images.
 
         Args:
-          split: where they are.
           indices: which of its records these are, in order.
           image_shape: [size, size, 3], after the crop.
           workers: processes that decode; 0 decodes in threads of this one; `None` chooses.

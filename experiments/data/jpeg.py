@@ -33,7 +33,6 @@ def load(name: str, data_dir: str | Path | None, reading: Reading) -> Dataset:
 
     Args:
       name: 'jpeg:NAME' for images of 224 x 224 pixels, 'jpeg:NAME:SIZE' for others.
-      data_dir: where prepared sets lie.
       reading: worker processes, and what becomes of damaged records.
     """
     set_name, size = _parse(name)
@@ -116,7 +115,7 @@ def _open_splits(name: str, folder: Path) -> tuple[JpegSplit, JpegSplit]:
 
 
 def _digest(folder: Path) -> str:
-    """Of names, sizes and times: reading every byte of ImageNet would take minutes at every start."""
+    """A checksum of names, sizes and times: reading every byte of ImageNet would take minutes at every start."""
     files = [folder / "dataset_info.json", *folder.glob("*.array_record-*")]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)]
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]

@@ -65,8 +65,6 @@ def load(wanted: PreparedSet, data_dir: str | Path | None = None, *, stream: boo
     """Loads the splits 'train' and `test_split` of a prepared set; see `experiments.data.load`.
 
     Args:
-      wanted: the set.
-      data_dir: where prepared sets lie.
       stream: leaves the images in their files, to be read while training. Labels, mean and standard deviation
         take one pass over all of them, and are kept as decoded images are.
     """
@@ -173,11 +171,6 @@ def _prepared_folder(wanted: PreparedSet, data_dir: Path) -> Path:
 
 def newest_version(name: str, data_dir: Path, source: str = "") -> Path:
     """The folder of a prepared set.
-
-    Args:
-      name: of the set.
-      data_dir: where prepared sets lie.
-      source: how to get it.
 
     Raises:
       DataError: there is none.

@@ -87,7 +87,6 @@ def read_batches(
     """Yields images[order] in batches, uint8 [batch_size, height, width, channels]; the last may be smaller.
 
     Args:
-      images: all of them.
       order: which ones, for all hosts.
       batch_size: of all hosts together.
       host_index: of several hosts, which share every batch, only the rows of this one are read and given.

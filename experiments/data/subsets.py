@@ -13,7 +13,6 @@ def select(dataset: Dataset, run: Run) -> Dataset:
     """Takes the subsets that a run asks for.
 
     Args:
-      dataset: a whole set.
       run: its `train_examples` and `test_examples` take the first images of every class, equally many
         (or one more of the first classes); its `validation_examples` are drawn by `validation_seed` from
         all training images, in proportion to the classes, and replace the test set, which nothing then

@@ -22,7 +22,7 @@ class FolderLock:
     """Context manager that keeps other commands out of a folder; of several hosts the first holds it for all.
 
     The system gives the lock back when its process ends, however that comes, so a file that a killed process left is
-    taken over. Of a process on another host, which may see no such locks, the file alone is believed.
+    taken over. Where the process is on another host, which may see no such locks, the file alone is believed.
 
     Raises:
       FileError: another command works in the folder; the message says which, and how to go on.

@@ -64,11 +64,7 @@ def measure(
     `pool.run_all` says where they are made; one that raises, or whose process dies, is tried once more.
 
     Args:
-      measurements: what to measure.
-      out: folder of the measurements.
-      context: passed to every measurement.
       workers: worker processes on CPU; by default one per core that this process may use.
-      on_event: gets one line per event.
 
     Returns:
       Why measurements failed, by name; empty if all were made.

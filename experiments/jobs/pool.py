@@ -72,9 +72,7 @@ def run_all(
     not tried again. All processes share one compilation cache, and die with this one.
 
     Args:
-      jobs: what to do.
       work: does a job; it is sent to the workers, each of which keeps its own copy.
-      listener: is told what becomes of them.
       workers: worker processes; by default on CPU one per core that this process may use, elsewhere none.
       devices: devices that a job needs; more than one keeps the jobs in this process.
     """

@@ -57,8 +57,6 @@ def create(
         Or a network with any normalizer, named as `experiments.models.signal_propagation.names` says: such as
         'cnn10w64:group_norm:size=8' or 'resnet56w32:weight_norm:skip_init'. Or a U-Net by its width and, if
         it is not BatchNorm, its normalizer: 'unet16', 'unet16:group_norm:size=8'.
-      num_classes: number of logits.
-      channels: of the images.
       image_size: height and width of the images.
       rngs: stream 'params' initialises the parameters.
       dtype: of the computation, float32 or bfloat16; parameters and statistics are float32.

@@ -125,13 +125,9 @@ class ResNet(nnx.Module):
         """Builds the network.
 
         Args:
-          block: the kind of block.
-          blocks_per_stage: number of blocks in each stage.
           features_per_stage: width of each stage; a bottleneck block gives four times as many.
           shortcut: of blocks that change the shape; 'none' drops every skip connection.
           small_stem: a 3x3 convolution, for small images, in place of 7x7 with stride 2 and max-pooling.
-          num_classes: number of logits.
-          channels: of the images.
           dtype: of the computation; parameters and statistics are float32.
           rngs: stream 'params' initialises the parameters.
         """

@@ -72,7 +72,6 @@ class UNet(nnx.Module):
           width: features of the first level; the paper's network has 64.
           normalization: of every 3x3 convolution.
           num_classes: at most 2, background and object: there is one logit, that of the object.
-          channels: of the images.
           dtype: of the convolutions; parameters, statistics and normalizers are float32.
           rngs: stream 'params' initialises the parameters.
         """

@@ -31,8 +31,6 @@ class VGG(nnx.Module):
 
         Args:
           use_batch_norm: BatchNorm between convolution and activation; otherwise convolutions have a bias.
-          num_classes: number of logits.
-          channels: of the images.
           image_size: height and width of the images, a multiple of 32.
           dtype: of the computation; parameters and statistics are float32.
           rngs: stream 'params' initialises the parameters.

@@ -118,14 +118,11 @@ class VisionTransformer(nnx.Module):
         Args:
           patch: height and width of a patch.
           width: features of a token.
-          depth: number of blocks.
           heads: of the attention; they share the features.
           pooling: what the last layer sees, a class token or the mean of all tokens.
           stacked: whether the blocks' parameters are stacked.
           stochastic_depth: rate at which the last block's branches are dropped in training; it rises from 0 at
             the first block. The network then needs `key` in training.
-          num_classes: number of logits.
-          channels: of the images.
           image_size: height and width of the images, a multiple of `patch`.
           dtype: of the computation; parameters are float32.
           rngs: stream 'params' initialises the parameters.

@@ -75,7 +75,6 @@ def take_published(source: Path, folder: Path) -> None:
 
     Args:
       source: the folder of the published files; what it lacks is removed from the working folder.
-      folder: the working folder.
 
     Raises:
       FileError: a file cannot be written.

@@ -120,7 +120,6 @@ def read(
     """Reads a checkpoint, on as many devices and hosts as there are now.
 
     Args:
-      folder: of the checkpoints.
       epoch: which one, as `latest_epoch` gives it.
       like: arrays that lie as those of the checkpoint are to lie; by default they are whole NumPy arrays.
       check: is given shapes and dtypes of all arrays there are, and raises a `FileError` for those that are not
@@ -169,7 +168,7 @@ def _import_orbax() -> Any:
             show(unraisable)
 
     sys.unraisablehook = show_others
-    # Of several writes of which one fails, Orbax never begins some.
+    # Where one of several writes fails, Orbax never begins some of the others.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     return orbax.checkpoint
 

@@ -38,7 +38,6 @@ def write_record(out: str | Path, record: RunRecord) -> Path:
 
     Args:
       out: folder of the records, made if missing.
-      record: what to write.
 
     Returns:
       The record's file.
@@ -56,10 +55,6 @@ def write_record(out: str | Path, record: RunRecord) -> Path:
 
 def read_record(out: str | Path, run: Run) -> RunRecord | None:
     """Reads the record of a run.
-
-    Args:
-      out: folder of the records.
-      run: the run.
 
     Returns:
       Its record, or `None` if it has none.
@@ -82,7 +77,6 @@ def find_record(run: str | Path, out: str | Path | None = None) -> tuple[Path, R
 
     Args:
       run: the record's file, or with `out` the run's name.
-      out: folder of the records.
 
     Returns:
       The folder of the record, and the record.
@@ -132,8 +126,6 @@ def write_dynamics(out: str | Path, run: Run, dynamics: GradientDynamics) -> Non
     """Writes the statistics of a run's gradients, in place of older ones.
 
     Args:
-      out: folder of the records.
-      run: the run.
       dynamics: of all its epochs so far.
 
     Raises:
@@ -148,10 +140,6 @@ def write_dynamics(out: str | Path, run: Run, dynamics: GradientDynamics) -> Non
 
 def read_dynamics(out: str | Path, record: RunRecord) -> GradientDynamics | None:
     """Reads the statistics of a run's gradients.
-
-    Args:
-      out: folder of the records.
-      record: the run's record.
 
     Returns:
       The statistics of the record's epochs, or `None` if there are none (of all of them).
@@ -177,7 +165,6 @@ def write_measurement(out: str | Path, record: MeasurementRecord) -> None:
 
     Args:
       out: folder of the measurements, made if missing.
-      record: what to write.
 
     Raises:
       FileError: the file cannot be written; an older one is left as it was.
@@ -211,8 +198,6 @@ def write_checkpoint(out: str | Path, run: Run, arrays: Mapping[str, np.ndarray]
     """Writes a run's checkpoint, in place of an older one.
 
     Args:
-      out: folder of the records.
-      run: the run.
       arrays: by name; NumPy's own dtypes.
 
     Raises:
@@ -227,8 +212,6 @@ def read_checkpoint(
     """Reads a run's checkpoint.
 
     Args:
-      out: folder of the records.
-      run: the run.
       like: by name, what has the shapes and dtypes of the arrays wanted; by default all are read, whatever they are.
 
     Returns:
@@ -247,7 +230,6 @@ def check_fits(run: Run, like: Mapping[str, Any], found: Mapping[str, Any]) -> N
     """Refuses a checkpoint of another network, before its arrays take memory.
 
     Args:
-      run: the run.
       like: by name, such as 'params/linear/bias', what has the shapes and dtypes of the arrays wanted.
       found: the same of the checkpoint. Parts, such as 'opt_state', of which `like` has nothing may be anything.
 

@@ -187,8 +187,6 @@ def paired_difference(cell: Cell, baseline: Cell, score: str = "final_accuracy")
     """Mean difference of an endpoint or a score, paired by seed.
 
     Args:
-      cell: the method's runs.
-      baseline: the baseline's runs.
       score: see `Cell.values`.
 
     Returns:
@@ -227,7 +225,6 @@ def make_rows(
     """One row per cell, beside the baseline whose labels are the same but for the method.
 
     Args:
-      cells: of all methods.
       axes: the fields of a run that label its row, the method last.
       paper: accuracy and loss that the paper printed, where it did.
       versus: the method that takes the place of the baseline, with which this one is not compared then.

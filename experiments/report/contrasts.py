@@ -230,8 +230,6 @@ def make_contrasts(
     """One contrast per row that has a baseline; a family is the rows whose labels differ in the method alone.
 
     Args:
-      rows: of the table.
-      endpoint: what is compared.
       paper: difference to the baseline that the paper printed for a run's row.
       smallest: smallest difference of interest; by default the endpoint's.
       described: methods that are no part of the family: their p-values stay as they are.
@@ -294,7 +292,6 @@ def make_findings(
     """One finding per contrast whose runs have ended.
 
     Args:
-      contrasts: of one endpoint.
       setting: what all rows have in common, such as 'CIFAR-10'.
       sources: by method, who claims it; a question of ours where there is none.
       headline: what the fields of the runs are that the table of all studies names; None names none.

@@ -50,7 +50,6 @@ def draw_learning_curves(
 
     Args:
       path: of the figure, which ends with .svg.
-      title: above the figure.
       panels: the cells of each column, by the column's title.
       above: the metric, a field of `EpochMetrics`.
     """

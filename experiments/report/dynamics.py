@@ -38,7 +38,6 @@ def read_all(folder: Path, ended: Iterable[RunRecord]) -> list[GradientDynamics]
     """The statistics of those runs that have them.
 
     Args:
-      folder: of the records.
       ended: records of runs.
 
     Raises:
@@ -76,8 +75,6 @@ def write_page(folder: Path, records_folder: Path, run_records: Sequence[RunReco
     """Writes dynamics.md, with a figure for every group of runs with statistics that differ in the method alone.
 
     Args:
-      folder: where to.
-      records_folder: of the records.
       run_records: those to draw; those without statistics are excluded.
 
     Returns:
@@ -122,7 +119,6 @@ def draw(path: Path, title: str, columns: Mapping[str, Sequence[GradientDynamics
 
     Args:
       path: of the figure, which ends with .svg.
-      title: above the figure.
       columns: statistics of runs of one network that differ in the seed alone, by the column's title.
     """
     import matplotlib as mpl
@@ -217,7 +213,6 @@ def draw_global(
 
     Args:
       path: of the figure, which ends with .svg.
-      title: above the figure.
       panels: statistics of the seeds by method, by title of the panel.
     """
     import matplotlib as mpl

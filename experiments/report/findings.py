@@ -15,9 +15,9 @@ from experiments.report.markdown import Markup, escape, link, markdown_table, re
 
 LEVEL = 0.05
 FEW_SEEDS = f"fewer than {FEWEST_SEEDS} seeds"
-# Of a method against what it is compared with.
+# Words for a method beside what it is compared with.
 HELPS, HARMS, NO_DIFFERENCE, UNTOLD = "helps", "harms", "no difference that counts", "cannot be told"
-# Of a claim that a rule decides.
+# Words for a claim that a rule decides.
 SHOWN, CONTRADICTED = "shown", "contradicted"
 # Words that some studies fixed in a PROTOCOL.md before their runs: their own reports use them, nothing else does.
 HARM_SHOWN, TOO_SMALL = "harm shown", "too small to count"
@@ -123,9 +123,7 @@ def decide(interval: Interval, *, p: float, smallest: float, more_is_better: boo
     the smallest effect of interest. Cannot be told: else.
 
     Args:
-      interval: of the difference.
       p: the p-value of 0, adjusted for the other questions of its family.
-      smallest: smallest effect of interest.
       more_is_better: else a positive difference is harm.
     """
     if interval.n < FEWEST_SEEDS:
@@ -145,9 +143,6 @@ def decide_by_protocol(
 
     Args:
       interval: see `decide`, as for the next three.
-      p: likewise.
-      smallest: likewise.
-      more_is_better: likewise.
       paper: what the paper printed, if it did.
     """
     word = decide(interval, p=p, smallest=smallest, more_is_better=more_is_better)

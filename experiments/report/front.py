@@ -103,7 +103,6 @@ def page(findings: Mapping[str, Sequence[Finding]], prefix: str, readme: str, *,
     """What stands between the README's markers.
 
     Args:
-      findings: by study.
       prefix: from the README to the folder of all results.
       readme: from the README to the page of all findings.
       with_figure: shows the figure.
@@ -130,7 +129,7 @@ def answer(findings: Mapping[str, Sequence[Finding]]) -> str:
 
 
 def _tuned_findings(findings: Mapping[str, Sequence[Finding]], optimizer: str) -> list[Finding]:
-    """Of every method, with its label alone; empty where one is missing."""
+    """A finding for every method, with its label alone; empty where one is missing."""
     found = [_tuned("", optimizer, method).find(findings) for method in METHODS]
     return [dataclasses.replace(f, group="") for f in found if f] if all(found) else []
 
@@ -165,7 +164,6 @@ def draw(path: Path, findings: Mapping[str, Sequence[Finding]]) -> bool:
 
     Args:
       path: of the figure, which ends with .svg.
-      findings: by study.
 
     Returns:
       Whether it was drawn: nothing is, where one of the findings is missing.

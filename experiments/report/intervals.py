@@ -84,7 +84,6 @@ def pooled(ours: Sequence[float], theirs: Sequence[float], cells: Sequence[Seque
 
     Args:
       ours: one value per seed.
-      theirs: likewise.
       cells: values of every cell whose variance counts, these two among them.
 
     Returns:

@@ -174,12 +174,8 @@ def write_report(
     """Writes report.md and findings.json.
 
     Args:
-      folder: where to.
-      title: a few words.
-      cells: everything that the report is about.
       findings: the answers, from which its head is made.
       settings: a table of what is set here and in the paper.
-      results: Markdown of the tables and figures.
       method: Markdown of how they came about; where the runs were made follows.
       answer: of the study in two sentences; by default made of the findings.
       own_findings: the answers in the words that a protocol fixed for this report; by default the findings.

@@ -28,7 +28,7 @@ LISTS = (
 )  # of claims, where other questions are one claim each
 PROPER_NOUNS = ("Tversky", "Hausdorff")  # keep their capital within a sentence
 
-# Of one comparison and of several.
+# Verbs for one comparison and for several.
 _PREDICATES = {
     HELPS: ("helps", "help"),
     HARMS: ("harms", "harm"),

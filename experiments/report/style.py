@@ -99,7 +99,7 @@ def _round(found: re.Match[str]) -> str:
     text = found[0]
     if text.endswith(")"):
         return text
-    # Of the decimals, not of the float: Matplotlib prints six digits, so that a half stays one.
+    # The decimals are rounded and not the float: Matplotlib prints six digits, so that a half stays one.
     return f"{Decimal(text).quantize(_HUNDREDTH) + 0:f}".rstrip("0").rstrip(".")
 
 

@@ -46,7 +46,6 @@ def collect(results: Path, studies: Sequence[str]) -> dict[str, list[Finding]]:
     """The findings of every study that has some, of its largest preset.
 
     Args:
-      results: folder of all studies.
       studies: their names, in the order of the summary.
 
     Raises:
@@ -97,10 +96,7 @@ def write_summary(
     """Writes the README's answer with its figure, findings.md and forest.svg.
 
     Args:
-      findings: by study.
       readme: page with the two markers, between which the answer goes.
-      docs: folder of the documentation.
-      results: folder of all results.
       titles: of the studies, the headings of the page.
 
     Returns:

@@ -22,8 +22,6 @@ def results_table(
     """Accuracies in percent beside the paper's, if there are any, and the differences to the baseline.
 
     Args:
-      headings: of the rows' labels.
-      rows: one per cell.
       contrasts: of the accuracy, for the rows that have one.
       best_epoch: also says what the epoch had that was best on the test images.
     """
@@ -56,8 +54,6 @@ def training_table(
     """Training losses, their ratios to the baseline's, and time where all runs were made on one kind of processor.
 
     Args:
-      headings: of the rows' labels.
-      rows: one per cell.
       contrasts: of each endpoint of the training loss.
       versus: what the rows are compared with, for people.
     """
@@ -106,13 +102,7 @@ def contrasts_table(
 def scores_table(
     headings: Sequence[str], rows: Sequence[Row], contrasts: Sequence[Sequence[Contrast]]
 ) -> str:
-    """Several scores of the finished networks, each with its difference to the baseline.
-
-    Args:
-      headings: of the rows' labels.
-      rows: one per cell.
-      contrasts: of each score.
-    """
+    """Several scores of the finished networks, each with its difference to the baseline."""
     columns: dict[str, Callable[[Row], str]] = {}
     for some in contrasts:
         if some:
@@ -136,7 +126,6 @@ def column(
 
     Args:
       contrasts: of some of the rows.
-      write: what it says.
       missing: what it says of a row that has no contrast.
     """
     by_row = {contrast.row: contrast for contrast in contrasts}
@@ -151,7 +140,7 @@ def differences(contrasts: Sequence[Contrast]) -> Callable[[Row], str]:
 def format_score(cell: Cell, score: str) -> str:
     """Mean ± standard deviation, or the mean alone of a single seed; shares in percent.
 
-    Of a logarithm the geometric mean of what it is the logarithm of.
+    A score that is a logarithm is written as the geometric mean of the values themselves.
     """
     if score.startswith("log_"):
         values = list(cell.values(score).values())
@@ -203,8 +192,6 @@ def row_table(
     """A table without the columns that are the same in every row.
 
     Args:
-      headings: of the rows' labels.
-      rows: one per cell.
       columns: what a row has in each, by heading.
       text: headings of columns of words, which are aligned to the left as labels are.
       tell: adds a sentence of what was the same in every row.

@@ -103,12 +103,7 @@ _OF_ALL_STUDIES = (ACCURACY.score, FINAL_LOSS.score, SPEED.score)
 
 
 def compare_methods(cells: Iterable[Cell], question: Question) -> Answers:
-    """Contrasts and findings of methods against one of them, from the runs that have ended.
-
-    Args:
-      cells: of all methods.
-      question: what is asked.
-    """
+    """Contrasts and findings of methods against one of them, from the runs that have ended."""
 
     def printed(run: Run) -> tuple[float | None, float | None]:
         accuracy, loss = question.paper, question.paper_loss
@@ -159,13 +154,7 @@ def write_grid_report(
     """Writes report.md and findings.json: accuracies, other scores if there are any, and learning curves.
 
     Args:
-      folder: where to.
-      title: of the report.
-      runs: all reported runs of the study.
-      records: what was made.
-      question: what is asked.
       settings: table of what is set here and in the paper.
-      notes: Markdown on the method.
       tuning: which chose the learning rates, if one did.
       figures: the field of the runs that has a figure of learning curves for each value.
       panels: the field that has a panel of these figures for each value.

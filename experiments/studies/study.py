@@ -18,7 +18,6 @@ def settings_table(preset: str, size: Any, full: Any, *, of_paper: bool = True) 
     """A Markdown table: setting | here | full.
 
     Args:
-      preset: its name.
       size: of the preset, a dataclass.
       full: of the preset 'full'.
       of_paper: whether that is a paper's protocol, as far as it is stated; else it is our own.

@@ -41,8 +41,6 @@ def set_up(
     """Makes a run ready to compile.
 
     Args:
-      run: what to train.
-      dataset: the images.
       devices: how many share each batch.
       shard_params: as for `lay_out`.
 
@@ -122,7 +120,6 @@ def put(tree: Any, shardings: Any) -> Any:
     """Puts arrays on the devices; every host has them whole and gives what its own devices hold.
 
     Args:
-      tree: of arrays.
       shardings: one for each of them, or one for all.
     """
     if isinstance(shardings, NamedSharding):

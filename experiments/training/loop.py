@@ -43,9 +43,7 @@ def train(
     interrupted.
 
     Args:
-      run: what to train.
       dataset: the images to train on and to evaluate on, as `experiments.data.select` gives them.
-      out: folder of the records.
       on_epoch: called after each epoch with the record so far.
       devices: number of devices that share each batch; on several hosts, which all call this, all there are.
       shard_params: divides parameters and optimizer state among the devices; see `layout.lay_out`.

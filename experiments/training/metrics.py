@@ -75,7 +75,7 @@ class ClassificationScores:
 
 
 def _log_odds(logits: np.ndarray, k: int) -> np.ndarray:
-    """Of class `k` against the rest."""
+    """The area of class `k` against the rest."""
     others = np.delete(logits, k, axis=1).astype(np.float64)
     return logits[:, k] - special.logsumexp(others, axis=1)
 
@@ -188,7 +188,6 @@ def hausdorff_distances(first: np.ndarray, second: np.ndarray) -> tuple[float, f
 
     Args:
       first: booleans [height, width].
-      second: the same.
 
     Returns:
       Both: 0 if both masks are empty, the image's diagonal if one is.

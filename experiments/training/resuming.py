@@ -89,7 +89,6 @@ def from_checkpoint(
     Args:
       record: the run's, where it has one.
       state: lies on the devices, as that of the checkpoint then does.
-      out: folder of the records.
     """
     if record is None:
         return None
@@ -120,8 +119,6 @@ def read_arrays(
     """A run's last checkpoint, whole on this host, however it was written; `None` if there is none.
 
     Args:
-      out: folder of the records.
-      run: the run.
       like: by name, what has the shapes and dtypes of the arrays wanted; by default all are read.
     """
     wanted = None if like is None else {"epoch": np.array(0), **like}
@@ -135,10 +132,6 @@ def read_arrays(
 
 def load_model(run: Run, *, out: str | Path) -> nnx.Module:
     """Builds the model of a finished run that kept its checkpoint.
-
-    Args:
-      run: the run.
-      out: folder of the records.
 
     Returns:
       The trained model, to be called as `model(images, train=False)`; its record's `data` has the mean and

@@ -34,7 +34,6 @@ def init_state(
     Args:
       run: names the model and its dtype, and gives the seed.
       dataset: gives the shape of the images and the number of classes.
-      optimizer: the run's.
 
     Returns:
       The model's graph definition and the state before the first step.

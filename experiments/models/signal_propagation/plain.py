@@ -48,8 +48,6 @@ class PlainNetwork(nnx.Module):
           shape: for each layer, how many times the width it has as features, and its stride.
           width: features of the first layer; the paper's networks have 64.
           normalization: of every layer.
-          num_classes: number of logits.
-          channels: of the images.
           dtype: of the convolutions; parameters, statistics and normalizers are float32.
           rngs: stream 'params' initialises the parameters.
         """

@@ -70,8 +70,6 @@ class NormalizedResNet(nnx.Module):
           depth: 6n+2 layers, for n blocks in each stage.
           width: features of the first stage; the paper's network has 32.
           residual: which of `RESIDUALS` its blocks have, see `NormalizedBlock`.
-          num_classes: number of logits.
-          channels: of the images.
           dtype: of the convolutions; parameters, statistics and normalizers are float32.
           rngs: stream 'params' initialises the parameters.
           normalization: of every layer.

@@ -37,10 +37,7 @@ def measure_initialization(
     """Statistics of every layer of a network that was never trained, in training mode.
 
     Args:
-      context: says where the data set lies.
-      model: name of the network.
       dataset: CIFAR's training images without augmentation, or 'gaussian'.
-      batch_size: images in a batch.
       batches: per seed; statistics are averaged over them, logarithms as such.
       seeds: of the weights and of the choice of images.
       backward: also measures gradients, which takes three times as long.
@@ -84,11 +81,6 @@ def measure_first_steps(
     Trains with SGD and momentum 0.9.
 
     Args:
-      context: says where the data set lies.
-      model: name of the network.
-      dataset: name of the data set.
-      batch_size: images per step.
-      steps: how many.
       learning_rate: constant.
       seeds: of the weights and of the order of the images.
 
@@ -128,9 +120,6 @@ def measure_optimizer_input(
     """Size of every layer's gradient at initialisation, as the optimizer gets it behind each method.
 
     Args:
-      context: says where the data set lies.
-      model: name of the network.
-      dataset: name of the data set.
       batch_size: images in the batch.
       methods: names in `experiments.run.METHODS`.
       seeds: of the weights and of the choice of images.

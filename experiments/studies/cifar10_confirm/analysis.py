@@ -272,7 +272,7 @@ def processors_table(contrasts: Sequence[Contrast]) -> str:
 
 
 def epochs_table(rows: Sequence[Row]) -> str:
-    """Of every seed, the first epoch whose training loss is at most the comparison's final one."""
+    """Seed by seed, the first epoch whose training loss is at most the comparison's final one."""
 
     def write(row: Row) -> str:
         assert row.baseline is not None

@@ -137,7 +137,7 @@ class Tally:
 
     @property
     def parted(self) -> list[bool]:
-        """Of every run, whether some layers rise while others fall."""
+        """Whether, run by run, some layers rise while others fall."""
         return [run.parts for run in self.runs]
 
     def shares(self, direction: int) -> list[float]:
@@ -145,7 +145,7 @@ class Tally:
         return [run.share(direction) for run in self.runs]
 
     def overall(self, direction: int) -> list[bool]:
-        """Of every run, whether the global standard deviation rises (1) or falls (-1)."""
+        """Whether the global standard deviation rises (1) or falls (-1), run by run."""
         return [run.overall.direction == direction for run in self.runs]
 
 
@@ -315,13 +315,13 @@ def amplification_table(settings: Settings) -> str:
 
 
 def _geometric_mean(values: np.ndarray) -> float:
-    """Of those that are finite; NaN if none is."""
+    """Geometric mean of the finite values; NaN if there is none."""
     finite = values[np.isfinite(values)]
     return float(np.exp(np.mean(np.log(finite)))) if finite.size else math.nan
 
 
 def _mean_and_range(values: Sequence[float], spec: str) -> str:
-    """Of those that are finite."""
+    """Mean and range of the finite values."""
     values = [value for value in values if math.isfinite(value)]
     if not values:
         return "-"

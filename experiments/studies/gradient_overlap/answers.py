@@ -66,7 +66,7 @@ def _compare_growth(networks: Networks, states: Mapping[str, str]) -> list[str]:
 
 
 def _growth_difference(residual: Network, plain: Network) -> Interval:
-    """Of the decimal logarithms, residual - plain, paired by seed."""
+    """Differences of the decimal logarithms, residual - plain, paired by seed."""
     seeds = [seed for seed in residual.growth_by_seed if seed in plain.growth_by_seed]
     return intervals.paired(
         [residual.growth_by_seed[seed] for seed in seeds], [plain.growth_by_seed[seed] for seed in seeds]
@@ -94,7 +94,7 @@ def make_findings(networks: Networks, states: Mapping[str, str]) -> list[Finding
             if s != state or network.is_plain:
                 continue
             where = f"{names.model(model)}, {words}"
-            # Of one seed: over its blocks, so that seeds are what varies.
+            # A seed counts with its blocks together, so that seeds are what varies.
             amplification = np.log(network.blocks["amplification"]).mean(axis=1)
             interval = intervals.of_mean(amplification.tolist())
             low, high = math.exp(interval.low), math.exp(interval.high)

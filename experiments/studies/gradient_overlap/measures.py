@@ -125,7 +125,6 @@ def measure_initialization(
     """Measures a network as training starts with it.
 
     Args:
-      context: names the folder of the data.
       model: one of `experiments.models.MODELS`, a ResNet or its plain twin.
       seed: of the initialisation and of the batch.
       batch_size: images of the batch, taken from the training images.
@@ -150,7 +149,6 @@ def measure_trained(
       context: names the folders of the data and of the records.
       run: the fields of the `Run`.
       batch_size: as for `measure_initialization`.
-      iterations: likewise.
 
     Returns:
       As `measure_initialization`; only 'diverged' for a run that diverged.
@@ -210,7 +208,7 @@ class Network:
 
     @property
     def slack(self) -> np.ndarray:
-        """Of every seed: bound over measured growth, the geometric mean over the blocks."""
+        """Seed by seed, bound over measured growth, the geometric mean over the blocks."""
         return 10 ** ((self.bound - self.growth) / self.num_blocks)
 
 

@@ -103,7 +103,7 @@ slice's diagonal where one is, which happens in the share "one empty" of the sli
 PAPER = f"""\
 {medical.PAPER}
 
-Of the U-Net on LGG MRI it says that ZNorm improves F1, Tversky index and Hausdorff distance over the baseline,
+For the U-Net on LGG MRI it says that ZNorm improves F1, Tversky index and Hausdorff distance over the baseline,
 without numbers and without a protocol. The two numbers are accuracies of other tasks, beside which no score of this
 page can stand: for 0.917 see the study `pcam`, for 0.812 `znorm_architectures` and `overlap_table1`."""
 
@@ -213,7 +213,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
 
 
 def _make_findings(contrasts: Mapping[Endpoint, Sequence[Contrast]]) -> list[Finding]:
-    """Of what the paper claims of ZNorm, and of the speed of training."""
+    """What the paper claims of ZNorm, and the speed of training."""
     found = []
     for endpoint, some in contrasts.items():
         claimed, primary = endpoint.title in CLAIMED, endpoint.title == "F1"

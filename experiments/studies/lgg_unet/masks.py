@@ -20,7 +20,7 @@ from experiments.run import Run
 from experiments.studies.tuning import best_cell
 from experiments.training.metrics import THRESHOLD, SegmentationScores
 
-# Of the test slices with a tumour, ordered by its size; and one slice without.
+# Places among the test slices with a tumour, ordered by its size; and one slice without.
 QUANTILES = (0.2, 0.5, 0.8, 1.0)
 FLAIR = 1  # channel of the slices in which these tumours are bright
 DARKEST, BRIGHTEST = 1, 99.5  # percentiles of a slice's grey values, shown as black and white
