@@ -26,9 +26,9 @@ PYTEST := -m pytest -q -n $(WORKERS)
 
 test: .venv/test.stamp  ## Run the tests, without the slow ones
 	XLA_FLAGS="$(COMPILE_QUICKLY)" $(BIN)/python $(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slow"
-	@echo "Excluded: the tests marked slow (notebooks, whole studies, memory), which make test-slow runs."
+	@echo "Excluded: the tests marked slow (notebooks, whole studies, several hosts, memory), which make test-slow runs."
 
-test-slow: .venv/test.stamp  ## Run the slow tests: notebooks, whole studies, memory
+test-slow: .venv/test.stamp  ## Run the slow tests: notebooks, whole studies, several hosts, memory
 	XLA_FLAGS="$(COMPILE_QUICKLY)" $(BIN)/python $(PYTEST) -m slow
 
 test-lowest: .venv-lowest/stamp  ## Run the library's tests on the lowest versions that are declared

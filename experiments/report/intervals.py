@@ -79,6 +79,22 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     return Interval(mean, float(ends.low), float(ends.high), float(test.pvalue), n, deviation)
 
 
+def welch(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """Welch's t-interval of the difference of two means of independent values, whose variances may differ.
+
+    Its deviation is NaN: there is none that both share.
+    """
+    from scipy import stats
+
+    n = min(len(ours), len(theirs))
+    mean = statistics.fmean(ours) - statistics.fmean(theirs) if n else math.nan
+    if n < 2 or max(statistics.stdev(ours), statistics.stdev(theirs)) < ROUNDING:
+        return Interval(mean, math.nan, math.nan, math.nan, n, math.nan)
+    test: Any = stats.ttest_ind(ours, theirs, equal_var=False)
+    ends = test.confidence_interval(CONFIDENCE)
+    return Interval(mean, float(ends.low), float(ends.high), float(test.pvalue), n, math.nan)
+
+
 def pooled(ours: Sequence[float], theirs: Sequence[float], cells: Sequence[Sequence[float]]) -> Interval:
     """95 % t-interval of the difference of two means, not paired, with one variance for all cells.
 

@@ -124,6 +124,16 @@ class Tuning:
                 )
         return peaks
 
+    def drops(self, records: Iterable[RunRecord]) -> dict[Run, float]:
+        """By setting, by how much the score falls from the best rate to the lower of its neighbours in the grid."""
+        found = self.cells(records)
+        drops = {}
+        for setting, best in self._best(found).items():
+            place = found[setting].index(best)
+            beside = found[setting][max(0, place - 1) : place + 2]
+            drops[setting] = _score(best, self.score) - min(_score(cell, self.score) for cell in beside)
+        return drops
+
     def _at(self, setting: Run, rate: float) -> Run:
         changes = self.changes(setting) if callable(self.changes) else self.changes
         return dataclasses.replace(setting, learning_rate=rate, **changes)

@@ -11,15 +11,18 @@ cell, which is a number of steps, a number of images and an optimizer, every met
 decades that grow at their edges, then a quarter decade on either side of the best, by two unreported seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
 from experiments.report import names
 from experiments.report.cells import Cell, make_cells
+from experiments.report.contrasts import ACCURACY, Contrast
 from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, describe_waiting, write_report
+from experiments.run import Run
 from experiments.studies.comparison import Question, compare_methods
+from experiments.studies.steps_and_images.answer import answer, dependences_table
 from experiments.studies.steps_and_images.plan import (
     AXES,
     PARTS,
@@ -48,6 +51,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     findings: list[Finding] = []
     results: list[str] = []
     method: list[str] = []
+    effects: dict[str, dict[tuple[int, int], Contrast]] = {}
     for part in PARTS[preset]:
         tuning = make_tuning(preset, part)
         runs = [run for run in reported_runs(preset, part, records) if run in begun]
@@ -57,9 +61,14 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
             tried = []
         everything += [*tried, *cells.values()]
         if cells:
-            found, sections = _report_part(part, list(cells.values()))
+            contrasts, found, sections = _report_part(part, list(cells.values()))
             findings += found
             results += sections
+            if tried:
+                results.append(_describe_resolution(contrasts, tuning.drops(records)))
+            for contrast in contrasts if part.optimizer == "sgdm" else ():
+                run = contrast.row.cell.run
+                effects.setdefault(run.method, {})[run.train_examples or 0, run.steps or 0] = contrast
             if part.rates:
                 results += ["Test accuracy of every rate, in percent:", tuning.table(records)]
         if tried:
@@ -68,11 +77,14 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
                 f"{', '.join(map(str, TUNING_SEEDS))}.",
                 tuning.table(records),
             ]
+    if dependences := dependences_table(effects):
+        results += ["### From cell to cell", dependences]
     write_report(
         folder,
         "When does ZNorm help: few steps, or few images?",
         everything,
         findings,
+        answer=answer(effects.get("znorm", {})),
         settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
         results=results or ["The tuning of the first part has not ended."],
         method=[
@@ -82,12 +94,13 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     )
 
 
-def _report_part(part: Part, cells: Sequence[Cell]) -> tuple[list[Finding], list[str]]:
-    """Findings and Markdown of every cell of a part; nothing is compared before all its runs have ended."""
+def _report_part(part: Part, cells: Sequence[Cell]) -> tuple[list[Contrast], list[Finding], list[str]]:
+    """Accuracies' contrasts, findings and Markdown of a part; nothing is compared before all its runs have ended."""
+    contrasts: list[Contrast] = []
     findings: list[Finding] = []
     sections = [f"### Part {part.name}"]
     if waiting := describe_waiting(cells):
-        return findings, [*sections, waiting]
+        return contrasts, findings, [*sections, waiting]
     by_cell: dict[tuple[str, ...], dict[str, list[Cell]]] = {}
     for cell in cells:
         of_cell = by_cell.setdefault(names.labels(cell.run, AXES[:-1]), {})
@@ -96,9 +109,28 @@ def _report_part(part: Part, cells: Sequence[Cell]) -> tuple[list[Finding], list
         # Where a method has several rates, the one of the highest mean accuracy over its seeds counts.
         chosen = [cell for some in by_method.values() if (cell := best_cell(some, "accuracy"))]
         answers = compare_methods(chosen, QUESTION)
+        contrasts += answers.contrasts[ACCURACY.score]
         findings += answers.findings
         sections += [f"{', '.join(labels)} ({describe_protocol(chosen[0].run)}):", *answers.tables()]
-    return findings, sections
+    return contrasts, findings, sections
+
+
+def _describe_resolution(contrasts: Sequence[Contrast], drops: Mapping[Run, float]) -> str:
+    """Which differences are smaller than what a quarter of a decade of the learning rate makes, in words."""
+    by_row = {names.labels(setting, AXES): drop for setting, drop in drops.items()}
+    words = []
+    for contrast in contrasts:
+        row = contrast.row
+        assert row.baseline is not None
+        largest = max(by_row[row.labels], by_row[names.labels(row.baseline.run, AXES)])
+        if abs(contrast.interval.mean) < largest:
+            words.append(f"{', '.join(row.labels)}: {contrast.endpoint.write(contrast.interval.mean)}")
+    if not words:
+        return ""
+    return (
+        "Smaller than the fall of the validation accuracy from the best rate, of the method or of the baseline, to a "
+        f"neighbour a quarter of a decade away: {'; '.join(words)} points."
+    )
 
 
 STUDY = Study(

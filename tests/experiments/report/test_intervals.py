@@ -63,6 +63,17 @@ def test_the_pooled_interval_of_two_cells_is_scipys_two_sample_test():
     np.testing.assert_allclose([found.low, found.high, found.p], [expected.low, expected.high, test.pvalue])
 
 
+def test_welchs_interval_by_hand():
+    """1, 2, 3 against 0, 0, 6, 6: variances 1 and 12, error sqrt(1/3 + 3), freedom (10/3)^2 / (1/18 + 3) = 40/11."""
+    found = intervals.welch([1.0, 2.0, 3.0], [0.0, 0.0, 6.0, 6.0])
+    half = stats.t.ppf(0.975, 40 / 11) * math.sqrt(10 / 3)
+    assert (found.mean, found.low, found.high) == pytest.approx((-1.0, -1 - half, -1 + half))
+    assert found.p == pytest.approx(2 * stats.t.sf(1 / math.sqrt(10 / 3), 40 / 11))
+    assert found.n == 3
+    assert not intervals.welch([1.0], [0.0, 1.0]).is_known
+    assert not intervals.welch([1.0, 1.0], [2.0, 2.0]).is_known
+
+
 def test_holm_by_hand():
     """Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1, never falling."""
     adjusted = intervals.holm([0.01, 0.04, 0.03, 0.005])

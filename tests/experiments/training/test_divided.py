@@ -20,7 +20,7 @@ from .on_hosts import RUN
 from .small import SMALL_MODELS
 from .test_hosts import Interrupted, start_all, train_here, wait_for
 
-pytestmark = pytest.mark.usefixtures("compile_once")
+pytestmark = [pytest.mark.usefixtures("compile_once"), pytest.mark.slow]
 ENOUGH = 3_000  # bytes of a file: less than a part of the checkpoint has
 
 

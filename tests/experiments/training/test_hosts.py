@@ -158,6 +158,7 @@ def test_the_largest_axis_that_devices_share_equally_is_divided():
     assert all(s.is_fully_replicated for s in jax.tree.leaves(lay_out(state, mesh, False)))
 
 
+@pytest.mark.slow
 def test_two_hosts_go_on_with_what_one_began(whole, tmp_path):
     with pytest.raises(Interrupted):
         train_here(tmp_path, stop_after=1)
@@ -169,6 +170,7 @@ def test_two_hosts_go_on_with_what_one_began(whole, tmp_path):
     assert not (tmp_path / "logs").exists()
 
 
+@pytest.mark.slow
 def test_two_hosts_read_a_part_each_and_one_that_is_killed_ends_both(whole, tmp_path):
     processes = start_all(tmp_path, "streamed", shard_params=0, kill=(0, 2))
     ended = wait_for(processes[1:])
@@ -195,6 +197,7 @@ def test_two_hosts_read_a_part_each_and_one_that_is_killed_ends_both(whole, tmp_
     assert not records.sharded_checkpoint(tmp_path, RUN).exists()  # What it wrote is one file.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -222,6 +225,7 @@ def test_a_port_in_use_is_named(tmp_path):
             hosts.join(Devices(coordinator=f"localhost:{port}", num_processes=2, process_id=0), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_line_started_on_two_hosts_trains_as_on_one(tmp_path):
     # SGD and GAN, because Adam and ZNorm make a step of a gradient that is zero up to rounding.
     command = [
@@ -257,6 +261,7 @@ def test_the_command_line_started_on_two_hosts_trains_as_on_one(tmp_path):
             assert getattr(epoch, name) == pytest.approx(getattr(wanted, name), rel=TOLERANCE), name
 
 
+@pytest.mark.slow
 def test_a_host_ends_when_it_is_asked_to(tmp_path):
     """JAX takes SIGTERM for itself, and a cluster that ends a job would wait in vain."""
     ((code, _output, err),) = wait_for(start_all(tmp_path, "memory", 0, kill=(1,), number=signal.SIGTERM))

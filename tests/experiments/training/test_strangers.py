@@ -80,6 +80,7 @@ def test_what_a_stranger_sends_is_not_run(size, words, tmp_path):
     assert line.startswith(f"error: {words}")
 
 
+@pytest.mark.slow
 def test_a_stranger_who_joins_a_run_is_named(tmp_path):
     address = find_coordinator()
     processes = [start_host(address, tmp_path, i, "--epochs", "100000") for i in range(2)]
@@ -98,6 +99,7 @@ def test_a_stranger_who_joins_a_run_is_named(tmp_path):
     assert re.match("error: (the hosts|training) ended, because ", line)
 
 
+@pytest.mark.slow
 def test_hosts_that_were_told_different_numbers_end_with_one_line(tmp_path):
     address = find_coordinator()
     ended = wait_for([start_host(address, tmp_path, i, processes=2 + i) for i in range(2)])
@@ -105,6 +107,7 @@ def test_hosts_that_were_told_different_numbers_end_with_one_line(tmp_path):
     assert [(code, err) for code, _, err in ended] == [(2, message)] * 2
 
 
+@pytest.mark.slow
 def test_hosts_with_different_code_end_with_one_line(tmp_path):
     copy = tmp_path / "copy"
     files = subprocess.run(
@@ -180,6 +183,7 @@ def alone():
     hosts.join(Devices(coordinator=sys.argv[1], num_processes=2, process_id=0), Path(sys.argv[2]))
 
 
+@pytest.mark.slow
 def test_a_start_without_the_others_says_that_nothing_began(tmp_path):
     code = "from tests.experiments.training import test_strangers as t; t.supervision.supervise(t.alone)"
     command = [sys.executable, "-c", code, find_coordinator(), str(tmp_path)]
