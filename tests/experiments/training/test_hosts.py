@@ -227,22 +227,10 @@ def test_a_port_in_use_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_line_started_on_two_hosts_trains_as_on_one(tmp_path):
-    # SGD and GAN, because Adam and ZNorm make a step of a gradient that is zero up to rounding.
-    command = [
-        "compare",
-        "--methods",
-        "gan",
-        "--optimizers",
-        "sgdm",
-        "--learning-rate",
-        "0.03",
-        "--seeds",
-        "0",
-        "--epochs",
-        "2",
-        "--batch-size",
-        "100",
-    ]
+    # Eight steps: with each there is some chance that rounding flips a ReLU, and then a gradient jumps.
+    command = ["compare", "--methods", "znorm", "gan", "--optimizers", "sgdm", "--learning-rate", "0.0003"]
+    command += ["--seeds", "0", "--epochs", "2"]
+    command += ["--batch-size", "100", "--train-examples", "400"]
     code, out, err = run(*command, "--out", tmp_path / "one", "--devices", 4, devices=4)
     assert code == 0, err
     by_hand = ("--coordinator", find_coordinator(), "--num-processes", 2, "--process-id")
@@ -254,11 +242,12 @@ def test_the_command_line_started_on_two_hosts_trains_as_on_one(tmp_path):
     _, header, table = out.partition("optimizer method")
     assert header
     assert first.partition(header)[2].replace("/two/", "/one/") == table
-    (one,), (two,) = (records.read_records(tmp_path / name / "records") for name in ("one", "two"))
-    assert (one.environment["hosts"], two.environment["hosts"]) == (1, 2)
-    for epoch, wanted in zip(two.epochs, one.epochs, strict=True):
-        for name in MEASURED:
-            assert getattr(epoch, name) == pytest.approx(getattr(wanted, name), rel=TOLERANCE), name
+    ones, twos = (records.read_records(tmp_path / name / "records") for name in ("one", "two"))
+    for one, two in zip(ones, twos, strict=True):
+        assert (one.environment["hosts"], two.environment["hosts"]) == (1, 2)
+        for epoch, wanted in zip(two.epochs, one.epochs, strict=True):
+            for name in MEASURED:
+                assert getattr(epoch, name) == pytest.approx(getattr(wanted, name), rel=TOLERANCE), name
 
 
 @pytest.mark.slow
