@@ -175,7 +175,7 @@ def write_grid_report(
     protocols = dict.fromkeys(describe_protocol(run) for run in runs)
     answer = describe(answers.findings)
     method = ["\n".join(f"- Protocol: {protocol}." for protocol in protocols), notes]
-    tried = [cell for some in tuning.cells(records).values() for cell in some] if tuning else []
+    tried = tuning.cells(records) if tuning else []
     if tuning:
         protocol = describe_protocol(tried[0].run)
         answer = "\n\n".join(filter(None, [answer, describe_rates(answers.rows, tried)]))

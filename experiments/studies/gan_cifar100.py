@@ -90,7 +90,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         make_runs(preset, records),
         records,
         question=QUESTION,
-        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
+        settings=settings_table(preset, SIZES),
         notes=NOTES,
         figures="optimizer",
         panels="model",

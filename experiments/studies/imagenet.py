@@ -25,7 +25,7 @@ from experiments.records import RunRecord
 from experiments.report.contrasts import ONE_POINT, Endpoint
 from experiments.run import RESIZED_CROP, Run
 from experiments.studies.comparison import Question, write_grid_report
-from experiments.studies.grid import Size, grid, small_grid, with_seeds
+from experiments.studies.grid import Size, grid, rates_of, with_seeds
 from experiments.studies.study import Study, settings_table
 from experiments.studies.tuning import TUNING_SEEDS, Tuning
 
@@ -110,7 +110,7 @@ def _tuning(preset: str) -> Tuning:
     )
     return Tuning(
         settings,
-        small_grid(GRID) if preset == "smoke" else GRID,
+        rates_of(preset, GRID),
         QUESTION.axes,
         TUNING_SEEDS,
         changes={
@@ -138,7 +138,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         _reported_runs(preset, records),
         records,
         question=QUESTION,
-        settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
+        settings=settings_table(preset, SIZES, of_paper=False),
         notes=NOTES,
         tuning=_tuning(preset),
         figures="optimizer",

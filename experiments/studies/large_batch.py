@@ -93,7 +93,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         make_runs(preset, records),
         records,
         question=QUESTION,
-        settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
+        settings=settings_table(preset, SIZES, of_paper=False),
         notes=NOTES,
         figures="optimizer",
         panels="batch_size",

@@ -30,7 +30,7 @@ from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, write_report
 from experiments.run import DEFAULT_LEARNING_RATES, Run
 from experiments.studies.comparison import Question, compare_methods
-from experiments.studies.grid import Size, default_learning_rate, grid, small_grid, with_seeds
+from experiments.studies.grid import Size, default_learning_rate, grid, rates_of, with_seeds
 from experiments.studies.study import Study, settings_table
 from experiments.studies.tuning import Tuning
 
@@ -104,7 +104,7 @@ def _tuning(preset: str) -> Tuning:
     size = SIZES[preset]
     return Tuning(
         _settings(preset),
-        small_grid(GRID) if preset == "smoke" else GRID,
+        rates_of(preset, GRID),
         # Validation images take the place of the test images.
         changes={"epochs": size.tuning_epochs, "validation_examples": size.validation_examples},
     )
@@ -115,7 +115,7 @@ def _shared_runs(preset: str) -> list[Run]:
 
 
 def _tuned_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    return with_seeds(_tuning(preset).tuned(records), SIZES[preset].seeds)
+    return _tuning(preset).reported(records, SIZES[preset].seeds)
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
@@ -142,13 +142,13 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
                     panels.setdefault(names.OPTIMIZERS[cell.run.optimizer], []).append(cell)
             title = f"CIFAR-10, {names.model(model)}, {len(SIZES[preset].seeds)} seeds, rates {protocol}"
             results.append(add_learning_curves(folder, f"curves_{protocol}_{model}", title, panels))
-    tried = [cell for some in tuning.cells(records).values() for cell in some]
+    tried = tuning.cells(records)
     write_report(
         folder,
         "Table 1 of the gradient overlap paper",
         [*protocols["shared"].values(), *tried, *protocols["tuned"].values()],
         sorted(findings, key=lambda finding: finding.question),
-        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
+        settings=settings_table(preset, SIZES),
         results=results,
         method=[
             _describe_protocols(preset),

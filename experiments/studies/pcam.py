@@ -20,7 +20,7 @@ from experiments.report.contrasts import ONE_POINT, Endpoint
 from experiments.report.pages import describe_images
 from experiments.run import Run
 from experiments.studies.comparison import Question, write_grid_report
-from experiments.studies.grid import METHODS, Size, grid, small_grid, with_seeds
+from experiments.studies.grid import METHODS, Size, grid, rates_of
 from experiments.studies.medical import PAPER, SEEDS_ALONE
 from experiments.studies.study import Study, settings_table
 from experiments.studies.tuning import Tuning
@@ -107,7 +107,7 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 
 def _tuning(preset: str) -> Tuning:
     size = SIZES[preset]
-    grids = small_grid(GRID) if preset == "smoke" else GRID
+    grids = rates_of(preset, GRID)
     base = size.run(learning_rate=1.0, augment="flip_rotate")
     # Validation images take the place of the test images.
     if _validation_split(size) == "train":
@@ -128,7 +128,7 @@ def _validation_split(size: Size) -> str:
 
 
 def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    return with_seeds(_tuning(preset).tuned(records), SIZES[preset].seeds)
+    return _tuning(preset).reported(records, SIZES[preset].seeds)
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
@@ -142,7 +142,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         reported,
         records,
         question=QUESTION,
-        settings=settings_table(preset, size, SIZES["full"], of_paper=False),
+        settings=settings_table(preset, SIZES, of_paper=False),
         notes=f"- Data: {images}.\n\n{NOTES.format(chosen_by=CHOSEN_BY[_validation_split(size)])}",
         tuning=_tuning(preset),
     )

@@ -62,7 +62,7 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 
 def _begun(preset: str, records: Sequence[RunRecord]) -> Tuning:
     first = _rates(preset, FIRST)
-    if any(cell.missing for cells in first.cells(records).values() for cell in cells):
+    if any(cell.missing for cell in first.cells(records)):
         return first
     return _rates(preset, ALL, extend=True)
 
@@ -83,7 +83,7 @@ def _rates(preset: str, rates: dict[str, tuple[float, ...]], *, extend: bool = F
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md and findings.json: the protocol's contrasts, and every method's accuracy over its rates."""
     begun = _begun(preset, records)
-    cells = [cell for some in begun.cells(records).values() for cell in some]
+    cells = begun.cells(records)
     contrasts, findings = [], []
     waiting = describe_waiting(cells)
     if not waiting:
@@ -94,7 +94,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "What makes ZNorm gain at a shared learning rate?",
         cells,
         findings,
-        settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
+        settings=settings_table(preset, SIZES, of_paper=False),
         results=[
             waiting or contrasts_table(HEADINGS, contrasts, COLUMNS, text=("verdict",)),
             certainty_table(HEADINGS, contrasts),

@@ -1,7 +1,7 @@
 """What a study is: what to train for one table, how large each preset is, and how to report it."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ from experiments.run import Run
 PRESETS = ("smoke", "cpu", "full")
 
 
-def settings_table(preset: str, size: Any, full: Any, *, of_paper: bool = True) -> str:
+def settings_table(preset: str, sizes: Mapping[str, Any], *, of_paper: bool = True) -> str:
     """A Markdown table: setting | here | full.
 
     Args:
-      size: of the preset, a dataclass.
-      full: of the preset 'full'.
-      of_paper: whether that is a paper's protocol, as far as it is stated; else it is our own.
+      preset: its name.
+      sizes: dataclasses, by preset.
+      of_paper: whether 'full' is a paper's protocol, as far as it is stated; else it is our own.
     """
+    size, full = sizes[preset], sizes["full"]
     full_size = "preset full" + (" (the paper's protocol where stated)" if of_paper else "")
     rows = [["setting", f"here (preset {preset})", full_size]]
     for field in dataclasses.fields(size):

@@ -76,16 +76,19 @@ class Tuning:
 
     def best(self, records: Iterable[RunRecord]) -> dict[Run, Cell]:
         """By setting whose runs have ended, those with the best learning rate."""
-        return self._best(self.cells(records))
+        return self._best(self._by_setting(records))
 
-    def cells(self, records: Iterable[RunRecord]) -> dict[Run, list[Cell]]:
-        """By setting, a cell of every learning rate, in their order."""
-        records = list(records)
-        return self._cells(self._rates(records), records)
+    def reported(self, records: Iterable[RunRecord], seeds: Sequence[int]) -> list[Run]:
+        """The tuned settings with every seed."""
+        return with_seeds(self.tuned(records), seeds)
+
+    def cells(self, records: Iterable[RunRecord]) -> list[Cell]:
+        """A cell of every setting and learning rate, in their order."""
+        return [cell for cells in self._by_setting(records).values() for cell in cells]
 
     def table(self, records: Iterable[RunRecord]) -> str:
         """Markdown tables of the score of every learning rate, the best one bold; one table per grid."""
-        found = self.cells(records)
+        found = self._by_setting(records)
         best = self._best(found)
         tables: dict[tuple[float, ...], list[list[str]]] = {}
         for setting, cells in found.items():
@@ -108,7 +111,7 @@ class Tuning:
         Returns:
           By setting, where the best rate has a neighbour without a diverged run on either side.
         """
-        found = self.cells(records)
+        found = self._by_setting(records)
         peaks = {}
         for setting, best in self._best(found).items():
             place = found[setting].index(best)
@@ -126,13 +129,17 @@ class Tuning:
 
     def drops(self, records: Iterable[RunRecord]) -> dict[Run, float]:
         """By setting, by how much the score falls from the best rate to the lower of its neighbours in the grid."""
-        found = self.cells(records)
+        found = self._by_setting(records)
         drops = {}
         for setting, best in self._best(found).items():
             place = found[setting].index(best)
             beside = found[setting][max(0, place - 1) : place + 2]
             drops[setting] = _score(best, self.score) - min(_score(cell, self.score) for cell in beside)
         return drops
+
+    def _by_setting(self, records: Iterable[RunRecord]) -> dict[Run, list[Cell]]:
+        records = list(records)
+        return self._cells(self._rates(records), records)
 
     def _at(self, setting: Run, rate: float) -> Run:
         changes = self.changes(setting) if callable(self.changes) else self.changes

@@ -99,9 +99,8 @@ def _question(preset: str, arm: str, versus: str, described: Sequence[str]) -> Q
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md, findings.json and the learning curves of both arms."""
-    size = SIZES[preset]
     tuning = make_tuning(preset)
-    tried = [cell for some in tuning.cells(records).values() for cell in some]
+    tried = tuning.cells(records)
     arms = analyse(preset, records)
     findings = [f for arm in arms for a in _in_families(arm) for f in a.findings]
     own_findings = [f for arm in arms for a in _in_families(arm) for f in a.own_findings]
@@ -122,9 +121,9 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         answer="\n\n".join(answer),
         settings="\n\n".join(
             [
-                settings_table(preset, size, SIZES["full"], of_paper=False),
+                settings_table(preset, SIZES, of_paper=False),
                 "In the paper's regime:",
-                settings_table(preset, REGIMES[preset], REGIMES["full"], of_paper=False),
+                settings_table(preset, REGIMES, of_paper=False),
             ]
         ),
         results=results,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from experiments.records import RunRecord
 from experiments.report.cells import make_cells
 from experiments.run import Run
-from experiments.studies.grid import METHODS, Size, default_learning_rate, grid, small_grid, with_seeds
+from experiments.studies.grid import METHODS, Size, default_learning_rate, grid, rates_of
 from experiments.studies.overlap_table1 import OPTIMIZERS
 from experiments.studies.tuning import TUNING_SEEDS, Tuning
 
@@ -94,7 +94,7 @@ def make_tuning(preset: str) -> Tuning:
     )
     return Tuning(
         settings,
-        small_grid(GRID) if preset == "smoke" else GRID,
+        rates_of(preset, GRID),
         ("schedule", *AXES),
         TUNING_SEEDS,
         changes={
@@ -110,7 +110,7 @@ def make_tuning(preset: str) -> Tuning:
 
 def tuned_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """Arm A, as far as the tuning has ended."""
-    return with_seeds(make_tuning(preset).tuned(records), SIZES[preset].seeds)
+    return make_tuning(preset).reported(records, SIZES[preset].seeds)
 
 
 def regime_runs(preset: str) -> list[Run]:

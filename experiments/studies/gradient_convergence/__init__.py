@@ -118,7 +118,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         list(cells.values()),
         findings,
         own_findings=own_findings,
-        settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
+        settings=settings_table(preset, SIZES, of_paper=False),
         results=[
             *answers.tables(),
             add_learning_curves(

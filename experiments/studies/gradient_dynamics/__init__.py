@@ -119,7 +119,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "What gradients do during training on CIFAR-100",
         list(cells.values()),
         make_findings(summaries, steps, _unequal(preset)),
-        settings=settings_table(preset, SIZES[preset], SIZES["full"]),
+        settings=settings_table(preset, SIZES),
         results=results,
         method=["\n".join(protocols), _describe_unequal(preset), RULES, NOTES, AMPLIFICATION_NOTES],
     )

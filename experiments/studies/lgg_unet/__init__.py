@@ -34,7 +34,7 @@ from experiments.report.tables import (
 )
 from experiments.run import Run
 from experiments.studies import medical
-from experiments.studies.grid import METHODS, Size, grid, small_grid, with_seeds
+from experiments.studies.grid import METHODS, Size, grid, rates_of
 from experiments.studies.lgg_unet.masks import draw_masks, measure_masks, measure_slices
 from experiments.studies.medical import SEEDS_ALONE
 from experiments.studies.study import Study, settings_table
@@ -128,7 +128,7 @@ def make_tuning(preset: str) -> Tuning:
     base = size.run(learning_rate=1.0, augment="flip_rotate", loss="bce_dice")
     return Tuning(
         grid(base, optimizer=size.optimizers, method=size.methods),
-        small_grid(GRID) if preset == "smoke" else GRID,
+        rates_of(preset, GRID),
         AXES,
         # Validation patients take the place of the test patients.
         changes={"epochs": size.tuning_epochs, "validation_examples": size.validation_examples},
@@ -137,7 +137,7 @@ def make_tuning(preset: str) -> Tuning:
 
 
 def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    return with_seeds(make_tuning(preset).tuned(records), SIZES[preset].seeds)
+    return make_tuning(preset).reported(records, SIZES[preset].seeds)
 
 
 def make_measurements(preset: str) -> list[Measurement]:
@@ -163,7 +163,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     """Writes report.md, findings.json, the learning curves and the figure of the masks."""
     size = SIZES[preset]
     tuning = make_tuning(preset)
-    tried = [cell for some in tuning.cells(records).values() for cell in some]
+    tried = tuning.cells(records)
     cells = make_cells(_reported_runs(preset, records), records)
     rows = make_rows(cells.values(), AXES)
     contrasts = {endpoint: make_contrasts(rows, endpoint) for endpoint in (*SCORES, SPEED)}
@@ -206,7 +206,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         [*tried, *cells.values()],
         findings,
         answer="\n\n".join(filter(None, [describe(findings), describe_rates(rows, tried)])),
-        settings=settings_table(preset, size, SIZES["full"], of_paper=False),
+        settings=settings_table(preset, SIZES, of_paper=False),
         results=results,
         method=method,
     )

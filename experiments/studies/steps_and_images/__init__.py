@@ -55,7 +55,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     for part in PARTS[preset]:
         tuning = make_tuning(preset, part)
         runs = [run for run in reported_runs(preset, part, records) if run in begun]
-        tried = [cell for some in tuning.cells(records).values() for cell in some]
+        tried = tuning.cells(records)
         cells = make_cells(runs, records)
         if part.rates or not begun.issuperset(tuning.runs()):
             tried = []
@@ -85,7 +85,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         everything,
         findings,
         answer=answer(effects.get("znorm", {})),
-        settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
+        settings=settings_table(preset, SIZES, of_paper=False),
         results=results or ["The tuning of the first part has not ended."],
         method=[
             "- Questions, endpoints and analysis were fixed before the runs: [PROTOCOL.md](../PROTOCOL.md).",

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.records import RunRecord
 from experiments.report.cells import make_cells
 from experiments.run import Run
-from experiments.studies.grid import METHODS, grid, small_grid, with_seeds
+from experiments.studies.grid import METHODS, grid, rates_of
 from experiments.studies.tuning import TUNING_SEEDS, Tuning
 
 AXES = ("train_examples", "steps", "optimizer", "method")
@@ -150,14 +150,14 @@ def make_tuning(preset: str, part: Part) -> Tuning:
         validation = {"validation_examples": size.validation_examples, "test_examples": None}
         return {**_length(size, images, run.steps), **validation}
 
-    grids = small_grid(GRID) if preset == "smoke" else GRID
+    grids = rates_of(preset, GRID)
     return Tuning(settings, grids, AXES, TUNING_SEEDS, changes=held_out, extend=True, refine=True)
 
 
 def reported_runs(preset: str, part: Part, records: Sequence[RunRecord]) -> list[Run]:
     """As far as the tuning has ended."""
     tuning = make_tuning(preset, part)
-    return tuning.runs() if part.rates else with_seeds(tuning.tuned(records), part.seeds)
+    return tuning.runs() if part.rates else tuning.reported(records, part.seeds)
 
 
 def _length(size: Size, images: int, steps: int) -> dict[str, int | float]:

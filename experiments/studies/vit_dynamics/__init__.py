@@ -24,7 +24,7 @@ from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, describe_waiting, write_report
 from experiments.run import Run
 from experiments.studies.comparison import Question, compare_methods
-from experiments.studies.grid import Size, grid, small_grid, with_seeds
+from experiments.studies.grid import Size, grid, rates_of
 from experiments.studies.study import Study, settings_table
 from experiments.studies.tuning import TUNING_SEEDS, Tuning
 from experiments.studies.vit_dynamics.parts import (
@@ -110,7 +110,7 @@ def _tuning(preset: str) -> Tuning:
     )
     return Tuning(
         grid(base, model=size.models, method=size.methods),
-        small_grid(GRID) if preset == "smoke" else GRID,
+        rates_of(preset, GRID),
         QUESTION.axes,
         TUNING_SEEDS,
         changes={
@@ -127,13 +127,13 @@ def _tuning(preset: str) -> Tuning:
 
 
 def _reported_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
-    return with_seeds(_tuning(preset).tuned(records), SIZES[preset].seeds)
+    return _tuning(preset).reported(records, SIZES[preset].seeds)
 
 
 def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes report.md, findings.json, the learning curves and a figure of the global standard deviation."""
     tuning = _tuning(preset)
-    tried = [cell for some in tuning.cells(records).values() for cell in some]
+    tried = tuning.cells(records)
     cells = make_cells(_reported_runs(preset, records), records)
     findings, own_findings, results = [], [], []
     for model in SIZES[preset].models:
@@ -148,7 +148,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         [*tried, *cells.values()],
         findings,
         own_findings=own_findings,
-        settings=settings_table(preset, SIZES[preset], SIZES["full"], of_paper=False),
+        settings=settings_table(preset, SIZES, of_paper=False),
         results=results,
         method=[
             "- Questions, endpoints and analysis were fixed before the runs: [PROTOCOL.md](../PROTOCOL.md).\n"
