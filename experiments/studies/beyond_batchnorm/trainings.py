@@ -72,7 +72,7 @@ class Speed:
 
 
 def mean_training_accuracy(record: RunRecord) -> float:
-    """Over epochs; of a run that diverged, over those it had, the missing ones counting as 0."""
+    """Over epochs; the epochs after a run diverged count as 0."""
     return sum(epoch.train_accuracy for epoch in record.epochs) / record.run.epochs
 
 
@@ -174,17 +174,24 @@ def tradeoff(results: Results) -> Tradeoff | None:
 # Beyond the paper.
 
 
-def optimizer_input(results: Results, network: str, normalizer: str) -> dict[str, np.ndarray]:
-    """By method, log10 of the root mean square of every kernel's gradient, [seeds, kernels]."""
-    values = results.values(optimizer_input_name(network, normalizer))
-    if values is None:
-        return {}
-    return {method: to_array(values[method]) / np.log(10) for method in METHODS}
+def optimizer_inputs(results: Results) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """By network and normalizer, by method, log10 of each kernel's root mean square gradient, [seeds, kernels]."""
+    found = {}
+    for network, failing in results.size.rescued:
+        for normalizer in (failing, "batch_norm"):
+            values = results.values(optimizer_input_name(network, normalizer))
+            if values is not None:
+                by_method = {method: to_array(values[method]) / np.log(10) for method in METHODS}
+                found[network, normalizer] = by_method
+    return found
 
 
-def spread(sizes: np.ndarray) -> float:
+def spreads(results: Results) -> dict[tuple[str, str], dict[str, float]]:
     """Orders of magnitude between the layers: standard deviation of log10 over layers, mean over seeds."""
-    return float(np.std(sizes, axis=1).mean())
+    return {
+        key: {method: float(np.std(sizes, axis=1).mean()) for method, sizes in by_method.items()}
+        for key, by_method in optimizer_inputs(results).items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)

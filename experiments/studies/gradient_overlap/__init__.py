@@ -196,8 +196,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         settings=settings_table(preset, size, SIZES["full"]),
         results=results,
         method=[
-            f"{len(measured)} of {expected} networks were measured, on batches of {size.measured_images} training images. "
-            f"Trainings: {describe_protocol(make_runs(preset, [])[0])}; learning rate 0.001.",
+            f"{len(measured)} of {expected} networks were measured, on batches of {size.measured_images} training "
+            f"images. Trainings: {describe_protocol(make_runs(preset, [])[0])}; learning rate 0.001.",
             NOTES,
             OVERLAP_NOTES,
         ],
