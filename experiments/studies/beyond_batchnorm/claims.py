@@ -128,7 +128,7 @@ class Factor:
         return self.mean > EXPLODES if self.explodes else self.mean < STABLE
 
 
-# By normalizer and block: Figure 3; its third panel both with SkipInit, as in the authors' code, and without, as printed.
+# By normalizer and block: Figure 3. Its third panel has SkipInit in the code of its authors and none as printed.
 PREDICTED_EXPLOSION = {
     ("weight_norm", ""): True,
     ("weight_norm", ":skip_init"): True,
