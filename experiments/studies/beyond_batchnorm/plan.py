@@ -268,13 +268,13 @@ def _learning_rate(size: Size, network: str) -> float:
     return LEARNING_RATES[family(network)] * size.training_batch_size / 256
 
 
-def make_run(size: Size, network: str, normalizer: str, method: str, seed: int, options: str = "") -> Run:
+def make_run(size: Size, network: str, normalizer: str, method: str, seed: int) -> Run:
     """One training."""
     znorm = method == "znorm"
     is_residual = family(network) == "resnet"
     return Run(
         dataset=DATASET,
-        model=model_name(network, normalizer, options),
+        model=model_name(network, normalizer),
         method=method,
         optimizer="sgdm",
         learning_rate=ZNORM_LEARNING_RATE if znorm else _learning_rate(size, network),

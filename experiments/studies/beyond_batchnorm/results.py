@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.records import MeasurementRecord, RunRecord
-from experiments.studies.beyond_batchnorm.plan import DATASET, Size, initialization_name, model_name
+from experiments.studies.beyond_batchnorm.plan import DATASET, Size, initialization_name, make_run, model_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,12 @@ class Results:
         models = {normalizer: model_name(network, normalizer, options) for normalizer in normalizers}
         found = {normalizer: self.initialization(model, small=small) for normalizer, model in models.items()}
         return {normalizer: some for normalizer, some in found.items() if some is not None}
+
+    def trainings(self, network: str, normalizer: str, method: str = "baseline") -> list[RunRecord]:
+        """Those of one network that got through an epoch, in the order of their seeds."""
+        by_name = {record.run.name: record for record in self.records if record.epochs}
+        runs = (make_run(self.size, network, normalizer, method, seed) for seed in self.size.training_seeds)
+        return [by_name[run.name] for run in runs if run.name in by_name]
 
     def values(self, name: str) -> Mapping[str, Any] | None:
         """What another measurement gave, if it was made."""

@@ -12,8 +12,6 @@ from experiments.studies.beyond_batchnorm.claims import rank_correlation
 from experiments.studies.beyond_batchnorm.plan import (
     METHODS,
     grouped_name,
-    make_run,
-    model_name,
     optimizer_input_name,
 )
 from experiments.studies.beyond_batchnorm.results import Results, to_array
@@ -78,16 +76,11 @@ def mean_training_accuracy(record: RunRecord) -> float:
 
 def speed(results: Results, network: str) -> Speed:
     """Figure 5: one point per normalizer."""
-    by_name = {record.run.name: record for record in results.records if record.epochs}
     rows = []
-    for normalizer in results.size.normalizers:
-        initialization = results.initialization(model_name(network, normalizer))
-        runs = [
-            make_run(results.size, network, normalizer, "baseline", s) for s in results.size.training_seeds
-        ]
-        accuracies = [mean_training_accuracy(by_name[run.name]) for run in runs if run.name in by_name]
-        if initialization is not None and accuracies:
-            rows.append((normalizer, initialization.similarity.mean(), np.mean(accuracies)))
+    for normalizer, measured in results.initializations(network, results.size.normalizers).items():
+        accuracies = [mean_training_accuracy(record) for record in results.trainings(network, normalizer)]
+        if accuracies:
+            rows.append((normalizer, measured.similarity.mean(), np.mean(accuracies)))
     names, similarity, accuracy = zip(*rows, strict=True) if rows else ((), (), ())
     return Speed(names, np.array(similarity), np.array(accuracy))
 
@@ -222,14 +215,8 @@ class Rescue:
 
 def rescue(results: Results, network: str, failing: str) -> Rescue | None:
     """Beyond the paper: trainings of one normalizer; `None` if some method or BatchNorm has not been trained."""
-    by_name = {record.run.name: record for record in results.records if record.epochs}
-
-    def trained(normalizer: str, method: str) -> list[RunRecord]:
-        runs = [make_run(results.size, network, normalizer, method, s) for s in results.size.training_seeds]
-        return [by_name[run.name] for run in runs if run.name in by_name]
-
-    found = {method: trained(failing, method) for method in METHODS}
-    reference = trained("batch_norm", "baseline")
+    found = {method: results.trainings(network, failing, method) for method in METHODS}
+    reference = results.trainings(network, "batch_norm")
     if not reference or not all(found.values()):
         return None
     return Rescue(

@@ -42,6 +42,8 @@ STATES = {
     "znorm": "trained, ZNorm and Adam",
 }
 AXES = ("model", "method")
+MODELS = ("resnet20", "plain20", "resnet56", "plain56", "resnet110", "plain110")
+METHODS = ("baseline", "znorm")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,9 +60,6 @@ class OverlapSize(Size):
     measured_images: int
     iterations: int
 
-
-MODELS = ("resnet20", "plain20", "resnet56", "plain56", "resnet110", "plain110")
-METHODS = ("baseline", "znorm")
 
 SIZES = {
     "cpu": OverlapSize(
