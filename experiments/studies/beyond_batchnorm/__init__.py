@@ -5,9 +5,9 @@ arXiv 2106.05956. CIFAR-100 without augmentation at initialisation; trainings wi
 epochs of batch 256, learning rate 0.1 (0.01 for 20 plain layers), divided by 10 after 80 % of the epochs.
 
 Preset cpu takes 1.98 core-hours by its records, about 30 minutes on four cores, and up to 3.3 GB of memory for each.
-`plan` says what is measured and trained, `measures` measures it with the `probes`, `results` reads it, `claims` and
-`trainings` compute the numbers, `further` what lies beside the claims, `figures` draws, and `sections`,
-`further_sections` and `rescue_sections` word the report.
+`plan` says what is measured and trained, `measures` measures it with the `probes`, `results` reads it; `claims`,
+`further` and `trainings` compute the numbers. `sections` is the report as data: every claim with what decides it,
+from `verdicts`, among its texts, `tables` and `figures`.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from experiments.records import RunRecord, read_measurements
 from experiments.report.cells import make_cells
 from experiments.report.findings import claims_table
 from experiments.report.pages import write_report
-from experiments.studies.beyond_batchnorm import further_sections, rescue_sections, sections
 from experiments.studies.beyond_batchnorm.plan import SIZES, make_measurements, make_runs
 from experiments.studies.beyond_batchnorm.results import Results
+from experiments.studies.beyond_batchnorm.sections import SECTIONS
 from experiments.studies.study import Study, settings_table
 
 
@@ -28,24 +28,16 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     size = SIZES[preset]
     results = Results(size, read_measurements(folder / "measurements"), records)
     cells = make_cells(make_runs(preset, records), records)
-    parts = [
-        sections.describe_claim1(results, folder),
-        sections.describe_claim2(results, folder),
-        sections.describe_claim3(results, folder),
-        sections.describe_claim4(results, folder),
-        sections.describe_figures5_7_9(results, folder),
-        further_sections.describe_further(results),
-        rescue_sections.describe_beyond(results, records, folder),
+    findings = [
+        finding for section in SECTIONS for claim in section.claims for finding in claim.findings(results)
     ]
-    found, texts = zip(*parts, strict=True)
-    findings = [finding for some in found for finding in some]
     write_report(
         folder,
         "Beyond BatchNorm: four claims about normalizers",
         list(cells.values()),
         findings,
         settings=settings_table(preset, size, SIZES["full"]),
-        results=[claims_table(findings), *(text.replace("## ", "### ", 1) for text in texts)],
+        results=[claims_table(findings), *(section.describe(results, folder) for section in SECTIONS)],
         method=[_protocol(results, preset)],
     )
 

@@ -12,8 +12,6 @@ from scipy import optimize, stats
 from experiments.studies.beyond_batchnorm.plan import (
     COMPARED,
     GAUSSIAN,
-    PARAMETRIC,
-    RESIDUALS,
     UNIFORM_WIDTH,
     grouped_name,
     model_name,
@@ -97,13 +95,11 @@ def fit_growth(variances: np.ndarray) -> Growth:
 
 def activation_growth(results: Results) -> dict[str, Growth]:
     """Claim 1: growth under every activation normalizer, in the residual network."""
-    found = {}
-    for normalizer in results.size.activation_normalizers:
-        initialization = results.initialization(model_name(results.size.residual, normalizer))
-        if initialization is not None:
-            fits = [fit_growth(np.exp(row)) for stage in initialization.stages() for row in stage]
-            means = np.mean([dataclasses.astuple(fit) for fit in fits], axis=0)
-            found[normalizer] = Growth(*map(float, means))
+    size, found = results.size, {}
+    for normalizer, measured in results.initializations(size.residual, size.activation_normalizers).items():
+        fits = [fit_growth(np.exp(row)) for stage in measured.stages() for row in stage]
+        means = np.mean([dataclasses.astuple(fit) for fit in fits], axis=0)
+        found[normalizer] = Growth(*map(float, means))
     return found
 
 
@@ -118,31 +114,29 @@ class Factor:
       mean: geometric mean over stages and seeds.
       lowest: of the seeds.
       highest: of the seeds.
-      explodes: whether the claim says that it does; `None` where it says nothing.
+      explodes: whether the claim says that it does.
     """
 
     mean: float
     lowest: float
     highest: float
-    explodes: bool | None
+    explodes: bool
 
     @property
-    def holds(self) -> bool | None:
+    def holds(self) -> bool:
         """Whether it does what the claim says."""
-        if self.explodes is None:
-            return None
         return self.mean > EXPLODES if self.explodes else self.mean < STABLE
 
 
-# (normalizer, block): Figure 3; of its third panel both readings, with SkipInit as in the authors' code and without.
+# By normalizer and block: Figure 3. Its third panel has SkipInit in the code of its authors and none as printed.
 PREDICTED_EXPLOSION = {
     ("weight_norm", ""): True,
-    ("scaled_ws", ""): True,
     ("weight_norm", ":skip_init"): True,
-    ("scaled_ws", ":skip_init"): False,
     ("weight_norm", ":nonlinearity_on_residual"): False,
-    ("scaled_ws", ":nonlinearity_on_residual"): False,
     ("weight_norm", ":skip_init:nonlinearity_on_residual"): False,
+    ("scaled_ws", ""): True,
+    ("scaled_ws", ":skip_init"): False,
+    ("scaled_ws", ":nonlinearity_on_residual"): False,
     ("scaled_ws", ":skip_init:nonlinearity_on_residual"): False,
 }
 
@@ -150,15 +144,12 @@ PREDICTED_EXPLOSION = {
 def parametric_growth(results: Results) -> dict[tuple[str, str], Factor]:
     """Claim 2: growth under both parametric normalizers with every kind of block."""
     found = {}
-    for normalizer, residual in itertools.product(PARAMETRIC, RESIDUALS):
-        initialization = results.initialization(model_name(results.size.residual, normalizer, residual))
-        if initialization is not None:
-            rates = [
-                np.polyfit(np.arange(stage.shape[1]), stage.T, 1)[0] for stage in initialization.stages()
-            ]
+    for (normalizer, residual), predicted in PREDICTED_EXPLOSION.items():
+        measured = results.initialization(model_name(results.size.residual, normalizer, residual))
+        if measured is not None:
+            rates = [np.polyfit(np.arange(stage.shape[1]), stage.T, 1)[0] for stage in measured.stages()]
             by_seed = np.exp(np.mean(rates, axis=0))
             mean = float(np.exp(np.mean(rates)))
-            predicted = PREDICTED_EXPLOSION.get((normalizer, residual))
             found[normalizer, residual] = Factor(mean, float(by_seed.min()), float(by_seed.max()), predicted)
     return found
 
@@ -207,14 +198,19 @@ def rank_fit(results: Results) -> RankFit | None:
     return RankFit(roots, np.array(ranks).T, float(slope), float(intercept), fit)
 
 
-def similarities(results: Results, network: str, sizes: Sequence[int]) -> dict[int, np.ndarray]:
+def similarities(results: Results, network: str) -> dict[int, np.ndarray]:
     """Cosine similarity in every unit, mean over seeds, by group size."""
     found = {}
-    for group_size in sizes:
+    for group_size in results.size.group_sizes_of(network):
         initialization = results.initialization(grouped_name(network, group_size))
         if initialization is not None:
             found[group_size] = initialization.statistics["cosine_similarity"].mean(axis=0)
     return found
+
+
+def last_similarities(results: Results, network: str) -> dict[int, float]:
+    """The same before the linear layer."""
+    return {size: float(by_unit[-1]) for size, by_unit in similarities(results, network).items()}
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
@@ -262,15 +258,17 @@ class Explosion:
         return f"{larger.sum()} of {larger.size}"
 
 
-def explosion(results: Results, network: str, *, small: bool) -> Explosion:
-    """Claim 4: gradient norms in one network."""
-    norms = {}
-    for normalizer in COMPARED:
-        initialization = results.initialization(model_name(network, normalizer), small=small)
-        if initialization is not None:
-            norms[normalizer] = initialization.statistics["log_gradient_norm"]
-    early = {name: rows[:, : max(rows.shape[1] // 4, 1)].mean(axis=1) for name, rows in norms.items()}
-    return Explosion(norms, early)
+def explosions(results: Results) -> dict[tuple[str, int], Explosion]:
+    """Claim 4: gradient norms by network and batch size, where they were measured."""
+    found = {}
+    for network in results.size.networks:
+        for batch_size, small in ((results.size.batch_size, False), (16, True)):
+            measured = results.initializations(network, COMPARED, small=small)
+            norms = {name: some.statistics["log_gradient_norm"] for name, some in measured.items()}
+            early = {name: rows[:, : max(rows.shape[1] // 4, 1)].mean(axis=1) for name, rows in norms.items()}
+            if norms:
+                found[network, batch_size] = Explosion(norms, early)
+    return found
 
 
 INEQUALITIES = (("instance", "harmonic"), ("instance", "batch"), ("batch", "group"), ("instance", "group"))
@@ -280,8 +278,8 @@ def inequalities(results: Results, network: str) -> dict[tuple[str, str], tuple[
     """Mean 1/variance under the first normalizer against the second, for the same pre-activations.
 
     Returns:
-      For each of `INEQUALITIES` the share of layers and seeds in which the first is at least the second, and
-      the geometric mean of their ratio; of the network with BatchNorm.
+      For each of `INEQUALITIES`, in the network with BatchNorm, the share of layers and seeds in which the first
+      is at least the second, and the geometric mean of their ratio.
     """
     initialization = results.initialization(model_name(network, "batch_norm"))
     if initialization is None:

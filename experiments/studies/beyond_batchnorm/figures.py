@@ -1,6 +1,8 @@
-"""The figures of `beyond_batchnorm`, one per claim, from what `claims` and `trainings` computed."""
+"""The figures of `beyond_batchnorm`: each writes a file, and returns the Markdown that shows it.
 
-from collections.abc import Mapping, Sequence
+Where nothing was measured, nothing is written and the Markdown is empty.
+"""
+
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.report import names, style
-from experiments.studies.beyond_batchnorm.claims import Explosion, RankFit, fit_curves
-from experiments.studies.beyond_batchnorm.results import Initialization
-from experiments.studies.beyond_batchnorm.trainings import FirstSteps, Speed, Tradeoff
+from experiments.studies.beyond_batchnorm import claims, trainings
+from experiments.studies.beyond_batchnorm.plan import PARAMETRIC, RESIDUALS
+from experiments.studies.beyond_batchnorm.results import Results
 
 
 def _panels(columns: int, rows: int = 1, *, width: float = 3.2, height: float = 2.8, **options):
@@ -36,10 +38,12 @@ def _line(axes: Any, rows: np.ndarray, label: str, color: Any, every: int = 1) -
     axes.fill_between(layers, rows.min(axis=0), rows.max(axis=0), color=color, alpha=0.15, linewidth=0)
 
 
-def draw_activation_growth(
-    folder: Path, found: Mapping[str, Initialization], r_squared: Mapping[str, Mapping[str, float]]
-) -> str:
+def draw_activation_growth(results: Results, folder: Path) -> str:
     """Claim 1, laid out as Figure 2: variance along the blocks, and both fits to each stage with their R^2."""
+    growth = claims.activation_growth(results)
+    found = results.initializations(results.size.residual, list(growth))
+    if not found:
+        return ""
     with mpl.rc_context(style.STYLE):
         columns = min(len(found), 4)
         figure, axes = _panels(columns, -(-len(found) // columns), sharex=True, height=2.3)
@@ -65,16 +69,16 @@ def draw_activation_growth(
                     color=style.GRAY,
                     transform=axis.get_xaxis_transform(),
                 )
-                fits = fit_curves(np.exp(stage).mean(axis=0))
+                fits = claims.fit_curves(np.exp(stage).mean(axis=0))
                 for (label, fitted), line, color in zip(
                     fits.items(), ("--", ":"), (style.VERMILION, style.GREEN), strict=True
                 ):
                     axis.plot(blocks + 1, fitted, line, color=color, linewidth=1.3, label=f"{label} fit")
                 start += stage.shape[1]
             axis.set_title(names.normalizer(normalizer))
-            if normalizer in r_squared:
-                told = "\n".join(f"$R^2$ {kind} {value:.3f}" for kind, value in r_squared[normalizer].items())
-                axis.text(0.03, 0.95, told, fontsize=7, va="top", transform=axis.transAxes)
+            g = growth[normalizer]
+            told = f"$R^2$ linear {g.linear:.3f}\n$R^2$ exponential {g.exponential:.3f}"
+            axis.text(0.03, 0.95, told, fontsize=7, va="top", transform=axis.transAxes)
             axis.set_ylim(bottom=0, top=1.25 * axis.get_ylim()[1])
         for axis in axes[-1]:
             axis.set_xlabel("residual block")
@@ -86,8 +90,14 @@ def draw_activation_growth(
         return _save(figure, folder, "claim1", "Activation variance along a residual network", LINES)
 
 
-def draw_parametric_growth(folder: Path, found: Mapping[tuple[str, str], Initialization]) -> str:
+def draw_parametric_growth(results: Results, folder: Path) -> str:
     """Claim 2, laid out as Figure 3: log variance along the blocks, one panel for each kind of block."""
+    found = {
+        residual: results.initializations(results.size.residual, PARAMETRIC, residual)
+        for residual in RESIDUALS
+    }
+    if not any(found.values()):
+        return ""
     titles = {
         "": "standard",
         ":skip_init": "SkipInit",
@@ -100,11 +110,9 @@ def draw_parametric_growth(folder: Path, found: Mapping[tuple[str, str], Initial
             axis.set_title(title)
             axis.set_xlabel("input layer and blocks")
             axis.set_yscale("log")
-            for (normalizer, other), initialization in found.items():
-                if other == residual:
-                    variances = np.exp(initialization.statistics["log_variance"])
-                    color = style.NORMALIZER_COLORS[normalizer]
-                    _line(axis, variances, names.normalizer(normalizer), color)
+            for normalizer, initialization in found[residual].items():
+                variances = np.exp(initialization.statistics["log_variance"])
+                _line(axis, variances, names.normalizer(normalizer), style.NORMALIZER_COLORS[normalizer])
         axes[0, 0].set_ylabel("activation variance")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
@@ -112,11 +120,13 @@ def draw_parametric_growth(folder: Path, found: Mapping[tuple[str, str], Initial
         return _save(figure, folder, "claim2", "Activation variance under parametric normalizers", LINES)
 
 
-def draw_rank_and_similarity(
-    folder: Path, fit: RankFit | None, similarities: Mapping[str, Mapping[int, np.ndarray]]
-) -> str:
+def draw_rank_and_similarity(results: Results, folder: Path) -> str:
     """Claim 3, laid out as Figure 6: stable rank against sqrt(width / group size); similarity by layer."""
-    shown = {network: by_size for network, by_size in similarities.items() if by_size}
+    fit = claims.rank_fit(results)
+    similarities = {network: claims.similarities(results, network) for network in results.size.grouped}
+    shown = {names.model(network): by_size for network, by_size in similarities.items() if by_size}
+    if fit is None and not shown:
+        return ""
     with mpl.rc_context(style.STYLE):
         figure, axes = _panels(1 + len(shown), width=3.6)
         axis = axes[0, 0]
@@ -155,8 +165,11 @@ def draw_rank_and_similarity(
         )
 
 
-def draw_explosion(folder: Path, found: Mapping[tuple[str, int], Explosion]) -> str:
+def draw_explosion(results: Results, folder: Path) -> str:
     """Claim 4, laid out as Figures 8, 16 and 17: gradient norm by layer, a row for each batch size."""
+    found = claims.explosions(results)
+    if not found:
+        return ""
     networks = list(dict.fromkeys(network for network, _ in found))
     batch_sizes = list(dict.fromkeys(batch_size for _, batch_size in found))
     with mpl.rc_context(style.STYLE):
@@ -165,7 +178,7 @@ def draw_explosion(folder: Path, found: Mapping[tuple[str, int], Explosion]) -> 
             axis = axes[batch_sizes.index(batch_size), networks.index(network)]
             for normalizer, norms in explosion.norms.items():
                 # The two convolutions of a residual block differ: the second ones alone make a line.
-                every = 2 if network.startswith("ResNet") else 1
+                every = 2 if network == results.size.residual else 1
                 _line(
                     axis,
                     np.exp(norms),
@@ -173,11 +186,12 @@ def draw_explosion(folder: Path, found: Mapping[tuple[str, int], Explosion]) -> 
                     style.NORMALIZER_COLORS[normalizer],
                     every,
                 )
-            axis.set_title(f"{network}, batch {batch_size}")
+            axis.set_title(f"{names.model(network)}, batch {batch_size}")
             axis.set_yscale("log")
             style.label_narrow_log_axis(axis.yaxis)
         for axis, network in zip(axes[-1], networks, strict=True):
-            axis.set_xlabel("every second convolution" if network.startswith("ResNet") else "convolution")
+            every_second = network == results.size.residual
+            axis.set_xlabel("every second convolution" if every_second else "convolution")
         for axis in axes[:, 0]:
             axis.set_ylabel("gradient norm")
         handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -185,8 +199,12 @@ def draw_explosion(folder: Path, found: Mapping[tuple[str, int], Explosion]) -> 
         return _save(figure, folder, "claim4", "Gradient norm by layer", LINES)
 
 
-def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
+def draw_speed(results: Results, folder: Path) -> str:
     """Figure 5: mean training accuracy against cosine similarity at initialisation."""
+    speeds = {network: trainings.speed(results, network) for network in results.size.trained}
+    found = {network: speed for network, speed in speeds.items() if speed.normalizers}
+    if not found:
+        return ""
     with mpl.rc_context(style.STYLE):
         figure, axes = _panels(len(found), width=4.4, height=3.4)
         for axis, (network, speed) in zip(axes[0], found.items(), strict=True):
@@ -210,7 +228,9 @@ def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
                 )
             axis.margins(x=0.55, y=0.12)
             axis.set(
-                title=network, xlabel="cosine similarity at initialisation", ylabel="mean training accuracy"
+                title=names.model(network),
+                xlabel="cosine similarity at initialisation",
+                ylabel="mean training accuracy",
             )
         return _save(
             figure,
@@ -221,8 +241,11 @@ def draw_speed(folder: Path, found: Mapping[str, Speed]) -> str:
         )
 
 
-def draw_first_steps(folder: Path, found: FirstSteps) -> str:
+def draw_first_steps(results: Results, folder: Path) -> str:
     """Figure 7: gradient norm against the inverse product of the deviations ahead, and the correlations."""
+    found = trainings.first_steps(results)
+    if found is None:
+        return ""
     with mpl.rc_context(style.STYLE):
         figure, axes = _panels(2, width=3.8, height=3)
         left, right = axes[0]
@@ -266,8 +289,11 @@ def draw_first_steps(folder: Path, found: FirstSteps) -> str:
         )
 
 
-def draw_tradeoff(folder: Path, found: Tradeoff) -> str:
+def draw_tradeoff(results: Results, folder: Path) -> str:
     """Figure 9: similarity and growth of the gradient against group size."""
+    found = trainings.tradeoff(results)
+    if found is None:
+        return ""
     with mpl.rc_context(style.STYLE):
         figure, axes = _panels(2, width=3.6, sharex=True)
         rows = (
@@ -293,12 +319,15 @@ def draw_tradeoff(folder: Path, found: Tradeoff) -> str:
         )
 
 
-def draw_optimizer_input(folder: Path, found: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+def draw_optimizer_input(results: Results, folder: Path) -> str:
     """Beyond the paper: size of each layer's gradient behind each method."""
-    shown: Sequence[tuple[str, Mapping[str, np.ndarray]]] = [(k, v) for k, v in found.items() if v]
+    found = trainings.optimizer_inputs(results)
+    if not found:
+        return ""
     with mpl.rc_context(style.STYLE):
-        figure, axes = _panels(max(len(shown), 1), width=2.6, sharey=True)
-        for axis, (title, sizes) in zip(axes[0], shown, strict=False):
+        figure, axes = _panels(len(found), width=2.6, sharey=True)
+        for axis, ((network, normalizer), sizes) in zip(axes[0], found.items(), strict=True):
+            title = f"{names.model(network)}\n{names.normalizer(normalizer)}"
             for method, rows in sizes.items():
                 color, dashes = style.METHOD_STYLES[method]
                 _line(axis, 10.0**rows, names.METHODS[method], color)

@@ -1,16 +1,21 @@
 """What was measured beside the four claims: Figures 10 and 15, batch sizes, and the exponent of claim 3."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from scipy import stats
 
 from experiments.studies.beyond_batchnorm.claims import r_squared, rank_fit
-from experiments.studies.beyond_batchnorm.plan import COMPARED, model_name
+from experiments.studies.beyond_batchnorm.plan import COMPARED
 from experiments.studies.beyond_batchnorm.results import Results
 
 EXPONENTS = (0.25, 0.4, 0.5, 0.6, 0.67, 0.75, 1.0)
+VANISHES = 0.9  # growth of the variance per layer below which it counts as vanishing
+EXPLODES = 1.1
+SAME_GROWTH = 0.02  # the change of the gradients' growth per layer that counts as one
+PREDICTED_DEVIATION = math.sqrt((math.pi - 1) / math.pi)  # of pre-activations, by the paper's proof
 FINE = np.round(np.arange(0.1, 1.51, 0.01), 2)
 
 
@@ -75,32 +80,30 @@ def fit_exponents(results: Results) -> ExponentFits | None:
 def layer_growth(results: Results, network: str) -> dict[str, np.ndarray]:
     """Figure 10: by normalizer, the factor by which the activation variance grows per layer, [seeds]."""
     found = {}
-    for normalizer in results.size.normalizers:
-        initialization = results.initialization(model_name(network, normalizer))
-        if initialization is not None:
-            logs = initialization.statistics["log_variance"]
-            found[normalizer] = np.exp(np.polyfit(np.arange(logs.shape[1]), logs.T, 1)[0])
+    for normalizer, measured in results.initializations(network, results.size.normalizers).items():
+        logs = measured.statistics["log_variance"]
+        found[normalizer] = np.exp(np.polyfit(np.arange(logs.shape[1]), logs.T, 1)[0])
     return found
 
 
 def preactivation_deviation(results: Results, network: str) -> dict[str, float]:
     """By normalizer, the deviation of the convolutions' outputs, geometric mean over layers and seeds."""
-    found = {}
-    for normalizer in results.size.normalizers:
-        initialization = results.initialization(model_name(network, normalizer))
-        if initialization is not None:
-            found[normalizer] = float(np.exp(initialization.statistics["log_std"].mean()))
-    return found
+    return {
+        normalizer: float(np.exp(measured.statistics["log_std"].mean()))
+        for normalizer, measured in results.initializations(network, results.size.normalizers).items()
+    }
 
 
-def similarity_before_the_last_layer(results: Results, network: str) -> dict[str, np.ndarray]:
-    """Figure 15: by normalizer, the cosine similarity of the activations, [seeds]."""
-    found = {}
-    for normalizer in results.size.normalizers:
-        initialization = results.initialization(model_name(network, normalizer))
-        if initialization is not None:
-            found[normalizer] = initialization.similarity
-    return found
+def similarities_before_the_last_layer(results: Results) -> dict[str, dict[str, np.ndarray]]:
+    """Figure 15: by network and normalizer, the cosine similarity of the activations, [seeds]."""
+    found = {
+        network: {
+            normalizer: measured.similarity
+            for normalizer, measured in results.initializations(network, results.size.normalizers).items()
+        }
+        for network in results.size.networks
+    }
+    return {network: by_normalizer for network, by_normalizer in found.items() if by_normalizer}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +119,14 @@ class BatchRatio:
     norm: float
 
 
-def batch_ratios(results: Results, network: str) -> dict[str, BatchRatio]:
-    """By normalizer of claim 4."""
+def batch_ratios(results: Results) -> dict[tuple[str, str], BatchRatio]:
+    """By network and normalizer of claim 4."""
     found = {}
-    for normalizer in COMPARED:
-        both = [results.initialization(model_name(network, normalizer), small=s) for s in (False, True)]
-        if None in both:
-            continue
-        logs = [i.statistics["log_gradient_norm"] for i in both if i is not None]
-        growth = [float(np.exp(-np.polyfit(np.arange(n.shape[1]), n.T, 1)[0].mean())) for n in logs]
-        found[normalizer] = BatchRatio((growth[0], growth[1]), float(np.exp(logs[1].mean() - logs[0].mean())))
+    for network in results.size.networks:
+        larger, small = (results.initializations(network, COMPARED, small=small) for small in (False, True))
+        for normalizer in (name for name in larger if name in small):
+            logs = [some[normalizer].statistics["log_gradient_norm"] for some in (larger, small)]
+            growth = [float(np.exp(-np.polyfit(np.arange(n.shape[1]), n.T, 1)[0].mean())) for n in logs]
+            norm = float(np.exp(logs[1].mean() - logs[0].mean()))
+            found[network, normalizer] = BatchRatio((growth[0], growth[1]), norm)
     return found

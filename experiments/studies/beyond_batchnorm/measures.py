@@ -120,7 +120,6 @@ def measure_optimizer_input(
     """Size of every layer's gradient at initialisation, as the optimizer gets it behind each method.
 
     Args:
-      batch_size: images in the batch.
       methods: names in `experiments.run.METHODS`.
       seeds: of the weights and of the choice of images.
 

@@ -47,7 +47,7 @@ UNIFORM_WIDTH = 64  # of the network of claim 3's stable rank
 
 
 @dataclasses.dataclass(frozen=True)
-class Extent:
+class Size:
     """How large a preset is. Networks are named as in `models.signal_propagation.names`, with their width.
 
     Attributes:
@@ -98,33 +98,23 @@ class Extent:
     residual_train_examples: int | None = None
     test_examples: int | None = None
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Those of claims 2 and 4, similarity and batch size."""
+        return (*self.plain, self.residual)
+
+    @property
+    def grouped(self) -> tuple[str, ...]:
+        """Networks whose group size varies."""
+        return tuple(network for network in (self.deep, self.residual) if self.group_sizes_of(network))
+
+    def group_sizes_of(self, network: str) -> tuple[int, ...]:
+        """Channels in a group, of one of the networks whose group size varies."""
+        return self.residual_group_sizes if network == self.residual else self.group_sizes
+
 
 SIZES = {
-    "smoke": Extent(
-        residual="resnet20w4",
-        plain=("cnn10w8",),
-        deep="cnn10w8",
-        normalizers=("batch_norm", "group_norm", "layer_norm"),
-        activation_normalizers=("batch_norm", "layer_norm"),
-        seeds=(0, 1),
-        batch_size=32,
-        batches=1,
-        small_batches=1,
-        group_sizes=(1, 4, 8),
-        residual_group_sizes=(),
-        gaussian_size=8,
-        first_steps=10,
-        followed="cnn10w8",
-        trained=("cnn10w8",),
-        rescued=(("cnn10w8", "instance_norm"),),
-        epochs=2,
-        training_batch_size=50,
-        training_seeds=(0,),
-        train_examples=200,
-        residual_train_examples=200,
-        test_examples=100,
-    ),
-    "cpu": Extent(
+    "cpu": Size(
         batches=1,
         small_batches=4,
         gaussian_size=16,
@@ -138,8 +128,31 @@ SIZES = {
         residual_train_examples=1_000,
         test_examples=500,
     ),
-    "full": Extent(),
+    "full": Size(),
 }
+# In seconds, for tests: the shallowest networks, a few channels wide.
+SIZES["smoke"] = dataclasses.replace(
+    SIZES["cpu"],
+    residual="resnet20w4",
+    plain=("cnn10w8",),
+    deep="cnn10w8",
+    normalizers=("batch_norm", "group_norm", "layer_norm"),
+    activation_normalizers=("batch_norm", "layer_norm"),
+    seeds=(0, 1),
+    batch_size=32,
+    small_batches=1,
+    group_sizes=(1, 4, 8),
+    residual_group_sizes=(),
+    gaussian_size=8,
+    first_steps=10,
+    followed="cnn10w8",
+    trained=("cnn10w8",),
+    rescued=(("cnn10w8", "instance_norm"),),
+    epochs=2,
+    training_seeds=(0,),
+    train_examples=200,
+    test_examples=100,
+)
 
 
 def family(network: str) -> str:
@@ -169,20 +182,21 @@ def initialization_name(model: str, batch_size: int, dataset: str = DATASET) -> 
     return f"init-{dataset}-{file_name(model)}-b{batch_size}"
 
 
-def _at_initialization(size: Extent, model: str, *, backward: bool, small: bool = False) -> Measurement:
+def _at_initialization(
+    size: Size, model: str, *, backward: bool = False, small: bool = False, dataset: str = DATASET
+) -> Measurement:
     batch_size = 16 if small else size.batch_size
-    return Measurement(
-        initialization_name(model, batch_size),
-        measure_initialization,
-        {
-            "model": model,
-            "dataset": DATASET,
-            "batch_size": batch_size,
-            "batches": size.small_batches if small else size.batches,
-            "seeds": size.seeds,
-            "backward": backward,
-        },
-    )
+    arguments = {
+        "model": model,
+        "dataset": dataset,
+        "batch_size": batch_size,
+        "batches": size.small_batches if small else size.batches,
+        "seeds": size.seeds,
+        "backward": backward,
+    }
+    if dataset == GAUSSIAN:
+        arguments["image_size"] = size.gaussian_size
+    return Measurement(initialization_name(model, batch_size, dataset), measure_initialization, arguments)
 
 
 def uniform_name(group_size: int) -> str:
@@ -193,41 +207,23 @@ def uniform_name(group_size: int) -> str:
 def make_measurements(preset: str) -> list[Measurement]:
     """Everything at initialisation, the first steps of training and what the optimizer gets."""
     size = SIZES[preset]
-    networks = (*size.plain, size.residual)
     # Those with gradients come first: of several measurements with one name the first is made.
     found = [
-        _at_initialization(size, model_name(n, norm), backward=True) for n in networks for norm in COMPARED
-    ]
-    found += [
-        _at_initialization(size, model_name(n, norm), backward=True, small=True)
-        for n in networks
-        for norm in COMPARED
+        _at_initialization(size, model_name(network, normalizer), backward=True, small=small)
+        for small in (False, True)
+        for network in size.networks
+        for normalizer in COMPARED
     ]
     found += [_at_initialization(size, grouped_name(size.deep, g), backward=True) for g in size.group_sizes]
     forward = [
         *(model_name(size.residual, normalizer) for normalizer in size.activation_normalizers),
-        *(model_name(size.residual, norm, option) for norm in PARAMETRIC for option in RESIDUALS),
+        *(model_name(size.residual, norm, block) for norm in PARAMETRIC for block in RESIDUALS),
         *(model_name(network, norm) for network in size.plain for norm in size.normalizers),
         *(grouped_name(size.residual, g) for g in size.residual_group_sizes),
         *(model_name(network, normalizer) for network in size.trained for normalizer in size.normalizers),
     ]
-    found += [_at_initialization(size, model, backward=False) for model in forward]
-    found += [
-        Measurement(
-            initialization_name(uniform_name(g), size.batch_size, GAUSSIAN),
-            measure_initialization,
-            {
-                "model": uniform_name(g),
-                "dataset": GAUSSIAN,
-                "batch_size": size.batch_size,
-                "batches": size.batches,
-                "seeds": size.seeds,
-                "backward": False,
-                "image_size": size.gaussian_size,
-            },
-        )
-        for g in size.group_sizes
-    ]
+    found += [_at_initialization(size, model) for model in forward]
+    found += [_at_initialization(size, uniform_name(g), dataset=GAUSSIAN) for g in size.group_sizes]
     found.append(
         Measurement(
             "first-steps",
@@ -268,17 +264,17 @@ def optimizer_input_name(network: str, normalizer: str) -> str:
     return f"optimizer-input-{file_name(model_name(network, normalizer))}"
 
 
-def _learning_rate(size: Extent, network: str) -> float:
+def _learning_rate(size: Size, network: str) -> float:
     return LEARNING_RATES[family(network)] * size.training_batch_size / 256
 
 
-def make_run(size: Extent, network: str, normalizer: str, method: str, seed: int, options: str = "") -> Run:
+def make_run(size: Size, network: str, normalizer: str, method: str, seed: int) -> Run:
     """One training."""
     znorm = method == "znorm"
     is_residual = family(network) == "resnet"
     return Run(
         dataset=DATASET,
-        model=model_name(network, normalizer, options),
+        model=model_name(network, normalizer),
         method=method,
         optimizer="sgdm",
         learning_rate=ZNORM_LEARNING_RATE if znorm else _learning_rate(size, network),
@@ -295,7 +291,7 @@ def make_run(size: Extent, network: str, normalizer: str, method: str, seed: int
     )
 
 
-def speed_runs(size: Extent) -> list[Run]:
+def speed_runs(size: Size) -> list[Run]:
     """Trainings whose speed is compared with the similarity at initialisation."""
     return [
         make_run(size, network, normalizer, "baseline", seed)
@@ -305,7 +301,7 @@ def speed_runs(size: Extent) -> list[Run]:
     ]
 
 
-def rescue_runs(size: Extent) -> list[Run]:
+def rescue_runs(size: Size) -> list[Run]:
     """Trainings of the normalizers that fail, behind each method, and of BatchNorm for comparison."""
     return [
         make_run(size, network, normalizer, method, seed)

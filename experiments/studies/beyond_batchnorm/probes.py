@@ -190,8 +190,6 @@ def propagate(
     """Runs a network in training mode on one batch, forwards and backwards through the mean cross-entropy.
 
     Args:
-      params: its parameters, such as `probed.params`.
-      batch_stats: its running statistics, such as `probed.batch_stats`.
       images: normalised, [n, height, width, channels].
       labels: their classes, integers [n].
 

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.records import MeasurementRecord, RunRecord
-from experiments.report.findings import Finding, judge
-from experiments.studies.beyond_batchnorm.plan import DATASET, Extent, initialization_name
+from experiments.studies.beyond_batchnorm.plan import DATASET, Size, initialization_name, make_run, model_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Results:
       records: of the trainings.
     """
 
-    size: Extent
+    size: Size
     measurements: Mapping[str, MeasurementRecord]
     records: Sequence[RunRecord]
 
@@ -63,6 +62,20 @@ class Results:
         units, convolutions = values.pop("units"), values.pop("convolutions")
         return Initialization(units, convolutions, {key: to_array(rows) for key, rows in values.items()})
 
+    def initializations(
+        self, network: str, normalizers: Sequence[str], options: str = "", *, small: bool = False
+    ) -> dict[str, Initialization]:
+        """The same by normalizer, in one network with one kind of block, as far as it was measured."""
+        models = {normalizer: model_name(network, normalizer, options) for normalizer in normalizers}
+        found = {normalizer: self.initialization(model, small=small) for normalizer, model in models.items()}
+        return {normalizer: some for normalizer, some in found.items() if some is not None}
+
+    def trainings(self, network: str, normalizer: str, method: str = "baseline") -> list[RunRecord]:
+        """Those of one network that got through an epoch, in the order of their seeds."""
+        by_name = {record.run.name: record for record in self.records if record.epochs}
+        runs = (make_run(self.size, network, normalizer, method, seed) for seed in self.size.training_seeds)
+        return [by_name[run.name] for run in runs if run.name in by_name]
+
     def values(self, name: str) -> Mapping[str, Any] | None:
         """What another measurement gave, if it was made."""
         return self.measurements[name].values if name in self.measurements else None
@@ -71,26 +84,3 @@ class Results:
 def to_array(rows: Any) -> np.ndarray:
     """Numbers as they are in a file, where those that are not finite are strings."""
     return np.asarray(rows, dtype=object).astype(float)
-
-
-SOURCE = "Lubana et al. 2021, arXiv 2106.05956"
-Section = tuple[list[Finding], str]
-QUESTION = "The paper's claims"
-HEADLINES = ("claim 1", "claim 3 as a line")
-
-
-def claim(
-    text: str, holds: bool | None, measured: str, *, label: str, note: str = "", source: str = SOURCE
-) -> Finding:
-    """A claim that a rule decides."""
-    return Finding(
-        claim=text,
-        source=source,
-        measured=measured or "not measured",
-        interval=None,
-        verdict=judge(holds),
-        note=note if measured else "not measured",
-        label=label,
-        question=QUESTION if source else "Beyond the paper",
-        headline=label in HEADLINES,
-    )

@@ -12,8 +12,6 @@ from experiments.studies.beyond_batchnorm.claims import rank_correlation
 from experiments.studies.beyond_batchnorm.plan import (
     METHODS,
     grouped_name,
-    make_run,
-    model_name,
     optimizer_input_name,
 )
 from experiments.studies.beyond_batchnorm.results import Results, to_array
@@ -72,22 +70,17 @@ class Speed:
 
 
 def mean_training_accuracy(record: RunRecord) -> float:
-    """Over epochs; of a run that diverged, over those it had, the missing ones counting as 0."""
+    """Over epochs; the epochs after a run diverged count as 0."""
     return sum(epoch.train_accuracy for epoch in record.epochs) / record.run.epochs
 
 
 def speed(results: Results, network: str) -> Speed:
     """Figure 5: one point per normalizer."""
-    by_name = {record.run.name: record for record in results.records if record.epochs}
     rows = []
-    for normalizer in results.size.normalizers:
-        initialization = results.initialization(model_name(network, normalizer))
-        runs = [
-            make_run(results.size, network, normalizer, "baseline", s) for s in results.size.training_seeds
-        ]
-        accuracies = [mean_training_accuracy(by_name[run.name]) for run in runs if run.name in by_name]
-        if initialization is not None and accuracies:
-            rows.append((normalizer, initialization.similarity.mean(), np.mean(accuracies)))
+    for normalizer, measured in results.initializations(network, results.size.normalizers).items():
+        accuracies = [mean_training_accuracy(record) for record in results.trainings(network, normalizer)]
+        if accuracies:
+            rows.append((normalizer, measured.similarity.mean(), np.mean(accuracies)))
     names, similarity, accuracy = zip(*rows, strict=True) if rows else ((), (), ())
     return Speed(names, np.array(similarity), np.array(accuracy))
 
@@ -174,17 +167,24 @@ def tradeoff(results: Results) -> Tradeoff | None:
 # Beyond the paper.
 
 
-def optimizer_input(results: Results, network: str, normalizer: str) -> dict[str, np.ndarray]:
-    """By method, log10 of the root mean square of every kernel's gradient, [seeds, kernels]."""
-    values = results.values(optimizer_input_name(network, normalizer))
-    if values is None:
-        return {}
-    return {method: to_array(values[method]) / np.log(10) for method in METHODS}
+def optimizer_inputs(results: Results) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """By network and normalizer, by method, log10 of each kernel's root mean square gradient, [seeds, kernels]."""
+    found = {}
+    for network, failing in results.size.rescued:
+        for normalizer in (failing, "batch_norm"):
+            values = results.values(optimizer_input_name(network, normalizer))
+            if values is not None:
+                by_method = {method: to_array(values[method]) / np.log(10) for method in METHODS}
+                found[network, normalizer] = by_method
+    return found
 
 
-def spread(sizes: np.ndarray) -> float:
+def spreads(results: Results) -> dict[tuple[str, str], dict[str, float]]:
     """Orders of magnitude between the layers: standard deviation of log10 over layers, mean over seeds."""
-    return float(np.std(sizes, axis=1).mean())
+    return {
+        key: {method: float(np.std(sizes, axis=1).mean()) for method, sizes in by_method.items()}
+        for key, by_method in optimizer_inputs(results).items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,14 +215,8 @@ class Rescue:
 
 def rescue(results: Results, network: str, failing: str) -> Rescue | None:
     """Beyond the paper: trainings of one normalizer; `None` if some method or BatchNorm has not been trained."""
-    by_name = {record.run.name: record for record in results.records if record.epochs}
-
-    def trained(normalizer: str, method: str) -> list[RunRecord]:
-        runs = [make_run(results.size, network, normalizer, method, s) for s in results.size.training_seeds]
-        return [by_name[run.name] for run in runs if run.name in by_name]
-
-    found = {method: trained(failing, method) for method in METHODS}
-    reference = trained("batch_norm", "baseline")
+    found = {method: results.trainings(network, failing, method) for method in METHODS}
+    reference = results.trainings(network, "batch_norm")
     if not reference or not all(found.values()):
         return None
     return Rescue(

@@ -25,7 +25,7 @@ from experiments.report.markdown import markdown_table
 from experiments.report.pages import describe_protocol, write_report
 from experiments.report.tables import results_table
 from experiments.run import Run
-from experiments.studies.gradient_overlap import figures as figures
+from experiments.studies.gradient_overlap import figures
 from experiments.studies.gradient_overlap.answers import describe, make_findings
 from experiments.studies.gradient_overlap.measures import (
     Network,
@@ -33,7 +33,7 @@ from experiments.studies.gradient_overlap.measures import (
     measure_initialization,
     measure_trained,
 )
-from experiments.studies.grid import grid
+from experiments.studies.grid import Size, grid
 from experiments.studies.study import Study, settings_table
 
 STATES = {
@@ -42,58 +42,52 @@ STATES = {
     "znorm": "trained, ZNorm and Adam",
 }
 AXES = ("model", "method")
+MODELS = ("resnet20", "plain20", "resnet56", "plain56", "resnet110", "plain110")
+METHODS = ("baseline", "znorm")
 
 
-@dataclasses.dataclass(frozen=True)
-class Extent:
-    """How large a preset is.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OverlapSize(Size):
+    """How large a preset is; `models` are the trained networks.
 
     Attributes:
-      models: measured at initialisation; a residual network is followed by its plain twin.
-      trained_models: also measured after training.
-      seeds: of initialisation, training and batch.
-      batch_size: images of the measured batch.
+      untrained_models: measured at initialisation; a residual network is followed by its plain twin.
+      measured_images: in the batch on which each network is measured.
       iterations: of the power iteration for each operator norm.
-      epochs: of training.
-      training_batch_size: images per training step.
-      train_examples: class-balanced subset of the training images; None takes all.
-      test_examples: class-balanced subset of the test images; None takes all.
     """
 
-    models: tuple[str, ...] = ("resnet20", "plain20", "resnet56", "plain56", "resnet110", "plain110")
-    trained_models: tuple[str, ...] = models
-    seeds: tuple[int, ...] = (0, 1, 2)
-    batch_size: int = 128
-    iterations: int = 100
-    epochs: int = 100
-    training_batch_size: int = 256
-    train_examples: int | None = None
-    test_examples: int | None = None
+    untrained_models: tuple[str, ...]
+    measured_images: int
+    iterations: int
 
 
 SIZES = {
-    "smoke": Extent(
-        models=("resnet8", "plain8"),
-        trained_models=("resnet8", "plain8"),
-        seeds=(0, 1),
-        batch_size=8,
-        iterations=20,
-        epochs=1,
-        training_batch_size=50,
-        train_examples=500,
-        test_examples=200,
-    ),
-    "cpu": Extent(
-        trained_models=("resnet20", "plain20", "resnet56", "plain56"),
-        batch_size=32,
-        iterations=50,
+    "cpu": OverlapSize(
+        models=MODELS[:4],
+        methods=METHODS,
         epochs=10,
-        training_batch_size=50,
+        batch_sizes=(50,),
+        seeds=(0, 1, 2),
         train_examples=1_000,
         test_examples=500,
+        untrained_models=MODELS,
+        measured_images=32,
+        iterations=50,
     ),
-    "full": Extent(),
+    "full": OverlapSize(
+        models=MODELS,
+        methods=METHODS,
+        epochs=100,
+        batch_sizes=(256,),
+        seeds=(0, 1, 2),
+        untrained_models=MODELS,
+        measured_images=128,
+        iterations=100,
+    ),
 }
+SIZES["smoke"] = SIZES["cpu"].small(
+    epochs=1, untrained_models=("resnet8", "plain8"), measured_images=8, iterations=20
+)
 
 NOTES = """\
 For every block: alpha, the operator norm of its branch's Jacobian (power iteration on products with the Jacobian
@@ -117,25 +111,14 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """The trained networks, with and without ZNorm."""
     del records
     size = SIZES[preset]
-    base = Run(
-        dataset="cifar10",
-        model=size.trained_models[0],
-        method="baseline",
-        optimizer="adam",
-        learning_rate=0.001,
-        epochs=size.epochs,
-        batch_size=size.training_batch_size,
-        seed=size.seeds[0],
-        train_examples=size.train_examples,
-        test_examples=size.test_examples,
-    )
-    return grid(base, seed=size.seeds, model=size.trained_models, method=("baseline", "znorm"))
+    base = size.run("cifar10", optimizer="adam", learning_rate=0.001)
+    return grid(base, seed=size.seeds, model=size.models, method=size.methods)
 
 
 def make_measurements(preset: str) -> list[Measurement]:
     """One for every network: at initialisation, and after each of the study's runs."""
     size = SIZES[preset]
-    options = {"batch_size": size.batch_size, "iterations": size.iterations}
+    options = {"batch_size": size.measured_images, "iterations": size.iterations}
     untrained = [
         Measurement(
             f"initialisation-{model}-s{seed}",
@@ -143,7 +126,7 @@ def make_measurements(preset: str) -> list[Measurement]:
             {"model": model, "seed": seed, **options},
         )
         for seed in size.seeds
-        for model in size.models
+        for model in size.untrained_models
     ]
     trained = [
         Measurement(
@@ -160,7 +143,7 @@ def find_networks(preset: str, measured: Mapping[str, MeasurementRecord]) -> Net
     """What was measured, by model and state; diverged networks are excluded."""
     size = SIZES[preset]
     networks = {}
-    for model in size.models:
+    for model in size.untrained_models:
         for state in STATES:
             names = [f"{state}-{model}-s{seed}" for seed in size.seeds]
             found = [measured[name] for name in names if name in measured]
@@ -212,8 +195,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         settings=settings_table(preset, size, SIZES["full"]),
         results=results,
         method=[
-            f"{len(measured)} of {expected} networks were measured, on batches of {size.batch_size} training images. "
-            f"Trainings: {describe_protocol(make_runs(preset, [])[0])}; learning rate 0.001.",
+            f"{len(measured)} of {expected} networks were measured, on batches of {size.measured_images} training "
+            f"images. Trainings: {describe_protocol(make_runs(preset, [])[0])}; learning rate 0.001.",
             NOTES,
             OVERLAP_NOTES,
         ],

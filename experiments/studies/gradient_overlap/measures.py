@@ -85,9 +85,6 @@ def measure(model: ResNet, images: jax.Array, labels: jax.Array, *, iterations: 
       images: normalised images [n, height, width, channels].
       labels: their classes, integers [n].
       iterations: of the power iteration for each operator norm.
-
-    Returns:
-      The measurements.
     """
     blocks = [nnx.split(block) for block in model.blocks]
     x = _stem(*nnx.split(model), images)

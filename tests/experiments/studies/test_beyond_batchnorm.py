@@ -30,6 +30,7 @@ from experiments.studies.beyond_batchnorm.plan import (
     model_name,
 )
 from experiments.studies.beyond_batchnorm.results import Results
+from experiments.studies.beyond_batchnorm.sections import SECTIONS
 from experiments.studies.beyond_batchnorm.trainings import FirstSteps, Speed
 
 
@@ -197,6 +198,38 @@ def test_a_correlation_that_the_first_steps_make_is_gone_without_them():
     assert steps.transient == 20
     assert np.all(steps.correlations() > 0.9)
     assert np.all(np.abs(steps.correlations(steps.transient)) < 0.5)
+
+
+@pytest.mark.parametrize("preset", SIZES)
+def test_every_claim_is_named_before_anything_is_measured(preset, tmp_path):
+    results = Results(SIZES[preset], {}, [])
+    found = [
+        finding for section in SECTIONS for claim in section.claims for finding in claim.findings(results)
+    ]
+    assert {(f.verdict, f.measured, f.note) for f in found} == {
+        ("cannot be told", "not measured", "not measured")
+    }
+    assert len({f.claim for f in found}) == len(found)
+    labels = [f.label for f in found]
+    for label in (
+        "claim 1",
+        "figure 7",
+        "figure 9",
+        "figure 10",
+        "figure 15",
+        "batch size",
+        "sizes of gradients",
+    ):
+        assert labels.count(label) == 1, label
+    assert labels.count("figure 5") == len(results.size.trained)
+    assert sum(label.startswith("rescue of ") for label in labels) == len(results.size.rescued)
+    assert [f.label for f in found if f.headline] == ["claim 1", "claim 3 as a line"]
+    for section in SECTIONS:
+        text = section.describe(results, tmp_path)
+        assert text.startswith("### ")
+        assert "{" not in text
+        assert "![" not in text
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_report_of_planted_numbers_says_what_was_planted(tmp_path):
