@@ -36,7 +36,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "Beyond BatchNorm: four claims about normalizers",
         list(cells.values()),
         findings,
-        settings=settings_table(preset, size, SIZES["full"]),
+        settings=settings_table(preset, SIZES),
         results=[claims_table(findings), *(section.describe(results, folder) for section in SECTIONS)],
         method=[_protocol(results, preset)],
     )

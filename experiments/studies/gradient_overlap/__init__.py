@@ -192,7 +192,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "Gradient overlap in ResNets and plain networks",
         list(cells.values()),
         make_findings(networks, STATES),
-        settings=settings_table(preset, size, SIZES["full"]),
+        settings=settings_table(preset, SIZES),
         results=results,
         method=[
             f"{len(measured)} of {expected} networks were measured, on batches of {size.measured_images} training "

@@ -97,7 +97,7 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     runs: list[Run] = []
     for part in PARTS[preset]:
         tuning, reported = make_tuning(preset, part), reported_runs(preset, part, records)
-        of_part = [*tuning.runs(records), *reported]
+        of_part = list(dict.fromkeys([*tuning.runs(records), *reported]))  # the same where rates are known
         runs += of_part
         unnamed = len(reported) < len(part.seeds) * len(tuning.settings)
         if unnamed or any(cell.missing for cell in make_cells(of_part, records).values()):
@@ -107,11 +107,12 @@ def make_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
 
 def named_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     """All runs of the protocol, of which `make_runs` names those whose turn has come."""
-    return [
+    runs = (
         run
         for part in PARTS[preset]
         for run in (*make_tuning(preset, part).runs(records), *reported_runs(preset, part, records))
-    ]
+    )
+    return list(dict.fromkeys(runs))
 
 
 def make_tuning(preset: str, part: Part) -> Tuning:
