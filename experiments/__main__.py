@@ -170,14 +170,15 @@ def publish(
         runs/compare.
       out: of what is published; STUDY/PRESET is made in it.
     """
+    from experiments.jobs.lock import FolderLock
     from experiments.records import publish
 
     chosen = find_study(study, with_compare=True)
     target = out / study / preset
-
     check = functools.partial(chosen.check_records, preset)
     source = source or (RUNS / study if study == "compare" else RUNS / study / preset)
-    count = publish(source, target, check)
+    with FolderLock(target):  # two at once would each write what it read, without the other's lines
+        count = publish(source, target, check)
     waiting = f"; {count.unfinished} more have not ended" if count.unfinished else ""
     print(f"Published: {target}, {count.runs} runs and {count.measurements} measurements{waiting}")
 

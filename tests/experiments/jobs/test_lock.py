@@ -13,6 +13,8 @@ import pytest
 from experiments.files import FileError
 from experiments.jobs import lock
 from experiments.jobs.lock import FolderLock
+from experiments.records import EpochMetrics, RunRecord, write_record
+from experiments.run import Run
 
 from ..processes import finish, metrics, run, start, wait_for_epochs
 
@@ -64,6 +66,22 @@ def test_a_folder_is_one_process_s_until_it_ends(tmp_path):
     with FolderLock(tmp_path), pytest.raises(FileError, match=f"process {os.getpid()} "):
         FolderLock(tmp_path).__enter__()
     assert not list(tmp_path.iterdir())
+
+
+def test_one_command_at_a_time_publishes_into_a_folder(tmp_path, call):
+    made = Run("digits", "resnet8", "baseline", "sgdm", 0.01, 1, 64, 0)
+    epochs = (EpochMetrics(1, 1.0, 0.5, 1.0, 0.5, 0, 1.0),)
+    write_record(tmp_path / "made/records", RunRecord(made, "finished", epochs=epochs))
+    command = ("publish", "compare", "--from", tmp_path / "made", "--out", tmp_path / "out")
+    target = tmp_path / "out/compare/cpu"
+    target.mkdir(parents=True)
+    with holder(target) as process:
+        code, _, err = call(*command)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"is in use by process {process.pid} on this host" in err
+    assert not (target / "records.jsonl").exists()
+    assert call(*command)[0] == 0
+    assert {path.name for path in target.iterdir()} == {"records.jsonl"}
 
 
 def test_what_a_killed_process_left_is_taken_over(tmp_path):
