@@ -197,7 +197,7 @@ def report(
         files in runs.
     """
     from experiments.records import exists, read_records
-    from experiments.reproduce import write_report
+    from experiments.reproduce import render
     from experiments.studies.study import PRESETS
 
     chosen = find_study(study, with_compare=True)
@@ -213,7 +213,7 @@ def report(
         if not records and not exists(folder / "measurements"):
             raise UsageError(f"there are no records in {folder / 'records'}")
         chosen.check_records(p, records)
-        write_report(chosen, p, records, folder)
+        render(chosen, p, records, folder)
         print(f"Report: {folder / 'report.md'}")
 
 

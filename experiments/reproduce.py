@@ -70,11 +70,11 @@ def _reproduce(
     failures = measure(
         measurements, out=measured, context=Context(options.data_dir, out), workers=options.workers
     )
-    write_report(study, preset, records, folder)
+    render(study, preset, records, folder)
     return records, failures
 
 
-def write_report(study: Study, preset: str, records: Sequence[RunRecord], folder: Path) -> None:
+def render(study: Study, preset: str, records: Sequence[RunRecord], folder: Path) -> None:
     """Writes a study's report and, where gradients were recorded, the page that shows them.
 
     Raises:

@@ -9,6 +9,8 @@ from experiments.run import DEFAULT_LEARNING_RATES, Run
 
 # What most studies compare: the optimizer alone, and four methods in front of it.
 METHODS = ("baseline", "centralization", "clipping", "znorm", "gan")
+NORMALIZERS = ("baseline", "znorm", "gan")
+ZNORM_ALONE = ("baseline", "znorm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Size:
         """
         fields: dict[str, Any] = {
             "models": tuple(dict.fromkeys(map(_smallest, self.models))),
-            "methods": tuple(method for method in self.methods if method in ("baseline", "znorm", "gan")),
+            "methods": tuple(method for method in self.methods if method in NORMALIZERS),
             "epochs": 2,
             "batch_sizes": (50,),
             "seeds": (0, 1),

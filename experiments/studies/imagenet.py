@@ -25,11 +25,10 @@ from experiments.records import RunRecord
 from experiments.report.contrasts import ONE_POINT, Endpoint
 from experiments.run import RESIZED_CROP, Run
 from experiments.studies.comparison import Question, write_grid_report
-from experiments.studies.grid import Size, grid, rates_of, with_seeds
+from experiments.studies.grid import NORMALIZERS, Size, grid, rates_of, with_seeds
 from experiments.studies.study import Study, settings_table
 from experiments.studies.tuning import TUNING_SEEDS, Tuning
 
-METHODS = ("baseline", "znorm", "gan")
 # Behind momentum 0.9, decoupled decay is as strong as a tenth of it inside the gradient, the usual 5e-5. In LARS it
 # is inside, where its trust ratio sees it.
 WEIGHT_DECAYS = {"sgdm": 5e-4, "lars": 1e-4}
@@ -37,7 +36,7 @@ WEIGHT_DECAYS = {"sgdm": 5e-4, "lars": 1e-4}
 SIZES = {
     "cpu": Size(
         models=("resnet20",),
-        methods=METHODS,
+        methods=NORMALIZERS,
         epochs=10,
         batch_sizes=(250,),
         seeds=(0, 1, 2),
@@ -49,7 +48,7 @@ SIZES = {
     ),
     "full": Size(
         models=("resnet50",),
-        methods=METHODS,
+        methods=NORMALIZERS,
         epochs=90,
         batch_sizes=(1_024, 2_048, 4_096, 8_192),
         seeds=(0, 1, 2),

@@ -17,10 +17,9 @@ from pathlib import Path
 from experiments.records import RunRecord
 from experiments.run import Run
 from experiments.studies.comparison import Question, write_grid_report
-from experiments.studies.grid import Size, grid
+from experiments.studies.grid import NORMALIZERS, Size, grid
 from experiments.studies.study import Study, settings_table
 
-METHODS = ("baseline", "znorm", "gan")
 # At batch 256. LARS multiplies by its trust coefficient of 0.001 too, so its learning rate is of another order.
 LEARNING_RATES = {"lars": 2.0, "lamb": 0.005}
 BASE_BATCH_SIZE = 256
@@ -28,7 +27,7 @@ BASE_BATCH_SIZE = 256
 SIZES = {
     "cpu": Size(
         models=("resnet20",),
-        methods=METHODS,
+        methods=NORMALIZERS,
         epochs=15,
         batch_sizes=(128, 512),
         seeds=(0, 1, 2),
@@ -37,7 +36,7 @@ SIZES = {
     ),
     "full": Size(
         models=("resnet20",),
-        methods=METHODS,
+        methods=NORMALIZERS,
         epochs=100,
         batch_sizes=(256, 512, 1024, 2048, 4096),
         seeds=(0, 1, 2),

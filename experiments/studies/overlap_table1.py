@@ -30,7 +30,7 @@ from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, write_report
 from experiments.run import DEFAULT_LEARNING_RATES, Run
 from experiments.studies.comparison import Question, compare_methods
-from experiments.studies.grid import Size, default_learning_rate, grid, rates_of, with_seeds
+from experiments.studies.grid import ZNORM_ALONE, Size, default_learning_rate, grid, rates_of, with_seeds
 from experiments.studies.study import Study, settings_table
 from experiments.studies.tuning import Tuning
 
@@ -59,7 +59,7 @@ SIZES = {
         validation_examples=5_000,
     ),
 }
-SIZES["smoke"] = SIZES["cpu"].small(methods=("baseline", "znorm"))
+SIZES["smoke"] = SIZES["cpu"].small(methods=ZNORM_ALONE)
 GRID = {
     "sgdm": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
     "adam": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03),

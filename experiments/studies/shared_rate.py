@@ -21,16 +21,15 @@ from experiments.report.findings import HELPS, Finding, judge
 from experiments.report.pages import describe_protocol, describe_waiting, write_report
 from experiments.report.tables import certainty_table, contrasts_table
 from experiments.run import Run
-from experiments.studies.grid import Size, grid
+from experiments.studies.grid import ZNORM_ALONE, Size, grid
 from experiments.studies.study import Study, settings_table
 from experiments.studies.tuning import Tuning
 
-METHODS = ("baseline", "znorm")
 LAST_EPOCHS = 10  # of a constant rate, whose single epochs are left to chance
 SIZES = {
     "cpu": Size(
         models=("resnet20",),
-        methods=METHODS,
+        methods=ZNORM_ALONE,
         epochs=30,
         batch_sizes=(128,),
         seeds=(0, 1, 2),
@@ -38,7 +37,7 @@ SIZES = {
     ),
     "full": Size(
         models=("resnet56",),
-        methods=METHODS,
+        methods=ZNORM_ALONE,
         epochs=100,
         batch_sizes=(256,),
         seeds=(0, 1, 2, 3, 4),

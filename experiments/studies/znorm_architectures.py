@@ -15,17 +15,16 @@ from pathlib import Path
 from experiments.records import RunRecord
 from experiments.run import Run
 from experiments.studies.comparison import Question, write_grid_report
-from experiments.studies.grid import Size, default_learning_rate, grid
+from experiments.studies.grid import ZNORM_ALONE, Size, default_learning_rate, grid
 from experiments.studies.overlap_table1 import paper_effect
 from experiments.studies.study import Study, settings_table
 
-METHODS = ("baseline", "znorm")
 OPTIMIZERS = ("sgdm", "adam", "rmsprop")
 
 SIZES = {
     "cpu": Size(
         models=("resnet20", "plain20"),
-        methods=METHODS,
+        methods=ZNORM_ALONE,
         epochs=8,
         batch_sizes=(50,),
         seeds=(0, 1, 2, 3, 4),
@@ -34,7 +33,7 @@ SIZES = {
     ),
     "full": Size(
         models=("resnet56", "plain56", "vgg16", "vgg16_bn"),
-        methods=METHODS,
+        methods=ZNORM_ALONE,
         epochs=100,
         batch_sizes=(256,),
         seeds=(0, 1, 2),

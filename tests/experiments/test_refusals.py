@@ -18,7 +18,7 @@ from experiments.preflight import UsageError, check_out
 from experiments.records import RecordError
 from experiments.records.dynamics import GradientDynamics
 from experiments.report import pages
-from experiments.reproduce import ReportError, reproduce, write_report
+from experiments.reproduce import ReportError, render, reproduce
 from experiments.run import Run
 from experiments.studies.study import Study
 
@@ -139,7 +139,7 @@ def test_a_report_that_fails_leaves_the_records_and_says_what_to_do(tmp_path, er
     assert "all records are kept, and the same command renders it again" in str(raised.value)
     assert {path: path.read_bytes() for path in (tmp_path / "records").iterdir()} == before
     made = []
-    write_report(make_study(lambda preset, found, folder: made.append(found)), "", [], tmp_path)
+    render(make_study(lambda preset, found, folder: made.append(found)), "", [], tmp_path)
     assert made == [[]]
 
 

@@ -13,6 +13,7 @@ from experiments.studies.beyond_batchnorm.measures import (
     measure_initialization,
     measure_optimizer_input,
 )
+from experiments.studies.grid import NORMALIZERS
 
 DATASET = "cifar100"
 PAPER_WIDTHS = {"cnn10": 64, "cnn20": 64, "uniform30": 64, "resnet": 32}
@@ -32,7 +33,6 @@ PARAMETRIC = ("weight_norm", "scaled_ws")
 COMPARED = ("instance_norm", "batch_norm", "group_norm", "layer_norm")
 # The paper's third kind of block; in its code, skip_init stays on beside it. Both are measured.
 RESIDUALS = ("", ":skip_init", ":nonlinearity_on_residual", ":skip_init:nonlinearity_on_residual")
-METHODS = ("baseline", "znorm", "gan")
 
 # For batch 256, scaled in proportion to the batch as the paper does.
 LEARNING_RATES = {"cnn10": 0.1, "cnn20": 0.01, "resnet": 0.1}
@@ -246,7 +246,7 @@ def make_measurements(preset: str) -> list[Measurement]:
                 "model": model_name(network, normalizer),
                 "dataset": DATASET,
                 "batch_size": size.training_batch_size,
-                "methods": METHODS,
+                "methods": NORMALIZERS,
                 "seeds": size.seeds,
             },
         )
@@ -307,7 +307,7 @@ def rescue_runs(size: Size) -> list[Run]:
         make_run(size, network, normalizer, method, seed)
         for seed in size.training_seeds
         for network, failing in size.rescued
-        for normalizer, methods in ((failing, METHODS), ("batch_norm", METHODS[:1]))
+        for normalizer, methods in ((failing, NORMALIZERS), ("batch_norm", NORMALIZERS[:1]))
         for method in methods
     ]
 

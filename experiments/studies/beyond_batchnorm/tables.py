@@ -13,7 +13,6 @@ from experiments.studies.beyond_batchnorm import claims, further, trainings
 from experiments.studies.beyond_batchnorm.plan import (
     COMPARED,
     LEARNING_RATES,
-    METHODS,
     WEIGHT_DECAY,
     ZNORM_LEARNING_RATE,
     family,
@@ -21,6 +20,7 @@ from experiments.studies.beyond_batchnorm.plan import (
     rescue_runs,
 )
 from experiments.studies.beyond_batchnorm.results import Results
+from experiments.studies.grid import NORMALIZERS
 
 AXES = ("model", "method")
 BLOCKS = {
@@ -169,8 +169,8 @@ equally strong."""
 
 def spreads(results: Results) -> str:
     """Beyond the paper: how unequal the layers' gradients are behind each method."""
-    table = [["network", "normalizer", *METHODS]]
+    table = [["network", "normalizer", *NORMALIZERS]]
     for (network, normalizer), by_method in trainings.spreads(results).items():
-        cells = (f"{by_method[method]:.2f}" for method in METHODS)
+        cells = (f"{by_method[method]:.2f}" for method in NORMALIZERS)
         table.append([names.model(network), names.normalizer(normalizer), *cells])
     return markdown_table(table, left=2)

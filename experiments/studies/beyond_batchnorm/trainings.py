@@ -10,11 +10,11 @@ from scipy import stats
 from experiments.records import RunRecord
 from experiments.studies.beyond_batchnorm.claims import rank_correlation
 from experiments.studies.beyond_batchnorm.plan import (
-    METHODS,
     grouped_name,
     optimizer_input_name,
 )
 from experiments.studies.beyond_batchnorm.results import Results, to_array
+from experiments.studies.grid import NORMALIZERS
 
 # Figures 5, 7 and 9.
 
@@ -174,7 +174,7 @@ def optimizer_inputs(results: Results) -> dict[tuple[str, str], dict[str, np.nda
         for normalizer in (failing, "batch_norm"):
             values = results.values(optimizer_input_name(network, normalizer))
             if values is not None:
-                by_method = {method: to_array(values[method]) / np.log(10) for method in METHODS}
+                by_method = {method: to_array(values[method]) / np.log(10) for method in NORMALIZERS}
                 found[network, normalizer] = by_method
     return found
 
@@ -215,7 +215,7 @@ class Rescue:
 
 def rescue(results: Results, network: str, failing: str) -> Rescue | None:
     """Beyond the paper: trainings of one normalizer; `None` if some method or BatchNorm has not been trained."""
-    found = {method: results.trainings(network, failing, method) for method in METHODS}
+    found = {method: results.trainings(network, failing, method) for method in NORMALIZERS}
     reference = results.trainings(network, "batch_norm")
     if not reference or not all(found.values()):
         return None

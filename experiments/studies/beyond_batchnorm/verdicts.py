@@ -8,8 +8,9 @@ import numpy as np
 
 from experiments.report import names
 from experiments.studies.beyond_batchnorm import claims, further, trainings
-from experiments.studies.beyond_batchnorm.plan import METHODS, PARAMETRIC, SIZES
+from experiments.studies.beyond_batchnorm.plan import PARAMETRIC, SIZES
 from experiments.studies.beyond_batchnorm.results import Results
+from experiments.studies.grid import NORMALIZERS
 
 ENOUGH = 0.6  # the lowest correlation of the paper's Figure 7
 
@@ -190,7 +191,7 @@ def rescue(results: Results, network: str, normalizer: str) -> Decision | None:
     found = trainings.rescue(results, network, normalizer)
     if found is None:
         return None
-    rescuers = [names.METHODS[m] for m in METHODS if m != "baseline" and found.trains(m)]
+    rescuers = [names.METHODS[m] for m in NORMALIZERS if m != "baseline" and found.trains(m)]
     told = found.is_told and not found.trains("baseline")
     note = f"by {' and '.join(rescuers)}" if rescuers else "not at these rates, tuned for none of them"
     if not told:
@@ -213,7 +214,7 @@ def same_sizes(results: Results) -> Decision | None:
     spreads = trainings.spreads(results)
     if not spreads:
         return None
-    by_method = {method: [row[method] for row in spreads.values()] for method in METHODS}
+    by_method = {method: [row[method] for row in spreads.values()] for method in NORMALIZERS}
     words = [f"{names.METHODS[m]} {min(some):.2f} to {max(some):.2f}" for m, some in by_method.items()]
     return Decision(
         max(by_method["znorm"]) < 0.005,  # 0.00 to two decimals

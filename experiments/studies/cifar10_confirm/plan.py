@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from experiments.records import RunRecord
 from experiments.report.cells import make_cells
 from experiments.run import Run
-from experiments.studies.grid import METHODS, Size, default_learning_rate, grid, rates_of
+from experiments.studies.grid import METHODS, ZNORM_ALONE, Size, default_learning_rate, grid, rates_of
 from experiments.studies.overlap_table1 import OPTIMIZERS
 from experiments.studies.tuning import TUNING_SEEDS, Tuning
 
@@ -38,7 +38,7 @@ SIZES = {
         schedules=("cosine", "constant"),
     ),
 }
-SIZES["smoke"] = SIZES["cpu"].small(methods=("baseline", "znorm"))
+SIZES["smoke"] = SIZES["cpu"].small(methods=ZNORM_ALONE)
 # The paper's regime: many epochs on few images, so that the training loss runs towards 0.
 REGIMES = {
     "cpu": Size(
@@ -59,7 +59,7 @@ REGIMES = {
         schedules=("constant",),
     ),
 }
-REGIMES["smoke"] = REGIMES["cpu"].small(methods=("baseline", "znorm"), epochs=3, train_examples=200)
+REGIMES["smoke"] = REGIMES["cpu"].small(methods=ZNORM_ALONE, epochs=3, train_examples=200)
 # Half decades; ZNorm makes gradients larger and clipping smaller, which Adam does not see and SGDM does.
 GRID = {
     "sgdm": (0.01, 0.03, 0.1, 0.3),

@@ -40,15 +40,13 @@ from experiments.studies.gradient_dynamics.trends import (
     summarize,
     trend_table,
 )
-from experiments.studies.grid import Size, grid
+from experiments.studies.grid import NORMALIZERS, Size, grid
 from experiments.studies.study import Study, settings_table
-
-METHODS = ("baseline", "znorm", "gan")
 
 SIZES = {
     "cpu": Size(
         models=("resnet20",),
-        methods=METHODS,
+        methods=NORMALIZERS,
         epochs=100,
         batch_sizes=(50,),
         seeds=(0, 1, 2),
@@ -57,7 +55,7 @@ SIZES = {
     ),
     "full": Size(
         models=("resnet20", "resnet56", "vgg16_bn"),
-        methods=METHODS,
+        methods=NORMALIZERS,
         epochs=300,
         batch_sizes=(256,),
         seeds=(0, 1, 2),

@@ -25,7 +25,7 @@ from experiments.report.pages import describe_protocol, write_report
 from experiments.report.tables import results_table
 from experiments.run import Run
 from experiments.studies.gan_cifar100 import base_run
-from experiments.studies.gradient_dynamics.observations import RULES, make_findings
+from experiments.studies.gradient_dynamics.observations import RULES, dynamics_findings
 from experiments.studies.gradient_dynamics.trends import (
     AMPLIFICATION_NOTES,
     NOTES,
@@ -34,15 +34,13 @@ from experiments.studies.gradient_dynamics.trends import (
     summarize,
     trend_table,
 )
-from experiments.studies.grid import Size, grid
+from experiments.studies.grid import NORMALIZERS, Size, grid
 from experiments.studies.study import Study, settings_table
-
-METHODS = ("baseline", "znorm", "gan")
 
 SIZES = {
     "cpu": Size(
         models=("resnet20", "resnet56", "vgg16_bn"),
-        methods=METHODS,
+        methods=NORMALIZERS,
         epochs=10,
         batch_sizes=(50,),
         seeds=(0, 1, 2, 3, 4),
@@ -51,7 +49,7 @@ SIZES = {
     ),
     "full": Size(
         models=("resnet20", "resnet56", "vgg16_bn"),
-        methods=METHODS,
+        methods=NORMALIZERS,
         epochs=300,
         batch_sizes=(256,),
         seeds=(0, 1, 2),
@@ -84,7 +82,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     summaries = {setting: [summarize(seed, warmup) for seed in seeds] for setting, seeds in recorded.items()}
 
     models = dict.fromkeys(model for model, _ in recorded)
-    panels = {names.model(name): {m: recorded[name, m] for m in METHODS} for name in models}
+    panels = {names.model(name): {m: recorded[name, m] for m in NORMALIZERS} for name in models}
     title = f"Raw gradients of all layers together, CIFAR-100, AdamW, {len(SIZES[preset].seeds)} seeds"
     dynamics.draw_global(folder / "global_std.svg", title, panels)
     rows = make_rows(cells.values(), AXES)
@@ -118,7 +116,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         folder,
         "What gradients do during training on CIFAR-100",
         list(cells.values()),
-        make_findings(summaries, steps, _unequal(preset)),
+        dynamics_findings(summaries, steps, _unequal(preset)),
         settings=settings_table(preset, SIZES),
         results=results,
         method=["\n".join(protocols), _describe_unequal(preset), RULES, NOTES, AMPLIFICATION_NOTES],

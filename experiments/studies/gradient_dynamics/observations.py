@@ -32,7 +32,7 @@ VGG's factor is above all others, contradicted where it is not. What few steps s
 steps."""
 
 
-def make_findings(settings: Settings, steps: Mapping[str, int], unequal: str = "") -> list[Finding]:
+def dynamics_findings(settings: Settings, steps: Mapping[str, int], unequal: str = "") -> list[Finding]:
     """One finding for every network and observation.
 
     Args:

@@ -26,14 +26,14 @@ from experiments.report.pages import describe_protocol, write_report
 from experiments.report.tables import results_table
 from experiments.run import Run
 from experiments.studies.gradient_overlap import figures
-from experiments.studies.gradient_overlap.answers import describe, make_findings
+from experiments.studies.gradient_overlap.answers import describe, overlap_findings
 from experiments.studies.gradient_overlap.measures import (
     Network,
     Networks,
     measure_initialization,
     measure_trained,
 )
-from experiments.studies.grid import Size, grid
+from experiments.studies.grid import ZNORM_ALONE, Size, grid
 from experiments.studies.study import Study, settings_table
 
 STATES = {
@@ -43,7 +43,6 @@ STATES = {
 }
 AXES = ("model", "method")
 MODELS = ("resnet20", "plain20", "resnet56", "plain56", "resnet110", "plain110")
-METHODS = ("baseline", "znorm")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ class OverlapSize(Size):
 SIZES = {
     "cpu": OverlapSize(
         models=MODELS[:4],
-        methods=METHODS,
+        methods=ZNORM_ALONE,
         epochs=10,
         batch_sizes=(50,),
         seeds=(0, 1, 2),
@@ -76,7 +75,7 @@ SIZES = {
     ),
     "full": OverlapSize(
         models=MODELS,
-        methods=METHODS,
+        methods=ZNORM_ALONE,
         epochs=100,
         batch_sizes=(256,),
         seeds=(0, 1, 2),
@@ -191,7 +190,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         folder,
         "Gradient overlap in ResNets and plain networks",
         list(cells.values()),
-        make_findings(networks, STATES),
+        overlap_findings(networks, STATES),
         settings=settings_table(preset, SIZES),
         results=results,
         method=[

@@ -86,7 +86,7 @@ def _compare_one_growth(model: str, residual: Network, plain: Network) -> str:
     )
 
 
-def make_findings(networks: Networks, states: Mapping[str, str]) -> list[Finding]:
+def overlap_findings(networks: Networks, states: Mapping[str, str]) -> list[Finding]:
     """Whether the sum of both paths is longer, whether the paths are aligned, and whether shortcuts add growth."""
     found = []
     for state, words in states.items():

@@ -34,7 +34,7 @@ from experiments.report.tables import (
 )
 from experiments.run import Run
 from experiments.studies import medical
-from experiments.studies.grid import METHODS, Size, grid, rates_of
+from experiments.studies.grid import METHODS, ZNORM_ALONE, Size, grid, rates_of
 from experiments.studies.lgg_unet.masks import draw_masks, measure_masks, measure_slices
 from experiments.studies.medical import SEEDS_ALONE
 from experiments.studies.study import Study, settings_table
@@ -66,7 +66,7 @@ SIZES = {
 }
 SIZES["smoke"] = SIZES["cpu"].small(
     dataset="lgg:32",
-    methods=("baseline", "znorm"),
+    methods=ZNORM_ALONE,
     epochs=30,
     batch_sizes=(8,),
     train_examples=160,
@@ -199,7 +199,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         "Tuning: F1 of the held-out patients for every learning rate, in percent.",
         tuning.table(records),
     ]
-    findings = _make_findings(contrasts)
+    findings = _lgg_findings(contrasts)
     write_report(
         folder,
         "LGG MRI segmentation with a U-Net",
@@ -212,7 +212,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     )
 
 
-def _make_findings(contrasts: Mapping[Endpoint, Sequence[Contrast]]) -> list[Finding]:
+def _lgg_findings(contrasts: Mapping[Endpoint, Sequence[Contrast]]) -> list[Finding]:
     """What the paper claims of ZNorm, and the speed of training."""
     found = []
     for endpoint, some in contrasts.items():

@@ -24,7 +24,7 @@ from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, describe_waiting, write_report
 from experiments.run import Run
 from experiments.studies.comparison import Question, compare_methods
-from experiments.studies.grid import Size, grid, rates_of
+from experiments.studies.grid import NORMALIZERS, Size, grid, rates_of
 from experiments.studies.study import Study, settings_table
 from experiments.studies.tuning import TUNING_SEEDS, Tuning
 from experiments.studies.vit_dynamics.parts import (
@@ -83,7 +83,7 @@ SIZES = {
     ),
 }
 SIZES["smoke"] = SIZES["cpu"].small(
-    methods=("baseline", "znorm", "gan"),
+    methods=NORMALIZERS,
     epochs=6,
     train_examples=100,
     test_examples=100,

@@ -171,7 +171,7 @@ def test_znorm_amplifies_most_in_vgg_can_fail():
             (model, "baseline"): [trends.summarize(make_dynamics(np.full((6, 2), 1 / factor)))]
             for model, factor in (("vgg16_bn", vgg), ("resnet20", resnet))
         }
-        return observations.make_findings(settings, {"vgg16_bn": 100, "resnet20": 200}, unequal)[-1]
+        return observations.dynamics_findings(settings, {"vgg16_bn": 100, "resnet20": 200}, unequal)[-1]
 
     assert amplifies(20, 10).verdict == "shown"
     assert amplifies(10, 20).verdict == "contradicted"

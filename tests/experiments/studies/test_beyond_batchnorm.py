@@ -22,7 +22,6 @@ from experiments.studies.beyond_batchnorm.measures import (
 )
 from experiments.studies.beyond_batchnorm.plan import (
     COMPARED,
-    METHODS,
     SIZES,
     make_measurements,
     make_run,
@@ -32,6 +31,7 @@ from experiments.studies.beyond_batchnorm.plan import (
 from experiments.studies.beyond_batchnorm.results import Results
 from experiments.studies.beyond_batchnorm.sections import SECTIONS
 from experiments.studies.beyond_batchnorm.trainings import FirstSteps, Speed
+from experiments.studies.grid import NORMALIZERS
 
 
 @pytest.fixture(scope="module")
@@ -162,11 +162,11 @@ def test_rescue_is_half_way_to_batch_norm(last, told, trains):
         return RunRecord(run, "finished", data={"num_classes": 100}, epochs=tuple(epochs))
 
     trained = [record("batch_norm", "baseline", 0.11 if told else 0.015)]
-    trained += [record("instance_norm", m, a) for m, a in zip(METHODS, last or (0.01,) * 3, strict=True)]
+    trained += [record("instance_norm", m, a) for m, a in zip(NORMALIZERS, last or (0.01,) * 3, strict=True)]
     found = trainings.rescue(Results(size, {}, trained), "cnn10w8", "instance_norm")
     assert found.is_told == told
     if told:
-        assert [found.trains(method) for method in METHODS] == trains
+        assert [found.trains(method) for method in NORMALIZERS] == trains
     missing = Results(size, {}, trained[:-1])
     assert trainings.rescue(missing, "cnn10w8", "instance_norm") is None
 

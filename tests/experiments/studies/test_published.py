@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from experiments.records import exists, read_records
 from experiments.report import front, pages, summary
-from experiments.reproduce import write_report
+from experiments.reproduce import render
 from experiments.studies import NAMES, compare, load_studies
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -104,7 +104,7 @@ def test_a_report_renders_to_the_committed_bytes_though_last_digits_differ(study
         shutil.copy(path, folder)
     known = {"compare": compare.study_of_records(), **load_studies()}
     records = read_records(folder / "records") if exists(folder / "records") else []
-    write_report(known[study], "cpu", records, folder)
+    render(known[study], "cpu", records, folder)
     if (tmp_path / "results" / front.FIGURE).parent == folder:  # beside the report, but of all findings
         front.draw(tmp_path / "results" / front.FIGURE, summary.collect(RESULTS, NAMES))
 
