@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import sys
 
 import jax
 import numpy as np
@@ -11,7 +10,6 @@ from PIL import Image
 
 import optax_gradnorm
 from experiments import models
-from experiments.__main__ import main
 from experiments.records import EpochMetrics, RunRecord, write_checkpoint, write_record
 from experiments.run import Run
 
@@ -53,17 +51,6 @@ def load(path):
 def save(path, pixels, **options):
     Image.fromarray(pixels).save(path, **options)
     return path
-
-
-def command(monkeypatch, capsys, *arguments):
-    """The command line in this process: exit code, output and errors."""
-    monkeypatch.setattr(sys, "argv", ["experiments", "predict", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as exit_:
-        code = exit_.code
-    return code, *capsys.readouterr()
 
 
 def record_of(folder, run):

@@ -21,7 +21,7 @@ from experiments.records import (
 )
 
 from . import processes
-from .predictions import CLASSIFIER, SEGMENTER, check_line, command, load, record_of, save
+from .predictions import CLASSIFIER, SEGMENTER, check_line, load, record_of, save
 
 
 def test_a_digit_gets_the_class_that_evaluation_gives_it(classifier, tmp_path):
@@ -47,16 +47,14 @@ def test_a_digit_gets_the_class_that_evaluation_gives_it(classifier, tmp_path):
     assert (overlay[256:] < 128).any()
 
 
-def test_a_mask_has_the_size_of_the_image_whatever_that_is(segmenter, tmp_path, monkeypatch, capsys):
+def test_a_mask_has_the_size_of_the_image_whatever_that_is(segmenter, tmp_path, call):
     rng = np.random.default_rng(0)
     name = ["--records", segmenter]
     for size, fit in (((33, 20), "as-is"), ((300, 400), "resize")):
         pixels = rng.integers(0, 256, (*size, 3), np.uint8)
         image = save(tmp_path / "photo.tif", pixels)
         out = tmp_path / "mask.png"
-        code, printed, err = command(
-            monkeypatch, capsys, SEGMENTER.name, image, "--out", out, *name, "--fit", fit
-        )
+        code, printed, err = call("predict", SEGMENTER.name, image, "--out", out, *name, "--fit", fit)
         assert code == 0, err
         mask = load(out)
         assert mask.shape == size
@@ -65,7 +63,7 @@ def test_a_mask_has_the_size_of_the_image_whatever_that_is(segmenter, tmp_path, 
         assert min(load(tmp_path / "mask_overlay.png").shape[:2]) >= 256
 
 
-def test_a_mask_finds_what_the_network_finds(segmenter, tmp_path, monkeypatch, capsys):
+def test_a_mask_finds_what_the_network_finds(segmenter, tmp_path, call):
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[4:12, 6:10] = 255
     model = training.load_model(SEGMENTER, out=segmenter)
@@ -75,7 +73,7 @@ def test_a_mask_finds_what_the_network_finds(segmenter, tmp_path, monkeypatch, c
     expected = logits[0, :, :, 0] > 0
     image = save(tmp_path / "image.png", pixels)
     out = tmp_path / "mask.png"
-    code, _, err = command(monkeypatch, capsys, record_of(segmenter, SEGMENTER), image, "--out", out)
+    code, _, err = call("predict", record_of(segmenter, SEGMENTER), image, "--out", out)
     assert code == 0, err
     np.testing.assert_array_equal(load(out) == 255, expected)
 
@@ -136,7 +134,7 @@ def test_colours_packed_into_sixteen_bits_per_pixel_are_read(tmp_path):
     assert read_image(path, 3).tolist() == [[[255, 0, 0]]]
 
 
-def test_every_image_that_is_none_is_said_in_one_line(classifier, tmp_path, monkeypatch, capsys):
+def test_every_image_that_is_none_is_said_in_one_line(classifier, tmp_path, call):
     digit = data.load("digits").test_images[0, :, :, 0]
     bad = {
         "missing.png": "there is no image",
@@ -161,10 +159,12 @@ def test_every_image_that_is_none_is_said_in_one_line(classifier, tmp_path, monk
     frames[0].save(tmp_path / "stack.tif", save_all=True, append_images=frames[1:])
     save(tmp_path / "large.png", np.pad(digit, ((0, 1), (0, 0))))
     for name, message in bad.items():
-        code, printed, err = command(
-            monkeypatch,
-            capsys,
-            *(record_of(classifier, CLASSIFIER), tmp_path / name, "--out", tmp_path / "out" / "a.json"),
+        code, printed, err = call(
+            "predict",
+            record_of(classifier, CLASSIFIER),
+            tmp_path / name,
+            "--out",
+            tmp_path / "out" / "a.json",
         )
         assert (code, printed) == (2, ""), name
         check_line(err, message)
@@ -190,9 +190,7 @@ def test_every_damaged_byte_is_read_or_explained(tmp_path):
             assert "\n" not in message
 
 
-def test_runs_and_files_that_cannot_be_are_said_in_one_line(
-    classifier, segmenter, tmp_path, monkeypatch, capsys
-):
+def test_runs_and_files_that_cannot_be_are_said_in_one_line(classifier, segmenter, tmp_path, call):
     digit = save(tmp_path / "digit.png", data.load("digits").test_images[0, :, :, 0])
     colour = save(tmp_path / "colour.png", np.zeros((16, 16, 3), np.uint8))
     record = record_of(classifier, CLASSIFIER)
@@ -215,12 +213,12 @@ def test_runs_and_files_that_cannot_be_are_said_in_one_line(
         (record, digit, "taken.json", "cannot write .*taken.json.*directory"),
     ):
         before = sorted(tmp_path.rglob("*"))
-        code, printed, err = command(monkeypatch, capsys, run, image, "--out", tmp_path / out)
+        code, printed, err = call("predict", run, image, "--out", tmp_path / out)
         assert (code, printed) == (2, ""), out
         check_line(err, message)
         assert sorted(tmp_path.rglob("*")) == before
     assert known.run == CLASSIFIER
-    code, _, err = command(monkeypatch, capsys, "nobody", digit, "--out", "a.json", "--records", tmp_path)
+    code, _, err = call("predict", "nobody", digit, "--out", "a.json", "--records", tmp_path)
     assert code == 2
     check_line(err, "there is no record .*nobody.json")
 

@@ -17,16 +17,14 @@ from experiments.records import (
 
 from . import processes, strange_files
 from .data.jpegs import encode
-from .predictions import CLASSIFIER, SEGMENTER, check_line, command, load, record_of, save, write_network
+from .predictions import CLASSIFIER, SEGMENTER, check_line, load, record_of, save, write_network
 
 
 @pytest.mark.parametrize("kind", strange_files.SAID)
-def test_what_is_no_file_is_not_waited_for(classifier, tmp_path, monkeypatch, capsys, kind):
+def test_what_is_no_file_is_not_waited_for(classifier, tmp_path, kind, call):
     said = strange_files.put(kind, tmp_path / "image.png")
     run = record_of(classifier, CLASSIFIER)
-    code, printed, err = command(
-        monkeypatch, capsys, run, tmp_path / "image.png", "--out", tmp_path / "a.json"
-    )
+    code, printed, err = call("predict", run, tmp_path / "image.png", "--out", tmp_path / "a.json")
     assert (code, printed) == (2, "")
     check_line(err, re.escape(f"cannot read the image {tmp_path / 'image.png'}: {said}"))
 
@@ -54,11 +52,11 @@ def test_an_image_is_read_upright(tmp_path, kind, orientation):
     )
 
 
-def test_a_narrow_image_does_not_become_a_huge_picture(segmenter, tmp_path, monkeypatch, capsys):
+def test_a_narrow_image_does_not_become_a_huge_picture(segmenter, tmp_path, call):
     image = save(tmp_path / "line.png", np.zeros((1, 60_000, 3), np.uint8))
     out = tmp_path / "mask.png"
     arguments = (record_of(segmenter, SEGMENTER), image, "--out", out, "--fit", "resize")
-    code, _, err = command(monkeypatch, capsys, *arguments)
+    code, _, err = call("predict", *arguments)
     assert code == 0, err
     assert load(out).shape == (1, 60_000)
     assert load(tmp_path / "mask_overlay.png").shape == (1, 60_000, 3)
@@ -73,19 +71,19 @@ def test_an_image_of_too_many_pixels_is_refused_with_the_bound(segmenter, tmp_pa
     check_line(err, "large.png: it has too many pixels, at most 67,108,864 are read")
 
 
-def test_a_network_that_would_take_too_much_memory_is_not_run(segmenter, tmp_path, monkeypatch, capsys):
+def test_a_network_that_would_take_too_much_memory_is_not_run(segmenter, tmp_path, monkeypatch, call):
     image = save(tmp_path / "large.png", np.zeros((1024, 1024, 3), np.uint8))
     out = tmp_path / "mask.png"
     arguments = (record_of(segmenter, SEGMENTER), image, "--out", out, "--fit")
     monkeypatch.setattr(predict, "MOST_MEMORY", 2**23)  # less than the normalized image
-    code, printed, err = command(monkeypatch, capsys, *arguments, "as-is")
+    code, printed, err = call("predict", *arguments, "as-is")
     assert (code, printed) == (2, "")
     said = (
         r"large\.png is too large for unet2: it would take \d\d\.\d MiB of memory, at most 8\.0 MiB are used"
     )
     check_line(err, said)
     assert not out.exists()
-    code, _, err = command(monkeypatch, capsys, *arguments, "resize")
+    code, _, err = call("predict", *arguments, "resize")
     assert code == 0, err
 
 
@@ -95,7 +93,7 @@ def test_a_network_that_would_take_too_much_memory_is_not_run(segmenter, tmp_pat
     [(CLASSIFIER, [8, 8, 1], 10, "a.json"), (SEGMENTER, [16, 16, 3], 1, "a.png")],
 )
 def test_outputs_that_are_no_numbers_are_said_and_not_written(
-    tmp_path, monkeypatch, capsys, run, shape, classes, out, value
+    tmp_path, run, shape, classes, out, value, call
 ):
     write_network(run, shape, classes, tmp_path)
     arrays = read_checkpoint(tmp_path, run)
@@ -103,15 +101,13 @@ def test_outputs_that_are_no_numbers_are_said_and_not_written(
     arrays[name] = np.full_like(arrays[name], value)
     write_checkpoint(tmp_path, run, arrays)
     image = save(tmp_path / "image.png", np.zeros(shape[:2], np.uint8))
-    code, printed, err = command(
-        monkeypatch, capsys, record_of(tmp_path, run), image, "--out", tmp_path / out
-    )
+    code, printed, err = call("predict", record_of(tmp_path, run), image, "--out", tmp_path / out)
     assert (code, printed) == (2, "")
     check_line(err, f"{run.name} gives no numbers \\(NaN\\) for .*image.png")
     assert not (tmp_path / out).exists()
 
 
-def test_a_checkpoint_of_another_network_takes_no_memory(tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_of_another_network_takes_no_memory(tmp_path, call):
     """A small file whose array is large once it is unpacked."""
     write_network(CLASSIFIER, [8, 8, 1], 10, tmp_path)
     arrays = read_checkpoint(tmp_path, CLASSIFIER)
@@ -123,8 +119,8 @@ def test_a_checkpoint_of_another_network_takes_no_memory(tmp_path, monkeypatch, 
         np.savez_compressed(path, **(arrays | extra))
         tracemalloc.start()
         try:
-            code, printed, err = command(
-                monkeypatch, capsys, record_of(tmp_path, CLASSIFIER), image, "--out", tmp_path / "a.json"
+            code, printed, err = call(
+                "predict", record_of(tmp_path, CLASSIFIER), image, "--out", tmp_path / "a.json"
             )
             assert tracemalloc.get_traced_memory()[1] < large.nbytes / 2
         finally:
