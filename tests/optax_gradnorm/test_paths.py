@@ -14,6 +14,8 @@ from flax import nnx, traverse_util
 import optax_gradnorm
 from optax_gradnorm import exclude, layer_names, layers
 
+from .tables import each_transformation
+
 os.environ["KERAS_BACKEND"] = "jax"
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # They import what JAX has deprecated.
@@ -205,7 +207,7 @@ def haliax_gradients():
     return eqx.filter(model, eqx.is_inexact_array), gradients
 
 
-@pytest.mark.parametrize("factory", ["znorm", "gan", "centralize", "track_gradient_dynamics"])
+@each_transformation
 def test_haliax(factory):
     params, gradients = haliax_gradients()
     assert isinstance(gradients.heads.bias, hax.NamedArray)
@@ -218,14 +220,14 @@ def test_haliax(factory):
     assert layer_names(params) == layer_names(gradients) == names
     assert layers(params) == ["embedding/weight", "heads/weight"]
     assert layers(params, mask=exclude("embedding")) == ["heads/weight"]
-    transformation = getattr(optax_gradnorm, factory)()
+    transformation = factory()
     updates, state = transformation.update(gradients, transformation.init(params))
     assert jax.tree.structure(updates) == jax.tree.structure(gradients)
     plain = dict(zip(names, jax.tree.leaves(gradients), strict=True))
     expected, _ = transformation.update(plain, transformation.init(plain))
     for name, update in zip(names, jax.tree.leaves(updates), strict=True):
         np.testing.assert_array_equal(update, expected[name])
-    if factory == "track_gradient_dynamics":
+    if factory is optax_gradnorm.track_gradient_dynamics:
         assert layer_names(state.std) == ["embedding/weight", "heads/weight"]
         assert all(isinstance(leaf, jax.Array) for leaf in (state.std.heads.weight, state.mean.heads.weight))
 
