@@ -20,21 +20,18 @@ LARGEST = 1e33
 LARGE = (256, 256)  # On a CPU other sums are taken of large layers.
 
 
-def layers(scale, dtype=jnp.float32):
-    """Layers whose mean is of their own scale, constant ones and mixed ones, small and large."""
+def trees(scale):
+    """A small layer beside a large one: random, of one sign, constant, or with a row of another scale."""
     generator = np.random.default_rng(0)
     with np.errstate(over="ignore"):
-        random = {shape: generator.uniform(-1, 1, shape) * scale for shape in ((3, 4), LARGE)}
-        mixed = random[LARGE].copy()
-        mixed[0] = 1.0
-        tree = {
-            "small": random[3, 4],
-            "positive": np.abs(random[LARGE]),
-            "constant": np.full(LARGE, scale),
-        }
+        small, random = (generator.uniform(-1, 1, shape) * scale for shape in ((3, 4), LARGE))
+        large = [np.abs(random), np.full(LARGE, scale)]
         if scale <= LARGEST:
-            tree |= {"large": random[LARGE], "mixed": mixed}
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+            mixed = random.copy()
+            mixed[0] = 1.0
+            large += [random, mixed]
+        for layer in large:
+            yield {"small": jnp.asarray(small, jnp.float32), "large": jnp.asarray(layer, jnp.float32)}
 
 
 @pytest.mark.parametrize("batched", [False, True], ids=["", "vmap"])
@@ -45,11 +42,11 @@ def test_checkify_finds_nothing(name, options, batched):
         update = jax.vmap(update)
     checked = jax.jit(checkify.checkify(update, checkify.all_checks))
     for scale in SCALES:
-        gradients = layers(scale)
-        if batched:
-            gradients = jax.tree.map(lambda x: jnp.stack([x, x / 2]), gradients)
-        error, _ = checked(gradients)
-        assert error.get() is None, scale
+        for gradients in trees(scale):
+            if batched:
+                gradients = jax.tree.map(lambda x: jnp.stack([x, x / 2]), gradients)
+            error, _ = checked(gradients)
+            assert error.get() is None, scale
 
 
 @each
@@ -57,7 +54,8 @@ def test_debug_nans_finds_nothing(name, options):
     update = first_update(TRANSFORMATIONS[name], **options)
     with jax.debug_nans(True):
         for scale in SCALES:
-            update(layers(scale))
+            for gradients in trees(scale):
+                update(gradients)
 
 
 @each

@@ -1,5 +1,6 @@
 """What a bias is, and what `exclude` finds, on any path: joined keys, tuples, lists and boxes of one array."""
 
+import functools
 import os
 import warnings
 
@@ -62,7 +63,7 @@ def test_a_key_bias_of_rounding_noise_stays_noise():
     model = nnx.MultiHeadAttention(2, 8, rngs=nnx.Rngs(0), decode=False)
     graph, params = nnx.split(model, nnx.Param)
     inputs = jax.random.normal(jax.random.key(0), (4, 5, 8))
-    gradients = jax.grad(lambda p: jnp.mean(nnx.merge(graph, p)(inputs) ** 2))(params)
+    gradients = jax.jit(jax.grad(lambda p: jnp.mean(nnx.merge(graph, p)(inputs) ** 2)))(params)
     gradients = traverse_util.flatten_dict(nnx.to_pure_dict(gradients), sep="/")
     assert np.abs(gradients["key/bias"]).max() < 1e-6
     updates, _ = optax_gradnorm.znorm().update(gradients, optax.EmptyState())
@@ -191,6 +192,7 @@ class HaliaxModel(eqx.Module):
         return hidden @ weight.T + self.heads.bias.array.reshape(-1)
 
 
+@functools.cache
 def haliax_gradients():
     vocabulary, width, heads, size = (
         hax.Axis(name, length)
@@ -203,7 +205,7 @@ def haliax_gradients():
         hax.nn.Linear.init(width, (heads, size), key=keys[1]),
     )
     tokens = hax.named(jnp.arange(5), hax.Axis("position", 5))
-    gradients = eqx.filter_grad(lambda model: jnp.mean((model(tokens) - 1) ** 2))(model)
+    gradients = eqx.filter_jit(eqx.filter_grad(lambda model: jnp.mean((model(tokens) - 1) ** 2)))(model)
     return eqx.filter(model, eqx.is_inexact_array), gradients
 
 
@@ -259,7 +261,7 @@ def test_keras_by_path():
     def loss(values):
         return jnp.mean(model.stateless_call(values, model.non_trainable_variables, inputs)[0] ** 2)
 
-    gradients = jax.grad(loss)([variable.value for variable in variables])
+    gradients = jax.jit(jax.grad(loss))([variable.value for variable in variables])
     listed, _ = optax_gradnorm.znorm(mask=mask).update(gradients, optax.EmptyState())
     named, _ = optax_gradnorm.znorm().update(dict(zip(by_path, gradients, strict=True)), optax.EmptyState())
     for update, path in zip(listed, by_path, strict=True):

@@ -13,7 +13,13 @@ from jax.sharding import PartitionSpec as P
 import optax_gradnorm
 
 from . import reference
-from .tables import each_of_single_layers, each_of_whole_layers, each_transformation, first_update
+from .tables import (
+    each_normalizer,
+    each_of_single_layers,
+    each_of_whole_layers,
+    each_transformation,
+    first_update,
+)
 
 pytestmark = pytest.mark.devices(8)
 
@@ -144,7 +150,7 @@ def test_shard_map_with_sharded_and_replicated_leaves(factory, check_vma):
     assert_same(in_shard_map(transformation, MIXED, check_vma=check_vma), whole(factory))
 
 
-@each_transformation
+@each_normalizer
 def test_a_shard_that_may_be_a_row_or_a_part_of_a_bias(factory):
     """One row of a weight (8, 6), or an eighth of a LayerScale (1, 48): the shard (1, 6) looks the same."""
     grads = {"weights": jnp.ones((8, 6)), "bias": jnp.ones((8, 6))}

@@ -211,7 +211,7 @@ def test_gradient_through_a_constant_layer_is_finite(factory, value):
 @pytest.mark.parametrize("differentiate", [jax.jacrev, jax.jacfwd])
 def test_derivative_where_every_layer_is_constant_is_finite(factory, differentiate):
     transformation = factory()
-    jacobian = differentiate(lambda g: transformation.update([g], transformation.init([g]))[0][0])
+    jacobian = jax.jit(differentiate(lambda g: transformation.update([g], transformation.init([g]))[0][0]))
     assert np.isfinite(jacobian(jnp.ones((2, 2)))).all()
 
 
