@@ -26,15 +26,17 @@ def _each_but(*excluded):
 
 
 each_transformation = _each_but()
-# It changes no update; what it records is tested in test_dynamics.py and test_dynamics_in_chains.py.
+# What some tests exclude, by name and for a reason:
+# track_gradient_dynamics changes no update, and what it records is tested in test_dynamics*.py;
 each_normalizer = _each_but("track_gradient_dynamics")
-# The mesh axes of its output units must not be named, those of a whole layer must.
+# centralize wants no mesh axis named that shards its output units, the others every axis that shards a layer;
 each_of_whole_layers = _each_but("centralize")
-# They remember nothing.
+# znorm and centralize remember nothing;
 each_with_state = _each_but("znorm", "centralize")
-# Where shards hold different layers, these two would have to be told, by `stacked_axis_name`.
+# gan and track_gradient_dynamics have numbers over all layers, so that shards with layers of their own disagree;
 each_of_single_layers = _each_but("gan", "track_gradient_dynamics")
-each_but_znorm = _each_but("znorm")  # with which its file tests in full what all have in common
+# znorm stands for all of them where what they have in common is tested in full.
+each_but_znorm = _each_but("znorm")
 
 
 def first_update(factory, **options):

@@ -295,14 +295,11 @@ def test_vmap_over_large_layers_on_an_explicit_mesh(factory, spec):
     """Where `vmap` turns a branch into a selection, whose condition has to be sharded as the values."""
     mesh = jax.make_mesh((4,), ("x",), (AxisType.Explicit,), devices=jax.devices()[:4])
     grads = jax.random.normal(jax.random.key(0), (4, 256, 256))
-
     update = shared_first_update(factory)
-    wanted = [update(g) for g in grads]
+    wanted = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(update, grads))
     with jax.set_mesh(mesh):
         found = jax.jit(jax.vmap(update))(jax.device_put(grads, NamedSharding(mesh, spec)))
-    for a, b in zip(
-        jax.tree.leaves(found), map(jnp.stack, zip(*map(jax.tree.leaves, wanted), strict=True)), strict=True
-    ):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
 
 
