@@ -4,14 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def gaussian(*shape, seed=0, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    values = rng.standard_normal(shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        values = values + 1j * rng.standard_normal(shape)
-    return jnp.asarray(values, dtype)
-
-
 def singular_values(matrix):
     return np.linalg.svd(np.asarray(matrix, np.result_type(matrix.dtype, np.float64)), compute_uv=False)
 

@@ -36,6 +36,8 @@ def centralize(layer, feature_axis=-1) -> np.ndarray:
     layer = exact(layer)
     feature_axis %= layer.ndim
     averaged = tuple(axis for axis in range(layer.ndim) if axis != feature_axis)
+    if all(layer.shape[axis] == 1 for axis in averaged):  # a unit of one weight is left alone
+        return layer
     return layer - layer.mean(averaged, keepdims=True)
 
 
@@ -56,6 +58,14 @@ def gan(layers, first_sigma=None) -> list[np.ndarray]:
     sigma = global_std(layers)
     scale = autoscale(sigma, sigma if first_sigma is None else first_sigma) if sigma > 0 else 0.0
     return [scale * (exact(g) - exact(g).mean()) for g in layers]
+
+
+def first_updates(name, layers) -> list[np.ndarray]:
+    """The first updates of a tree's layers by the transformation of that name."""
+    if name == "gan":
+        return gan(layers)
+    one_by_one = {"znorm": znorm, "centralize": centralize, "track_gradient_dynamics": exact}[name]
+    return [one_by_one(layer) for layer in layers]
 
 
 def error(update, expected, unit=1.0) -> float:

@@ -1,4 +1,8 @@
-"""Wrong arguments: one clear line that names the argument and the value, as early as possible."""
+"""Wrong arguments: one clear line that names the argument and the value, as early as possible.
+
+All transformations pass what they have in common to the same checks: every wrong value is given to `znorm`, and one
+of each kind to the others.
+"""
 
 import warnings
 
@@ -10,7 +14,8 @@ import pytest
 
 import optax_gradnorm
 
-FACTORIES = [optax_gradnorm.znorm, optax_gradnorm.gan, optax_gradnorm.centralize]
+from .tables import each_but_znorm, each_normalizer, each_transformation, each_with_state
+
 GRADS = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
 
 
@@ -21,7 +26,17 @@ def check(error, argument, value):
     assert value in message
 
 
-each_factory = pytest.mark.parametrize("factory", FACTORIES, ids=lambda factory: factory.__name__)
+def refuses(factory, argument, value, exception, shown=None):
+    """At once, or at `init` if `value` is a tree or a function of one."""
+    shown = str(value) if shown is None else shown
+    if isinstance(value, dict | list) or callable(value):
+        transformation = factory(**{argument: value})
+        with pytest.raises(exception) as error:
+            transformation.init(GRADS)
+    else:
+        with pytest.raises(exception) as error:
+            factory(**{argument: value})
+    check(error, argument, shown)
 
 
 @pytest.mark.parametrize(
@@ -59,22 +74,14 @@ def test_eps_may_be_any_number():
     assert updates["kernel"].dtype == jnp.float32
 
 
-@each_factory
-@pytest.mark.parametrize(
-    ("value", "exception"),
-    [(-1, ValueError), (np.int32(-2), ValueError), (True, TypeError), (1.0, TypeError), ("1", TypeError)],
-    ids=repr,
-)
-def test_stacked_axes_at_build(factory, value, exception):
-    with pytest.raises(exception) as error:
-        factory(stacked_axes=value)
-    check(error, "stacked_axes", str(value))
-
-
-@each_factory
-@pytest.mark.parametrize(
-    ("value", "exception", "shown"),
-    [
+# Argument, value, exception, and what the message shows if that is not the value itself.
+WRONG = {
+    "stacked_axes": [
+        (-1, ValueError),
+        (np.int32(-2), ValueError),
+        (True, TypeError),
+        (1.0, TypeError),
+        ("1", TypeError),
         ({"kernel": -1, "bias": 0}, ValueError, "-1"),
         (lambda tree: -3, ValueError, "-3"),
         ({"kernel": 0.5, "bias": 0}, TypeError, "0.5"),
@@ -83,25 +90,10 @@ def test_stacked_axes_at_build(factory, value, exception):
         ({"kernel": 0, "other": 0}, ValueError, "other"),
         ([0, 0], ValueError, "list"),
     ],
-    ids=["negative", "function", "float", "bool", "missing", "other", "list"],
-)
-def test_stacked_axes_at_init(factory, value, exception, shown):
-    with pytest.raises(exception) as error:
-        factory(stacked_axes=value).init(GRADS)
-    check(error, "stacked_axes", shown)
-
-
-@each_factory
-def test_more_stacked_axes_than_a_masked_leaf_has(factory):
-    with pytest.raises(ValueError, match=r"stacked_axes is 3 for 'kernel'.*\(4, 3\)") as error:
-        factory(stacked_axes=3, mask={"kernel": True, "bias": False}).init(GRADS)
-    check(error, "stacked_axes", "3")
-
-
-@each_factory
-@pytest.mark.parametrize(
-    ("value", "exception", "shown"),
-    [
+    "mask": [
+        ("kernel", TypeError),
+        (1, TypeError),
+        (0.5, TypeError),
         ({"kernel": True}, ValueError, "bias"),
         ({"kernel": True, "bias": True, "head": False}, ValueError, "head"),
         ([True, False], ValueError, "list"),
@@ -112,45 +104,40 @@ def test_more_stacked_axes_than_a_masked_leaf_has(factory):
         (lambda tree: jax.tree.map(jnp.ones_like, tree), TypeError, "1."),
         ({"kernel": None, "bias": False}, ValueError, "kernel"),
     ],
-    ids=["missing", "other", "list", "deeper", "function", "string", "integer", "array", "None"],
-)
-def test_mask_at_init(factory, value, exception, shown):
-    with pytest.raises(exception) as error:
-        factory(mask=value).init(GRADS)
-    check(error, "mask", shown)
-
-
-@each_factory
-@pytest.mark.parametrize("value", ["kernel", 1, 0.5], ids=repr)
-def test_mask_at_build(factory, value):
-    with pytest.raises(TypeError) as error:
-        factory(mask=value)
-    check(error, "mask", str(value))
-
-
-@each_factory
-@pytest.mark.parametrize("value", [3, 0.5, True], ids=repr)
-def test_axis_name_at_build(factory, value):
-    with pytest.raises(TypeError) as error:
-        factory(axis_name=value)
-    check(error, "axis_name", str(value))
-
-
-@each_factory
-@pytest.mark.parametrize(
-    ("value", "exception", "shown"),
-    [
+    "axis_name": [
+        (3, TypeError),
+        (0.5, TypeError),
+        (True, TypeError),
         ({"kernel": 3, "bias": None}, TypeError, "3"),
         ({"kernel": "data"}, ValueError, "bias"),
         (lambda tree: {"kernel": "data"}, ValueError, "bias"),
         (["data", "model"], ValueError, "list"),
     ],
-    ids=["integer", "missing", "function", "list"],
+}
+WRONG["stacked_axis_name"] = WRONG["axis_name"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "row"), [(argument, row) for argument, rows in WRONG.items() for row in range(len(rows))]
 )
-def test_axis_name_at_init(factory, value, exception, shown):
-    with pytest.raises(exception) as error:
-        factory(axis_name=value).init(GRADS)
-    check(error, "axis_name", shown)
+def test_wrong_arguments(argument, row):
+    refuses(optax_gradnorm.znorm, argument, *WRONG[argument][row])
+
+
+@pytest.mark.parametrize("argument", WRONG)
+@each_but_znorm
+def test_the_others_check_alike(factory, argument):
+    """One value at once, and a tree when there is one to compare with."""
+    value, tree = WRONG[argument][0], next(row for row in WRONG[argument] if isinstance(row[0], dict))
+    refuses(factory, argument, *value)
+    refuses(factory, argument, *tree)
+
+
+@each_transformation
+def test_more_stacked_axes_than_a_masked_leaf_has(factory):
+    with pytest.raises(ValueError, match=r"stacked_axes is 3 for 'kernel'.*\(4, 3\)") as error:
+        factory(stacked_axes=3, mask={"kernel": True, "bias": False}).init(GRADS)
+    check(error, "stacked_axes", "3")
 
 
 @pytest.mark.parametrize("value", [1.0, True, "last", (0, 1.5), (True,)], ids=repr)
@@ -182,13 +169,13 @@ def test_autoscale(value):
     check(error, "autoscale", repr(value))
 
 
-@each_factory
+@each_transformation
 def test_options_are_keywords(factory):
     with pytest.raises(TypeError):
         factory(1e-8, None)
 
 
-@each_factory
+@each_transformation
 def test_unknown_mesh_axis(factory):
     transformation = factory(axis_name="nowhere")
     with pytest.raises(NameError, match="nowhere"):
@@ -212,13 +199,13 @@ def test_what_autoscale_returns(result, shown):
         gan.update(GRADS, gan.init(GRADS))
 
 
-@each_factory
+@each_transformation
 def test_one_axis_with_two_meanings_at_build(factory):
     with pytest.raises(ValueError, match="axis_name and stacked_axis_name both name 'x'"):
         factory(axis_name=("y", "x"), stacked_axis_name="x")
 
 
-@each_factory
+@each_normalizer
 def test_numpy_gradients_in_double_precision(factory):
     """JAX takes them in single precision unless told otherwise, without a warning, as in Adam."""
     gradients = {"kernel": np.arange(12.0).reshape(3, 4)}
@@ -229,13 +216,14 @@ def test_numpy_gradients_in_double_precision(factory):
     assert updates["kernel"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["gan", "track_gradient_dynamics"])
+@each_with_state
 @pytest.mark.parametrize(
     "state", [optax.EmptyState(), (), None, {"sigma": 1.0}], ids=lambda s: type(s).__name__
 )
-def test_the_state_of_another_transformation(name, state):
+def test_the_state_of_another_transformation(factory, state):
     """As when a chain is rebuilt in another order, and its state is not."""
-    transformation = getattr(optax_gradnorm, name)()
-    with pytest.raises(TypeError, match=f"state must be the .* that {name}'s init gives, got") as error:
-        transformation.update(GRADS, state)
+    with pytest.raises(
+        TypeError, match=f"state must be the .* that {factory.__name__}'s init gives"
+    ) as error:
+        factory().update(GRADS, state)
     check(error, "state", type(state).__name__)

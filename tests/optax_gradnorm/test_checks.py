@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-import optax_gradnorm
+from .tables import TRANSFORMATIONS, first_update
 
-TRANSFORMATIONS = {
-    "znorm": optax_gradnorm.znorm(),
-    "znorm without eps": optax_gradnorm.znorm(eps=0.0),
-    "gan": optax_gradnorm.gan(),
-    "centralize": optax_gradnorm.centralize(),
-    "track_gradient_dynamics": optax_gradnorm.track_gradient_dynamics(),
-}
+each = pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in TRANSFORMATIONS), ("znorm", {"eps": 0.0})],
+    ids=[*TRANSFORMATIONS, "znorm without eps"],
+)
 SCALES = [0.0, 1e-45, *(10.0**k for k in (-38, -31, -20, -13, 0, 12, 15, 18, 20, 30, 37)), 3e38]
 # Above 3e38 / n a plain sum of n numbers of both signs is inf - inf; to bound each of them first costs half as much
 # again of an update on CPUs.
@@ -22,55 +20,49 @@ LARGEST = 1e33
 LARGE = (256, 256)  # On a CPU other sums are taken of large layers.
 
 
-def first_update(transformation):
-    return lambda gradients: transformation.update(gradients, transformation.init(gradients))
-
-
-def layers(scale, dtype=jnp.float32):
-    """Layers whose mean is of their own scale, constant ones and mixed ones, small and large."""
+def trees(scale):
+    """A small layer beside a large one: random, of one sign, constant, or with a row of another scale."""
     generator = np.random.default_rng(0)
     with np.errstate(over="ignore"):
-        random = {shape: generator.uniform(-1, 1, shape) * scale for shape in ((3, 4), LARGE)}
-        mixed = random[LARGE].copy()
-        mixed[0] = 1.0
-        tree = {
-            "small": random[3, 4],
-            "positive": np.abs(random[LARGE]),
-            "constant": np.full(LARGE, scale),
-        }
+        small, random = (generator.uniform(-1, 1, shape) * scale for shape in ((3, 4), LARGE))
+        large = [np.abs(random), np.full(LARGE, scale)]
         if scale <= LARGEST:
-            tree |= {"large": random[LARGE], "mixed": mixed}
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+            mixed = random.copy()
+            mixed[0] = 1.0
+            large += [random, mixed]
+        for layer in large:
+            yield {"small": jnp.asarray(small, jnp.float32), "large": jnp.asarray(layer, jnp.float32)}
 
 
 @pytest.mark.parametrize("batched", [False, True], ids=["", "vmap"])
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
-def test_checkify_finds_nothing(name, batched):
-    update = first_update(TRANSFORMATIONS[name])
+@each
+def test_checkify_finds_nothing(name, options, batched):
+    update = first_update(TRANSFORMATIONS[name], **options)
     if batched:  # A branch is a selection there, so that both sides are computed.
         update = jax.vmap(update)
     checked = jax.jit(checkify.checkify(update, checkify.all_checks))
     for scale in SCALES:
-        gradients = layers(scale)
-        if batched:
-            gradients = jax.tree.map(lambda x: jnp.stack([x, x / 2]), gradients)
-        error, _ = checked(gradients)
-        assert error.get() is None, scale
+        for gradients in trees(scale):
+            if batched:
+                gradients = jax.tree.map(lambda x: jnp.stack([x, x / 2]), gradients)
+            error, _ = checked(gradients)
+            assert error.get() is None, scale
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
-def test_debug_nans_finds_nothing(name):
-    update = jax.jit(first_update(TRANSFORMATIONS[name]))
+@each
+def test_debug_nans_finds_nothing(name, options):
+    update = first_update(TRANSFORMATIONS[name], **options)
     with jax.debug_nans(True):
         for scale in SCALES:
-            update(layers(scale))
+            for gradients in trees(scale):
+                update(gradients)
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
-def test_checkify_still_finds_a_nan(name):
+@each
+def test_checkify_still_finds_a_nan(name, options):
     """The check is not quiet because it sees nothing."""
     gradients = {"large": jnp.ones(LARGE).at[0, 0].set(jnp.nan)}
-    error, _ = jax.jit(checkify.checkify(first_update(TRANSFORMATIONS[name]), checkify.float_checks))(
-        gradients
-    )
+    error, _ = jax.jit(
+        checkify.checkify(first_update(TRANSFORMATIONS[name], **options), checkify.float_checks)
+    )(gradients)
     assert "nan" in error.get()

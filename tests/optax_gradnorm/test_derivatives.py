@@ -8,6 +8,7 @@ import pytest
 import optax_gradnorm
 
 from . import reference
+from .tables import each_normalizer
 
 
 def znorm(layer):
@@ -24,24 +25,20 @@ def centralize(layer):
     return layer - layer.mean(0, keepdims=True)
 
 
-TRANSFORMATIONS = {
-    "znorm": (optax_gradnorm.znorm(), znorm),
-    "gan": (optax_gradnorm.gan(), gan),
-    "centralize": (optax_gradnorm.centralize(), centralize),
-}
+FORMULAS = {"znorm": znorm, "gan": gan, "centralize": centralize}
 VALUES = np.random.default_rng(0).standard_normal((3, 4)) + 0.5
 WEIGHTS = np.random.default_rng(1).standard_normal((3, 4))
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
-def test_derivatives_at_every_scale(name):
-    transformation, formula = TRANSFORMATIONS[name]
+@each_normalizer
+def test_derivatives_at_every_scale(factory):
+    transformation = factory()
 
     def weighted(function):
         return jax.jit(jax.grad(lambda layer: jnp.sum(jnp.asarray(WEIGHTS, layer.dtype) * function(layer))))
 
     found = weighted(lambda layer: transformation.update(layer, transformation.init(layer))[0])
-    wanted = weighted(formula)
+    wanted = weighted(FORMULAS[factory.__name__])
     for exponent in range(-30, 19):
         layer = np.float32(VALUES * 10.0**exponent)
         with reference.enable_x64(True), jax.numpy_dtype_promotion("standard"):

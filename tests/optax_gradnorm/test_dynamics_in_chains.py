@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 from flax import linen, nnx
 from jax.sharding import PartitionSpec as P
 
 import optax_gradnorm
-from optax_gradnorm import GradientDynamicsState, gradient_dynamics, layer_names, track_gradient_dynamics
+from optax_gradnorm import gradient_dynamics, layer_names, track_gradient_dynamics
 
 from . import reference
-from .dynamics import assert_records, description, random_tree
+from .dynamics import assert_records
+from .tables import description, nested
 
 
 def wrapped_in_multi_steps(transformation):
@@ -52,7 +52,7 @@ WRAPPERS = {
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_found_in_any_nesting(wrapper):
-    grads = random_tree()
+    grads = nested()
     optimizer = WRAPPERS[wrapper](track_gradient_dynamics())
     state = optimizer.init(grads)
     assert gradient_dynamics(state).num_updates == 0
@@ -66,7 +66,7 @@ def test_found_in_any_nesting(wrapper):
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_multi_steps_record_the_accumulated_gradient():
-    first, second = random_tree(0), random_tree(1)
+    first, second = nested(0), nested(1)
     optimizer = optax.MultiSteps(optax.chain(track_gradient_dynamics(), optax.sgd(0.1)), 2)
     state = optimizer.init(first)
     _, state = jax.jit(optimizer.update)(first, state, first)
@@ -78,7 +78,7 @@ def test_multi_steps_record_the_accumulated_gradient():
 
 
 def test_skipped_steps_are_not_recorded():
-    grads = random_tree()
+    grads = nested()
     bad = jax.tree.map(lambda x: x * jnp.nan, grads)
     optimizer = optax.apply_if_finite(optax.chain(track_gradient_dynamics(), optax.sgd(0.1)), 3)
     _, state = optimizer.update(grads, optimizer.init(grads))
@@ -88,7 +88,7 @@ def test_skipped_steps_are_not_recorded():
 
 
 def test_partition_tracks_its_own_leaves():
-    grads = random_tree()
+    grads = nested()
     optimizer = optax.partition(
         {
             "conv": optax.chain(track_gradient_dynamics(), optax.sgd(0.1)),
@@ -105,7 +105,7 @@ def test_partition_tracks_its_own_leaves():
 
 
 def test_none_and_several():
-    params = random_tree()
+    params = nested()
     with pytest.raises(ValueError, match="opt_state holds no track_gradient_dynamics state"):
         gradient_dynamics(optax.sgd(0.1, momentum=0.9).init(params))
 
@@ -191,7 +191,7 @@ def test_its_fields_are_not_those_of_adam():
 
 
 def test_two_in_one_chain_see_before_and_behind_a_normalizer():
-    grads = random_tree(scale=1e-4)
+    grads = nested(scale=1e-4)
     optimizer = optax.chain(track_gradient_dynamics(), optax_gradnorm.gan(), track_gradient_dynamics())
     _, state = jax.jit(optimizer.update)(grads, optimizer.init(grads))
     before, behind = gradient_dynamics(state, 0), gradient_dynamics(state, 1)
@@ -319,23 +319,9 @@ def test_names_are_the_same_in_every_framework():
         assert description(new_state) == description(state), framework
 
 
-def test_orbax_saves_and_restores(tmp_path):
-    params = random_tree()
-    optimizer = optax.chain(track_gradient_dynamics(), optax.sgd(0.1, momentum=0.9))
-    _, state = optimizer.update(params, optimizer.init(params), params)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "state", state)
-        checkpointer.wait_until_finished()
-        restored = checkpointer.restore(tmp_path / "state", jax.tree.map(jnp.zeros_like, state))
-    chex.assert_trees_all_equal(restored, state)
-    assert isinstance(gradient_dynamics(restored), GradientDynamicsState)
-    _, resumed = optimizer.update(params, restored, params)
-    assert gradient_dynamics(resumed).num_updates == 2
-
-
 def test_tree_map_params_leaves_the_statistics_alone():
     """The statistics have no axes that a parameter's partition spec could speak of."""
-    params = random_tree()
+    params = nested()
     optimizer = optax.chain(track_gradient_dynamics(), optax.sgd(0.1, momentum=0.9))
     specs = jax.tree.map(lambda x: P(*["x"] * x.ndim), params)
     state_specs = optax.tree_map_params(
@@ -353,7 +339,7 @@ def test_tree_map_params_leaves_the_statistics_alone():
 
 def test_nothing_waits_for_the_device():
     """No value is read on the host, so tracking never stalls the steps ahead of it."""
-    grads = random_tree()
+    grads = nested()
     transformation = track_gradient_dynamics()
     state = transformation.init(grads)
     with jax.transfer_guard_device_to_host("disallow_explicit"):

@@ -16,13 +16,7 @@ import optax_gradnorm
 from optax_gradnorm import layer_names
 
 from . import reference
-
-FACTORIES = {
-    "znorm": optax_gradnorm.znorm,
-    "gan": optax_gradnorm.gan,
-    "centralize": optax_gradnorm.centralize,
-}
-each_factory = pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
+from .tables import each_normalizer, first_update
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +52,7 @@ def pure(state):
 def assert_updates(factory, updates, grads):
     """The updates are those of the same arrays in a bare list."""
     leaves, expected = jax.tree.leaves(updates), jax.tree.leaves(grads)
-    transformation = factory()
-    expected = jax.jit(lambda g: transformation.update(g, transformation.init(g))[0])(expected)
+    expected, _ = first_update(factory)(expected)
     assert len(leaves) == len(expected)
     changed = [not np.array_equal(e, g) for e, g in zip(expected, jax.tree.leaves(grads), strict=True)]
     assert any(changed)
@@ -68,7 +61,7 @@ def assert_updates(factory, updates, grads):
         assert reference.error(u, reference.exact(e)) <= 1e-5
 
 
-@each_factory
+@each_normalizer
 def test_nnx_optimizer(factory):
     """An `nnx.Optimizer` initialises on a State of Params and updates with plain arrays."""
     model = NnxModel()
@@ -91,7 +84,7 @@ def test_nnx_optimizer(factory):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(pure(nnx.state(model, nnx.Param))))
 
 
-@each_factory
+@each_normalizer
 def test_nnx_optimizer_with_functions_of_the_tree(factory):
     """The same function has to fit the parameters at `init` and the gradients at `update`."""
     model = NnxModel()
@@ -114,7 +107,7 @@ def test_nnx_optimizer_with_functions_of_the_tree(factory):
     assert_updates(factory, updates["heads"], grads["heads"])
 
 
-@each_factory
+@each_normalizer
 def test_nnx_model_with_a_frozen_layer(factory):
     """Its gradient is a zero that the compiler knows."""
 
@@ -178,7 +171,7 @@ def linen_parameters_and_gradients():
     )
 
 
-@each_factory
+@each_normalizer
 @pytest.mark.parametrize("boxed", [False, True], ids=["plain", "partitioned"])
 def test_linen(factory, boxed):
     parameters, grads = linen_parameters_and_gradients()
@@ -236,7 +229,7 @@ def equinox_model_and_gradients():
     return model, gradient(model)
 
 
-@each_factory
+@each_normalizer
 def test_equinox(factory):
     model, grads = equinox_model_and_gradients()
     transformation = factory()
@@ -287,7 +280,7 @@ def haiku_parameters_and_gradients():
     return parameters, jax.jit(jax.grad(lambda p: jnp.mean(model.apply(p, INPUTS) ** 2)))(parameters)
 
 
-@each_factory
+@each_normalizer
 def test_haiku(factory):
     parameters, grads = haiku_parameters_and_gradients()
     transformation = factory()

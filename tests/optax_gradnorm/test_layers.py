@@ -15,6 +15,8 @@ from flax import nnx
 import optax_gradnorm
 from optax_gradnorm import layer_names, layers
 
+from .tables import each_transformation
+
 
 @pytest.fixture(autouse=True)
 def standard_promotion():
@@ -128,11 +130,18 @@ def test_layers_of_a_scanned_stack(name):
     assert layers(stack, stacked_axes=1) == expected(name, stack)
 
 
-@pytest.mark.parametrize("name", TREES)
-@pytest.mark.parametrize("factory", ["znorm", "gan", "centralize"])
+# The transformations ask the same rule: one tree with every kind of leaf for the others.
+@pytest.mark.parametrize(
+    ("name", "factory"),
+    [
+        *((name, optax_gradnorm.znorm) for name in TREES),
+        ("vision transformer", optax_gradnorm.gan),
+        ("vision transformer", optax_gradnorm.centralize),
+    ],
+)
 def test_all_other_leaves_pass_through(name, factory):
     gradients = concrete(TREES[name]())
-    transformation = getattr(optax_gradnorm, factory)()
+    transformation = factory()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # A normalizer alone has no layers, and is told so.
         updates, _ = transformation.update(gradients, transformation.init(gradients))
@@ -171,13 +180,12 @@ def test_a_mask_replaces_the_default_rule():
     assert layers(tree, mask=mask) == ["bias", "scale"]
 
 
-@pytest.mark.parametrize("factory", ["znorm", "gan", "centralize", "track_gradient_dynamics"])
+@each_transformation
 def test_python_numbers_pass_through_inside_jit_and_outside(factory):
     gradients = {"kernel": jnp.arange(6.0).reshape(2, 3), "temperature": 0.7}
-    transformation = (
-        getattr(optax_gradnorm, factory)(mask=True)
-        if factory != "centralize"
-        else (optax_gradnorm.centralize(mask=lambda tree: jax.tree.map(lambda x: jnp.ndim(x) > 1, tree)))
+    has_units = factory is optax_gradnorm.centralize  # which a scalar has not
+    transformation = factory(
+        mask=(lambda tree: jax.tree.map(lambda x: jnp.ndim(x) > 1, tree)) if has_units else True
     )
     state = transformation.init(gradients)
     for update in (transformation.update, jax.jit(transformation.update)):
@@ -315,7 +323,7 @@ def test_exclude_refuses(arguments, error, message):
         optax_gradnorm.znorm(mask=optax_gradnorm.exclude(*arguments)).init({"embedding": jnp.ones((2, 3))})
 
 
-@pytest.mark.parametrize("factory", ["znorm", "gan", "centralize", "track_gradient_dynamics"])
+@each_transformation
 @pytest.mark.parametrize(
     ("tree", "options"),
     [
@@ -329,7 +337,7 @@ def test_exclude_refuses(arguments, error, message):
 )
 def test_a_tree_without_layers_is_noticed(factory, tree, options):
     with pytest.warns(UserWarning, match="no leaf is a layer") as caught:
-        getattr(optax_gradnorm, factory)(**options).init(tree)
+        factory(**options).init(tree)
     assert caught[0].filename == __file__
     # It speaks of gradients of the same shapes: others, as one per example, may have layers.
     assert "gradients of these shapes pass through" in str(caught[0].message)

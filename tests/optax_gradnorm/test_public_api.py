@@ -14,6 +14,8 @@ import pytest
 
 import optax_gradnorm
 
+from .tables import each_normalizer
+
 FUNCTIONS = [name for name in optax_gradnorm.__all__ if inspect.isfunction(getattr(optax_gradnorm, name))]
 CLASSES = [name for name in optax_gradnorm.__all__ if inspect.isclass(getattr(optax_gradnorm, name))]
 
@@ -64,9 +66,9 @@ def test_states_are_documented(name):
     assert documented == list(state._fields)
 
 
-@pytest.mark.parametrize("name", ["znorm", "gan", "centralize"])
-def test_transformations_cite_their_paper(name):
-    assert re.search(r"arxiv\.org/abs/\d{4}\.\d{5}", inspect.getdoc(getattr(optax_gradnorm, name)))
+@each_normalizer
+def test_normalizers_cite_their_paper(factory):
+    assert re.search(r"arxiv\.org/abs/\d{4}\.\d{5}", inspect.getdoc(factory))
 
 
 def fields_of_optax():

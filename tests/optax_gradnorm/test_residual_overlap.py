@@ -10,7 +10,8 @@ from jax import lax
 
 from optax_gradnorm import overlap
 
-from .matrices import gaussian, singular_values
+from .matrices import singular_values
+from .tables import gaussian
 
 
 def test_linear_block_against_numpy():

@@ -13,15 +13,15 @@ from jax.sharding import PartitionSpec as P
 import optax_gradnorm
 
 from . import reference
+from .tables import (
+    each_normalizer,
+    each_of_single_layers,
+    each_of_whole_layers,
+    each_transformation,
+    first_update,
+)
 
 pytestmark = pytest.mark.devices(8)
-
-FACTORIES = {
-    "znorm": optax_gradnorm.znorm,
-    "gan": optax_gradnorm.gan,
-    "centralize": functools.partial(optax_gradnorm.centralize, feature_axis=-1),
-}
-NAMES = list(FACTORIES)
 
 
 def mesh(axis_type=AxisType.Auto):
@@ -46,10 +46,9 @@ def gradients():
 
 
 @functools.cache
-def whole(name):
+def whole(factory):
     """Update and state without any sharding."""
-    transformation = FACTORIES[name]()
-    return jax.jit(lambda g: transformation.update(g, transformation.init(g)))(gradients())
+    return first_update(factory)(gradients())
 
 
 def assert_same(result, expected):
@@ -81,14 +80,14 @@ LAYOUTS = {
     [*((layout, AxisType.Auto) for layout in LAYOUTS), ("two array axes", AxisType.Explicit)],
     ids=str,
 )
-@pytest.mark.parametrize("name", NAMES)
-def test_jit(name, layout, axis_type):
-    transformation = FACTORIES[name]()
+@each_transformation
+def test_jit(factory, layout, axis_type):
+    transformation = factory()
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh(axis_type), spec), LAYOUTS[layout])
     grads = jax.device_put(gradients(), shardings)
     with jax.set_mesh(mesh(axis_type)):
         updates, state = jax.jit(transformation.update)(grads, transformation.init(grads))
-    assert_same((updates, state), whole(name))
+    assert_same((updates, state), whole(factory))
     for u, sharding in zip(jax.tree.leaves(updates), jax.tree.leaves(shardings), strict=True):
         assert u.sharding.is_equivalent_to(sharding, u.ndim)
 
@@ -121,11 +120,18 @@ SHARD_MAP_FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", SHARD_MAP_FORMS)
-@pytest.mark.parametrize("name", ["znorm", "gan"])
-def test_shard_map(name, form):
+# All forms with gan, whose state and updates need the statistics of every leaf; one with all layouts for the others.
+@pytest.mark.parametrize(
+    ("factory", "form"),
+    [
+        *((optax_gradnorm.gan, form) for form in SHARD_MAP_FORMS),
+        (optax_gradnorm.znorm, "pytree"),
+        (optax_gradnorm.track_gradient_dynamics, "pytree"),
+    ],
+)
+def test_shard_map(factory, form):
     layout, axis_name = SHARD_MAP_FORMS[form]
-    assert_same(in_shard_map(FACTORIES[name](axis_name=axis_name), layout), whole(name))
+    assert_same(in_shard_map(factory(axis_name=axis_name), layout), whole(factory))
 
 
 MIXED = {
@@ -137,21 +143,21 @@ MIXED = {
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-@pytest.mark.parametrize("name", ["znorm", "gan"])
-def test_shard_map_with_sharded_and_replicated_leaves(name, check_vma):
+@each_of_whole_layers
+def test_shard_map_with_sharded_and_replicated_leaves(factory, check_vma):
     """A replicated leaf counts once, whatever the other leaves are sharded over."""
-    transformation = FACTORIES[name](axis_name=jax.tree.map(axes_of, MIXED))
-    assert_same(in_shard_map(transformation, MIXED, check_vma=check_vma), whole(name))
+    transformation = factory(axis_name=jax.tree.map(axes_of, MIXED))
+    assert_same(in_shard_map(transformation, MIXED, check_vma=check_vma), whole(factory))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_shard_that_may_be_a_row_or_a_part_of_a_bias(name):
+@each_normalizer
+def test_a_shard_that_may_be_a_row_or_a_part_of_a_bias(factory):
     """One row of a weight (8, 6), or an eighth of a LayerScale (1, 48): the shard (1, 6) looks the same."""
     grads = {"weights": jnp.ones((8, 6)), "bias": jnp.ones((8, 6))}
     run = functools.partial(in_shard_map, layout=P(("data", "model")), grads=grads)
     with pytest.raises(ValueError, match="mask must say whether 'weights' is a layer"):
-        run(FACTORIES[name](axis_name=("data", "model")))
-    updates, _ = run(FACTORIES[name](axis_name=("data", "model"), mask={"weights": True, "bias": False}))
+        run(factory(axis_name=("data", "model")))
+    updates, _ = run(factory(axis_name=("data", "model"), mask={"weights": True, "bias": False}))
     assert not np.any(updates["weights"])
     assert np.array_equal(updates["bias"], grads["bias"])
 
@@ -166,7 +172,7 @@ def test_shard_map_centralize():
     }
     averaged = {"conv": "data", "dense": "model", "constant": ("data", "model"), "large": "data"}
     result = in_shard_map(optax_gradnorm.centralize(axis_name=averaged), layout)
-    assert_same(result, whole("centralize"))
+    assert_same(result, whole(optax_gradnorm.centralize))
 
 
 @pytest.mark.parametrize(("feature_axis", "layout"), [(-1, P(None, "x")), (0, P("x"))])
@@ -227,17 +233,16 @@ def test_shard_map_without_axis_name_is_the_shards_own():
     shards = np.asarray(updates["dense"]["kernel"]).reshape(4, 4, 8)
     assert np.abs(shards.mean((1, 2))).max() <= 1e-6
     with pytest.raises(AssertionError):
-        assert_same(updates, whole("znorm")[0])
+        assert_same(updates, whole(optax_gradnorm.znorm)[0])
 
 
-@pytest.mark.parametrize("name", ["znorm", "centralize"])
-def test_shard_map_over_a_stack_axis(name):
+@each_of_single_layers
+def test_shard_map_over_a_stack_axis(factory):
     """Experts: each shard holds whole layers of the stack, so no axis is named."""
     stack = jnp.stack([gradients()["dense"]["kernel"] * (i + 1) + i for i in range(8)])
     layout = P(("data", "model"))
-    result, _ = in_shard_map(FACTORIES[name](stacked_axes=1), layout, grads=stack)
-    transformation = FACTORIES[name]()
-    expected = jax.jit(lambda g: transformation.update(g, transformation.init(g))[0])(list(stack))
+    result, _ = in_shard_map(factory(stacked_axes=1), layout, grads=stack)
+    expected, _ = first_update(factory)(list(stack))
     assert_same(list(result), expected)
 
 
@@ -256,24 +261,23 @@ def test_gan_refuses_a_state_that_differs_between_shards():
         in_shard_map(optax_gradnorm.gan(stacked_axes=1), P(("data", "model")), grads=stack)
 
 
-@pytest.mark.parametrize("name", ["znorm", "gan"])
+@each_of_whole_layers
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.complex64], ids=lambda dtype: dtype.__name__)
-def test_shard_map_dtypes(name, dtype):
+def test_shard_map_dtypes(factory, dtype):
     grads = (gradients()["dense"]["kernel"] * 1e30).astype(dtype)
-    result, _ = in_shard_map(FACTORIES[name](axis_name="data"), P("data"), grads=grads)
+    result, _ = in_shard_map(factory(axis_name="data"), P("data"), grads=grads)
     assert result.dtype == dtype
-    expected = reference.znorm(grads) if name == "znorm" else reference.gan([grads])[0]
+    (expected,) = reference.first_updates(factory.__name__, [grads])
     assert reference.error(result, expected, reference.std(expected)) <= 2e-6 + float(jnp.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("name", ["znorm", "gan"])
-def test_pmap(name):
-    transformation = FACTORIES[name](axis_name="devices")
+@each_of_whole_layers
+def test_pmap(factory):
+    transformation = factory(axis_name="devices")
     leaf = gradients()["dense"]["kernel"]
     shards = leaf.reshape(8, 2, 8)
     updates, state = jax.pmap(lambda g: transformation.update(g, transformation.init(g)), "devices")(shards)
-    plain = FACTORIES[name]()
-    expected, expected_state = jax.jit(plain.update)(leaf, plain.init(leaf))
+    expected, expected_state = first_update(factory)(leaf)
     assert_same(np.asarray(updates).reshape(16, 8), expected)
     for scalars, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected_state), strict=True):
         assert np.allclose(np.asarray(scalars), float(wanted), rtol=2e-6, atol=0)

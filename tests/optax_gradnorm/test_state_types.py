@@ -18,6 +18,13 @@ from jax.sharding import PartitionSpec as P
 import optax_gradnorm
 
 from . import reference
+from .tables import (
+    TRANSFORMATIONS,
+    each_of_whole_layers,
+    each_transformation,
+    each_with_state,
+    shared_first_update,
+)
 
 pytestmark = pytest.mark.devices(8)
 
@@ -33,12 +40,10 @@ def standard_promotion():
 SPECS = {"experts": P("x"), "shared": P(), "bias": P()}
 STACKED = {"experts": 1, "shared": 0, "bias": 0}
 FACTORIES = {
-    "znorm": optax_gradnorm.znorm,
-    "gan": optax_gradnorm.gan,
-    "centralize": optax_gradnorm.centralize,
-    "track": optax_gradnorm.track_gradient_dynamics,
+    **TRANSFORMATIONS,
     "adam": lambda **options: optax.scale_by_adam(),
 }
+each_factory = pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
 
 
 @functools.cache
@@ -92,7 +97,8 @@ def run(function, *arguments):
     return jax.jit(function)(*arguments)
 
 
-def without_mesh(program, factory, options):
+@functools.cache
+def without_mesh(program, factory):
     return jax.jit(lambda g: program(factory(stacked_axes=STACKED), g))(gradients())
 
 
@@ -182,17 +188,17 @@ def assert_same(actual, wanted):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-@pytest.mark.parametrize("name", FACTORIES)
-def test_states_keep_their_type(name, environment, program):
-    ENVIRONMENTS[environment](PROGRAMS[program], FACTORIES[name], NAMED, call=jax.eval_shape)
+@each_factory
+def test_states_keep_their_type(factory, environment, program):
+    ENVIRONMENTS[environment](PROGRAMS[program], factory, NAMED, call=jax.eval_shape)
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-@pytest.mark.parametrize("name", FACTORIES)
-def test_experts_beside_shared_layers(name, environment):
-    made = ENVIRONMENTS[environment](multi_steps, FACTORIES[name], NAMED)
+@each_transformation
+def test_experts_beside_shared_layers(factory, environment):
+    made = ENVIRONMENTS[environment](multi_steps, factory, NAMED)
     updates, state = gathered(environment, *made)
-    wanted_updates, wanted_state = without_mesh(multi_steps, FACTORIES[name], {})
+    wanted_updates, wanted_state = without_mesh(multi_steps, factory)
     assert_same(updates, wanted_updates)
     # Wrappers count in ways of their own; what is ours is found by name.
     for field in ("sigma", "first_sigma", "multiplier", "global_std", "mean", "std"):
@@ -210,34 +216,34 @@ def test_sigma_is_that_of_all_experts():
     assert state.sigma == pytest.approx(float(reference.global_std(layers)), rel=3e-6)
 
 
-@pytest.mark.parametrize("name", ["gan", "track"])
-def test_a_bare_name_counts_replicated_leaves_once(name):
+@each_with_state
+def test_a_bare_name_counts_replicated_leaves_once(factory):
     """Inside `shard_map` JAX knows which leaves are replicated."""
-    field = {"gan": "sigma", "track": "global_std"}[name]
-    wanted = optax.tree.get(without_mesh(twice, FACTORIES[name], {})[1], field)
-    _, state = in_shard_map(True, twice, FACTORIES[name], {"stacked_axis_name": "x"})
+    field = {"gan": "sigma", "track_gradient_dynamics": "global_std"}[factory.__name__]
+    wanted = optax.tree.get(without_mesh(twice, factory)[1], field)
+    _, state = in_shard_map(True, twice, factory, {"stacked_axis_name": "x"})
     state = per_device(state)
     assert optax.tree.get(state, field) == pytest.approx(float(wanted), rel=3e-6)
 
 
-@pytest.mark.parametrize("name", ["znorm", "gan", "track"])
-def test_a_bare_axis_name_over_sharded_and_replicated_leaves(name):
+@each_of_whole_layers
+def test_a_bare_axis_name_over_sharded_and_replicated_leaves(factory):
     """Rows of one leaf over the devices, the other whole on each."""
     mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
     grads = {"rows": gradients()["experts"].reshape(16, 12), "whole": gradients()["shared"]}
     specs = {"rows": P("x"), "whole": P()}
-    transformation, alone = FACTORIES[name](axis_name="x"), FACTORIES[name]()
+    transformation, alone = factory(axis_name="x"), factory()
     run = jax.shard_map(
         functools.partial(twice, transformation), mesh=mesh, in_specs=(specs,), out_specs=(specs, P())
     )
     assert_same(jax.jit(run)(grads), jax.jit(functools.partial(twice, alone))(grads))
 
 
-@pytest.mark.parametrize("name", ["gan", "track"])
-def test_experts_without_their_axis_are_refused(name):
+@each_with_state
+def test_experts_without_their_axis_are_refused(factory):
     """The state is made outside, where all devices share it; a local deviation must not enter it unseen."""
     mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
-    transformation = FACTORIES[name](stacked_axes=STACKED)
+    transformation = factory(stacked_axes=STACKED)
     state = transformation.init(gradients())
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(SPECS,), out_specs=SPECS)
@@ -270,44 +276,41 @@ def test_an_axis_with_two_meanings_is_refused():
 
 
 @pytest.mark.parametrize("program", [scan, multi_steps], ids=lambda program: program.__name__)
-@pytest.mark.parametrize("name", FACTORIES)
-def test_a_stack_of_one_layer_on_an_explicit_mesh(name, program):
+@each_transformation
+def test_a_stack_of_one_layer_on_an_explicit_mesh(factory, program):
     """The mesh of a single device, on which one debugs."""
     mesh = jax.make_mesh((1,), ("x",), (AxisType.Explicit,), devices=jax.devices()[:1])
     grads = {"experts": jax.device_put(jnp.ones((1, 4, 6)), NamedSharding(mesh, P("x")))}
     with jax.set_mesh(mesh):
-        transformation = FACTORIES[name](stacked_axes=1)
+        transformation = factory(stacked_axes=1)
         initial = jax.tree.map(jax.typeof, transformation.init(grads))
-        program(transformation, grads)
+        run(functools.partial(program, transformation), grads)
         _, state = transformation.update(grads, transformation.init(grads))
     assert jax.tree.map(jax.typeof, state) == initial
 
 
 @pytest.mark.parametrize("spec", [P(None, "x"), P("x"), P(None, None, "x")], ids=str)
-@pytest.mark.parametrize("name", FACTORIES)
-def test_vmap_over_large_layers_on_an_explicit_mesh(name, spec):
+@each_transformation
+def test_vmap_over_large_layers_on_an_explicit_mesh(factory, spec):
     """Where `vmap` turns a branch into a selection, whose condition has to be sharded as the values."""
     mesh = jax.make_mesh((4,), ("x",), (AxisType.Explicit,), devices=jax.devices()[:4])
     grads = jax.random.normal(jax.random.key(0), (4, 256, 256))
-    transformation = FACTORIES[name]()
-
-    def update(g):
-        return transformation.update(g, transformation.init(g))[0]
-
-    wanted = jnp.stack([update(g) for g in grads])
+    update = shared_first_update(factory)
+    wanted = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(update, grads))
     with jax.set_mesh(mesh):
-        actual = jax.vmap(update)(jax.device_put(grads, NamedSharding(mesh, spec)))
-    np.testing.assert_allclose(actual, wanted, atol=2e-6)
+        found = jax.jit(jax.vmap(update))(jax.device_put(grads, NamedSharding(mesh, spec)))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", FACTORIES)
-def test_a_state_of_abstract_parameters_has_the_type_of_one_of_arrays(name, axis_type):
+@each_transformation
+def test_a_state_of_abstract_parameters_has_the_type_of_one_of_arrays(factory, axis_type):
     mesh = jax.make_mesh((4,), ("x",), (axis_type,), devices=jax.devices()[:4])
     params = jax.device_put({"w": jnp.ones((2, 4, 3, 3))}, NamedSharding(mesh, P(None, "x")))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
     with jax.set_mesh(mesh):
-        transformation = FACTORIES[name](stacked_axes=2)
+        transformation = factory(stacked_axes=2)
         expected, actual = (
             jax.tree.map(jax.typeof, transformation.init(tree)) for tree in (params, abstract)
         )

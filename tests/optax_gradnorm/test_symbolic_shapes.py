@@ -6,15 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import optax_gradnorm
-
-FACTORIES = {
-    "znorm": optax_gradnorm.znorm,
-    "gan": optax_gradnorm.gan,
-    "centralize": optax_gradnorm.centralize,
-    "track_gradient_dynamics": optax_gradnorm.track_gradient_dynamics,
-}
-each_factory = pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
+from .tables import each_transformation, gaussian
 
 
 def updated(transformation, gradients):
@@ -34,17 +26,15 @@ def exported(transformation, shapes, dtype, scope):
 
 
 def gradients_of(shapes, sizes, dtype):
-    generator = np.random.default_rng(0)
-
     def array(shape):
         numbers = [sizes[axis] if axis in sizes else int(axis) for axis in shape.split(",")]
-        return jnp.asarray(generator.standard_normal(numbers) + 0.5, dtype)
+        return gaussian(*numbers, mean=0.5, dtype=dtype)
 
     return {name: array(shape) for name, shape in shapes.items()}
 
 
 def assert_same(program, transformation, gradients, dtype):
-    wanted = jax.tree.leaves(jax.jit(lambda g: updated(transformation, g))(gradients))
+    wanted = jax.tree.leaves(updated(transformation, gradients))
     found = program(gradients)
     for a, b in zip(found, wanted, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
@@ -69,13 +59,12 @@ STACKED = {"kernel": 0, "conv": 0, "bias": 0, "stack": 1, "scale": 1}
     ("dtype", "options"),
     [
         (jnp.float32, {}),
-        (jnp.float16, {}),
         (jnp.float32, {"mask": True}),
         (jnp.float16, {"mask": by_dimensions}),
     ],
-    ids=["float32", "float16", "float32, everything", "float16, mask"],
+    ids=["float32", "float32, everything", "float16, mask"],
 )
-@each_factory
+@each_transformation
 def test_layers_of_any_size(factory, dtype, options):
     transformation = factory(stacked_axes=STACKED, **options)
     scope = jax.export.SymbolicScope(["a>=2", "b>=2"])
@@ -84,7 +73,7 @@ def test_layers_of_any_size(factory, dtype, options):
         assert_same(program, transformation, gradients_of(SHAPES, sizes, dtype), dtype)
 
 
-@each_factory
+@each_transformation
 def test_a_size_that_may_be_one_asks_for_a_mask(factory):
     shapes = {"kernel": "a,b"}
     with pytest.raises(
@@ -94,7 +83,7 @@ def test_a_size_that_may_be_one_asks_for_a_mask(factory):
     assert "\n" not in str(error.value)
 
 
-@each_factory
+@each_transformation
 def test_a_mask_decides_where_a_size_may_be_one(factory):
     shapes = {"kernel": "a,b"}
     transformation = factory(mask=True)
