@@ -32,6 +32,7 @@ class FolderLock:
         self.folder = folder
         self.path = folder / NAME
         self._held: contextlib.ExitStack | None = None
+        self._made: list[Path] = []
 
     def __enter__(self) -> "FolderLock":
         hosts.on_first(self._take)
@@ -41,12 +42,16 @@ class FolderLock:
         if self._held is not None:
             with self._held, contextlib.suppress(OSError):
                 self.path.unlink()  # before the lock goes: afterwards the file may be another's
+            with contextlib.suppress(OSError):  # what came to nothing leaves no empty folder
+                for folder in self._made:
+                    folder.rmdir()
 
     def _take(self) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
             while self._held is None:
-                with contextlib.ExitStack() as opened:
+                self.folder.mkdir(parents=True, exist_ok=True)  # another may have removed an empty one
+                with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as opened:
                     file = opened.enter_context(open(self.path, "a+b"))
                     self._check_free(file)
                     if self._is_the_file(file):
