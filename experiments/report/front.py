@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report import names, sentences, style
+from experiments.report import names, sentences, steps, style
 from experiments.report.findings import UNTOLD, Finding
 from experiments.report.markdown import link, markdown_table, picture
 
-ACCURACY = "Test accuracy against the baseline"
+ACCURACY = steps.ACCURACY
 SPEED = "Training loss over all epochs against the baseline"
 CLIPPING = "Test accuracy against the clipping by norm"
 OPTIMIZERS = {"SGDM": "SGD with momentum", "Adam": "Adam"}
@@ -18,7 +18,6 @@ METHODS = ("centralization", "clipping by norm", "ZNorm", "GAN")
 FIGURE = Path("cifar10_confirm/cpu/tuned_and_shared.svg")  # in the folder of all results
 CAPTION = "Test accuracy of every method against the optimizer alone, with the paper's effects"
 WIDTH, LINE = 7.2, 0.24  # inches, the second of a row
-SMALLEST = 1.0  # points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +96,8 @@ SHARED = (
         "ZNorm",
     ),
 )
+# 8 epochs of 40 batches, and 30 of 78.
+SHARED_STEPS = {"overlap_table1": 320, "cifar10_confirm": 2_340}
 
 
 def page(findings: Mapping[str, Sequence[Finding]], prefix: str, readme: str, *, with_figure: bool) -> str:
@@ -107,7 +108,8 @@ def page(findings: Mapping[str, Sequence[Finding]], prefix: str, readme: str, *,
       readme: from the README to the page of all findings.
       with_figure: shows the figure.
     """
-    figure = picture(CAPTION, prefix + FIGURE.as_posix()) if with_figure else ""
+    caption, path = (steps.CAPTION, steps.FIGURE) if steps.is_told(findings) else (CAPTION, FIGURE)
+    figure = picture(caption, prefix + path.as_posix()) if with_figure else ""
     return "\n\n".join(
         filter(None, [answer(findings), figure, table(findings, prefix), count(findings, readme)])
     )
@@ -159,6 +161,20 @@ def count(findings: Mapping[str, Sequence[Finding]], target: str) -> str:
     return f"{link('All findings', target)} hold {total}, {untold} of which *cannot be told*."
 
 
+def draw_all(results: Path, findings: Mapping[str, Sequence[Finding]]) -> list[Path]:
+    """Draws what can be drawn; returns the figures, in the folder of all results."""
+    shared = [
+        (f"{pick.setting}, one rate (0.01)", SHARED_STEPS[pick.study], finding)
+        for pick in SHARED
+        if (finding := pick.find(findings))
+    ]
+    drawn = {
+        FIGURE: draw(results / FIGURE, findings),
+        steps.FIGURE: steps.draw(results / steps.FIGURE, findings, shared),
+    }
+    return [results / path for path, is_drawn in drawn.items() if is_drawn]
+
+
 def draw(path: Path, findings: Mapping[str, Sequence[Finding]]) -> bool:
     """Draws the differences of accuracy, rates tuned, and ZNorm's at one shared rate as hollow marks.
 
@@ -184,7 +200,7 @@ def draw(path: Path, findings: Mapping[str, Sequence[Finding]]) -> bool:
         figure = Figure(figsize=(WIDTH, LINE * len(rows) + 1.1), dpi=100)
         height = figure.get_figheight()
         axes = figure.add_axes((0.24, 0.85 / height, 0.5, LINE * len(rows) / height))
-        axes.axvspan(-SMALLEST, SMALLEST, color=style.GRAY, alpha=0.12, linewidth=0)
+        axes.axvspan(-steps.SMALLEST, steps.SMALLEST, color=style.GRAY, alpha=0.12, linewidth=0)
         axes.axvline(0, color=style.GRAY, linewidth=0.8)
         for place, row in enumerate(rows):
             _draw_row(axes, place, row)

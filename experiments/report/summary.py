@@ -107,8 +107,7 @@ def write_summary(
       FileError: a file cannot be written.
     """
     insert(readme.read_text(), "")
-    figure = results / front.FIGURE
-    written = [figure] if front.draw(figure, findings) else []
+    written = front.draw_all(results, findings)
     text = insert(readme.read_text(), front_page(findings, readme, docs, results, with_figure=bool(written)))
     forest.draw(docs / "forest.svg", findings)
     write_page(docs / "findings.md", _page(findings, titles))

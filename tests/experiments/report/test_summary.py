@@ -1,11 +1,12 @@
 """What all studies found, in the README, the documentation and the forest plot."""
 
+import dataclasses
 import json
 import re
 
 import pytest
 
-from experiments.report import summary
+from experiments.report import steps, summary
 from experiments.report.findings import BEGIN, END, VERDICTS, Finding, write_findings
 
 
@@ -282,3 +283,45 @@ def test_runs_that_two_studies_share_are_counted_once():
         "Test accuracy against the baseline, 5 comparisons: *cannot be told* in 2; *helps* in 1 (ZNorm 1); "
         "*harms* in 2 (ZNorm 1, GAN 1)."
     )
+
+
+def of_steps(effects, method="ZNorm"):
+    """Findings of `steps_and_images` by images and steps."""
+    group = "CIFAR-10, ResNet-20, tuned rates, {:,} images, {:,} steps, SGDM"
+    return [
+        finding(
+            effect, effect - 1, effect + 1, question=steps.ACCURACY, group=group.format(*cell), label=method
+        )
+        for cell, effect in effects.items()
+    ]
+
+
+def test_the_figure_over_the_steps_has_a_line_for_each_number_of_images(tmp_path, monkeypatch):
+    few, many = shared_rate(-6.5, 8.9)
+    effects = {(2_000, 1_950): -1.0, (2_000, 390): 4.0, (50_000, 390): 3.0, (50_000, 1_950): -0.5}
+    some = [*of_steps(effects), *of_steps({(50_000, 390): 0.5}, "centralization")]
+    some.append(dataclasses.replace(some[0], question="Training loss", effect=99.0))
+    found = {"steps_and_images": some, "cifar10_confirm": [many], "overlap_table1": [few]}
+    drawn = []
+    monkeypatch.setattr(steps.style, "save", lambda figure, path: drawn.append(figure))
+    assert summary.front.draw_all(tmp_path, found) == [tmp_path / steps.FIGURE]
+    znorm, centralization = drawn[0].axes
+    marked = [line for line in znorm.lines if line.get_marker() in ("o", "s")]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in marked] == [
+        ([390, 1_950], [4.0, -1.0]),
+        ([390, 1_950], [3.0, -0.5]),
+        ([320], [-6.5]),
+        ([2_340], [8.9]),
+    ]
+    assert [line.get_markerfacecolor() == "white" for line in marked] == [False, False, True, True]
+    ends = [(line.get_xdata()[0], *line.get_ydata()) for line in znorm.lines if line.get_marker() == "None"]
+    assert (390, 3.0, 5.0) in ends
+    assert [list(line.get_ydata()) for line in centralization.lines if line.get_marker() == "s"] == [[0.5]]
+    page = summary.front.page(found, "results/", "findings.md", with_figure=True)
+    assert "results/steps_and_images/cpu/effect_of_steps.svg" in page
+
+    # One number of steps is no line; then the older figure is the README's.
+    del some[0]
+    assert not steps.is_told(found)
+    assert summary.front.draw_all(tmp_path, found) == []
+    assert "tuned_and_shared.svg" in summary.front.page(found, "results/", "findings.md", with_figure=True)

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from experiments.records import exists, read_records
-from experiments.report import front, pages, summary
+from experiments.report import front, pages, steps, summary
 from experiments.reproduce import render
 from experiments.studies import NAMES, compare, load_studies
 
@@ -105,8 +105,11 @@ def test_a_report_renders_to_the_committed_bytes_though_last_digits_differ(study
     known = {"compare": compare.study_of_records(), **load_studies()}
     records = read_records(folder / "records") if exists(folder / "records") else []
     render(known[study], "cpu", records, folder)
-    if (tmp_path / "results" / front.FIGURE).parent == folder:  # beside the report, but of all findings
-        front.draw(tmp_path / "results" / front.FIGURE, summary.collect(RESULTS, NAMES))
+    for figure in (front.FIGURE, steps.FIGURE):
+        if (RESULTS / figure).parent == committed:  # beside the report, but of all findings
+            front.draw_all(tmp_path / "all", summary.collect(RESULTS, NAMES))
+            if (tmp_path / "all" / figure).exists():
+                shutil.copy(tmp_path / "all" / figure, folder)
 
     rendered = {path.name for path in folder.iterdir()}
     assert rendered == {path.name for path in committed.iterdir()}
