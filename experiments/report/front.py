@@ -164,7 +164,7 @@ def count(findings: Mapping[str, Sequence[Finding]], target: str) -> str:
 def draw_all(results: Path, findings: Mapping[str, Sequence[Finding]]) -> list[Path]:
     """Draws what can be drawn; returns the figures, in the folder of all results."""
     shared = [
-        (f"{pick.setting}, one rate (0.01)", SHARED_STEPS[pick.study], finding)
+        (pick.setting, SHARED_STEPS[pick.study], finding)
         for pick in SHARED
         if (finding := pick.find(findings))
     ]

@@ -69,12 +69,17 @@ def draw(
                 find_effects(findings[STUDY], method).items(), _LOOKS, strict=False
             ):
                 _draw_line(axes, effects, label=f"{images:,} images, rates tuned", **look)
-        for label, steps, finding in shared:
-            _draw_line(panels[0], {steps: finding}, label=label, **_SHARED)
+        for place, (label, steps, finding) in enumerate(shared):
+            words = "one rate (0.01) for both" if place == 0 else None
+            _draw_line(panels[0], {steps: finding}, label=words, **_SHARED)
+            side = "left" if place == 0 else "right"
+            panels[0].annotate(
+                f"  {label}  ", (steps, finding.effect), ha=side, va="center", fontsize=8, color=style.GRAY
+            )
         panels[0].set_ylabel("points against the optimizer alone")
         style.label_narrow_log_axis(panels[0].xaxis)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
         style.save(figure, path)
     return True
 
