@@ -21,7 +21,8 @@ COMPILE_QUICKLY_ON_NEWEST := --xla_backend_optimization_level=0 --xla_llvm_disab
   --xla_cpu_parallel_codegen_split_count=1
 # The newest XLA does not know this flag any more, and an unknown one ends the process.
 COMPILE_QUICKLY := $(COMPILE_QUICKLY_ON_NEWEST) --xla_cpu_use_fusion_emitters=false
-WORKERS ?= auto
+# One more than there are cores: tests of processes of their own wait a lot.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
 PYTEST := -m pytest -q -n $(WORKERS)
 
 test: .venv/test.stamp  ## Run the tests, without the slow ones
