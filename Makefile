@@ -23,21 +23,21 @@ COMPILE_QUICKLY_ON_NEWEST := --xla_backend_optimization_level=0 --xla_llvm_disab
 COMPILE_QUICKLY := $(COMPILE_QUICKLY_ON_NEWEST) --xla_cpu_use_fusion_emitters=false
 # One more than there are cores: tests of processes of their own wait a lot.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
-PYTEST := -m pytest -q -n $(WORKERS)
+PYTEST := -m pytest -q -n
 
 test: .venv/test.stamp  ## Run the tests, without the slow ones
-	XLA_FLAGS="$(COMPILE_QUICKLY)" $(BIN)/python $(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slow"
+	XLA_FLAGS="$(COMPILE_QUICKLY)" $(BIN)/python $(PYTEST) $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 	@echo "Excluded: the tests marked slow (notebooks, whole studies, several hosts, memory), which make test-slow runs."
 
 test-slow: .venv/test.stamp  ## Run the slow tests: notebooks, whole studies, several hosts, memory
-	XLA_FLAGS="$(COMPILE_QUICKLY)" $(BIN)/python $(PYTEST) -m slow
+	XLA_FLAGS="$(COMPILE_QUICKLY)" $(BIN)/python $(PYTEST) auto -m slow
 
 test-lowest: .venv-lowest/stamp  ## Run the library's tests on the lowest versions that are declared
-	XLA_FLAGS="$(COMPILE_QUICKLY)" .venv-lowest/bin/python $(PYTEST) optax_gradnorm tests/optax_gradnorm
+	XLA_FLAGS="$(COMPILE_QUICKLY)" .venv-lowest/bin/python $(PYTEST) auto optax_gradnorm tests/optax_gradnorm
 
 test-newest: .venv-newest/stamp  ## Run the library's tests on the newest Python and JAX
-	XLA_FLAGS="$(COMPILE_QUICKLY_ON_NEWEST)" .venv-newest/bin/python $(PYTEST) optax_gradnorm tests/optax_gradnorm
-	.venv-newest/bin/python $(PYTEST) tests/optax_gradnorm/test_numerics.py tests/optax_gradnorm/test_contract.py
+	XLA_FLAGS="$(COMPILE_QUICKLY_ON_NEWEST)" .venv-newest/bin/python $(PYTEST) auto optax_gradnorm tests/optax_gradnorm
+	.venv-newest/bin/python $(PYTEST) auto tests/optax_gradnorm/test_numerics.py tests/optax_gradnorm/test_contract.py
 
 test-programs: .venv-programs/stamp  ## Compile for TPUs and GPUs that are not there, and test the programs
 	.venv-programs/bin/python -m pytest -q -n auto tests/programs
