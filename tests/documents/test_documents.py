@@ -27,7 +27,7 @@ from experiments.report import findings, front, summary
 
 ROOT = pathlib.Path(__file__).parents[2]
 LISTED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-# Of a source distribution, without git, the pages that are there.
+# In a source distribution, without git, the pages that are there.
 DOCUMENTS = [ROOT / name for name in LISTED if (ROOT / name).exists()] or sorted(ROOT.glob("*.md"))
 EXAMPLES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 # Sphinx reads these names of included parts; what follows the markers in README.md has to exist.

@@ -125,7 +125,7 @@ def test_shards_of_layers():
 
 
 def test_derivatives():
-    """Of the second layer's update by the first layer: none; by its own: that of the formula."""
+    """Derivatives of the second layer's update by the first layer: none; by its own: that of the formula."""
     grads = layers_of((4, 50), jnp.float32)[2:4]
     transform = optax_gradnorm.znorm()
     direction = jax.random.normal(jax.random.key(0), (4, 50))

@@ -122,7 +122,7 @@ def test_collectives_where_two_mesh_axes_divide_weights(chain, stacked, most):
 @each_chain
 @pytest.mark.parametrize(("target", "layers"), [("v5e", 24), ("h100", 2)])
 def test_two_reads_for_statistics_and_one_for_adam(target, layers, chain):
-    """Of layers of 16 MB, together more than a TPU's fast memory holds."""
+    """Layers of 16 MB, together more than a TPU's fast memory holds."""
     grads = gradients([(2048, 2048)] * layers, mesh_of(target), "stacked")
     compiled = compile_update(chain, grads, 1).program
     program = instructions(compiled.as_text())

@@ -77,7 +77,7 @@ def member(name, **fields):
 
 
 def sparse(name, size):
-    """Of a file that holds nothing, and says that it has so many zeros."""
+    """A member that holds nothing, and says that it has so many zeros."""
     header = bytearray(member(name, type=tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
     header[483:495] = b"%011o\0" % size
     header[148:156] = b" " * 8

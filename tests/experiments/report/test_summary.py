@@ -233,7 +233,7 @@ def test_two_studies_of_one_setting_share_no_heading_in_the_forest_plot(tmp_path
     monkeypatch.setattr(summary.forest.style, "save", lambda figure, path: drawn.append(figure))
     other = finding(5.0, 4.0, 6.0, group="CIFAR-10, Adam")
     first, second = finding(1.0, 0.0, 2.0), finding(2.0, 1.0, 3.0)
-    # Of one study the rows of a setting lie together, in whatever order they come.
+    # The rows of a setting of one study lie together, in whatever order they come.
     summary.forest.draw(tmp_path / "forest.svg", {"first": [first, other, first], "second": [second]})
     (axes,) = drawn[0].axes
     texts = [text.get_text() for text in axes.texts]

@@ -28,7 +28,7 @@ def create(name):
 
 
 def log_gradient_norms(model, images, labels):
-    """Of the loss at the input of the first block and at the output of the last."""
+    """Gradients of the loss at the input of the first block and at the output of the last."""
     graphdef, state = nnx.split(model)
     stem = nnx.merge(graphdef, state, copy=True).stem(images, train=True)
     shift = jnp.zeros(jax.eval_shape(lambda x: run_blocks(graphdef, state, x), stem).shape)

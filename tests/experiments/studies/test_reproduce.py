@@ -19,7 +19,7 @@ STUDY = "gan_cifar100", "--preset", "smoke"
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Of images that have the shape of CIFAR-100, six of each class; the real ones where they are at hand."""
+    """Images that have the shape of CIFAR-100, six of each class; the real ones where they are at hand."""
     if folder := os.environ.get("GRADNORM_DATA_DIR"):
         return folder
     rng = np.random.default_rng(0)

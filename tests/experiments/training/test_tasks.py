@@ -93,7 +93,7 @@ def tversky_loss(probabilities, masks):
 
 
 def tversky_gradient(probabilities, masks):
-    """Of the loss, with respect to the probabilities, by the quotient rule."""
+    """Derivative of the loss with respect to the probabilities, by the quotient rule."""
     numerator = (probabilities * masks).sum() + 1
     denominator = 0.3 * probabilities.sum() + 0.7 * masks.sum() + 1
     return (0.3 * numerator - masks * denominator) / denominator**2
