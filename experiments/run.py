@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 # The names that a run may use; `experiments.training` and `experiments.data.augment` say what they mean.
-METHODS = ("baseline", "centralization", "clipping", "clipping_1", "clipping_value", "znorm", "gan")
+METHODS = (
+    "baseline",
+    "centralization",
+    "layer_centralization",
+    "clipping",
+    "clipping_1",
+    "clipping_value",
+    "znorm",
+    "gan",
+)
 # By optimizer the learning rate of all methods where none is tuned, so that the methods are compared and not their
 # tuning.
 DEFAULT_LEARNING_RATES = {

@@ -8,6 +8,7 @@ from experiments.run import Run
 METHODS = {
     "baseline": "baseline",
     "centralization": "centralization",
+    "layer_centralization": "centralization of layers",
     "clipping": "clipping by norm",
     "clipping_1": "clipping at 1",
     "clipping_value": "clipping by value",

@@ -29,6 +29,7 @@ GRAY = "#555555"  # what has no colour of its own
 METHOD_STYLES = {
     "baseline": (BLACK, "--"),
     "centralization": (SKY_BLUE, "-"),
+    "layer_centralization": (GREEN, "--"),
     "clipping": (ORANGE, "-"),
     "clipping_1": (GREEN, "-"),
     "clipping_value": (PURPLE, "-"),

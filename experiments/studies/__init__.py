@@ -16,7 +16,6 @@ NAMES = (
     "gan_cifar100",
     "znorm_architectures",
     "large_batch",
-    "gradient_dynamics",
     "gradient_convergence",
     "gradient_overlap",
     "beyond_batchnorm",

@@ -20,6 +20,10 @@ METHODS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "centralization": partial(
         optax_gradnorm.centralize, feature_axis=feature_axis, stacked_axes=stacked_axes
     ),
+    # GAN with a constant multiplier: what is left of it when the multiplier does nothing.
+    "layer_centralization": partial(
+        optax_gradnorm.gan, autoscale=lambda sigma, first: jnp.ones_like(sigma), stacked_axes=stacked_axes
+    ),
     "clipping": partial(optax.clip_by_global_norm, CLIPPING_THRESHOLD),
     "clipping_1": partial(optax.clip_by_global_norm, 1.0),
     "clipping_value": partial(optax.clip, CLIPPING_THRESHOLD),

@@ -11,7 +11,7 @@ from experiments.report import dynamics, intervals, names
 from experiments.report.findings import SHOWN, UNTOLD, Finding, judge
 from experiments.report.intervals import Interval
 from experiments.report.markdown import markdown_table
-from experiments.studies.gradient_dynamics.trends import find_trend
+from experiments.studies.trends import find_trend
 
 # By the layer's name; in the order of the network.
 PARTS = {

@@ -11,7 +11,7 @@ from experiments.records import EpochMetrics, RunRecord
 from experiments.records.dynamics import GradientDynamics
 from experiments.report import dynamics
 from experiments.run import Run
-from experiments.studies.gradient_dynamics import observations, trends
+from experiments.studies import observations, trends
 
 RUN = Run("digits", "resnet8", "znorm", "adam", 0.001, 6, 50, 0, dynamics=True)
 
@@ -163,20 +163,6 @@ def test_a_fall_in_the_first_epoch_alone_is_told_apart_from_one_after_it():
     assert ", last / first epoch 0.21 [" in found.measured
     flat = [np.array([5.0, 1.0, 1.2, 0.8, 1.0 + d])[:, None] for d in (0.01, 0.0, -0.01)]
     assert find(*flat)["falls"].verdict == "no difference that counts"
-
-
-def test_znorm_amplifies_most_in_vgg_can_fail():
-    def amplifies(vgg, resnet, unequal=""):
-        settings = {
-            (model, "baseline"): [trends.summarize(make_dynamics(np.full((6, 2), 1 / factor)))]
-            for model, factor in (("vgg16_bn", vgg), ("resnet20", resnet))
-        }
-        return observations.dynamics_findings(settings, {"vgg16_bn": 100, "resnet20": 200}, unequal)[-1]
-
-    assert amplifies(20, 10).verdict == "shown"
-    assert amplifies(10, 20).verdict == "contradicted"
-    note = amplifies(20, 10, "VGG-16-BN trained on 500 images, the others on 1,000").note
-    assert note == "VGG-16-BN trained on 500 images, the others on 1,000; in 200 steps of the paper's 58,500"
 
 
 def test_a_fall_that_the_first_epoch_alone_makes_shows_in_the_table():

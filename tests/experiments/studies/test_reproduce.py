@@ -56,7 +56,7 @@ def test_a_killed_study_goes_on_reports_from_its_records_and_is_published(data_d
     assert code == 0, err
     after = {path.name: path.read_bytes() for path in records.glob("*.json")}
     assert {name: after[name] for name in ended} == {name: stopped[name] for name in ended}
-    assert len(after) == 6
+    assert len(after) == 10
     assert {json.loads(text)["status"] for text in after.values()} == {"finished"}
 
     report = tmp_path / "gan_cifar100" / "smoke" / "report.md"
@@ -64,7 +64,7 @@ def test_a_killed_study_goes_on_reports_from_its_records_and_is_published(data_d
     assert "report.md" in out
     assert first.splitlines()[0] == "# AdamW with gradient normalization on CIFAR-100"
     assert "preset smoke" in first
-    assert "All 6 runs have ended." in first
+    assert "All 10 runs have ended." in first
     last = [epochs[-1]["test_accuracy"] for name, epochs in metrics(records).items() if "-gan-" in name]
     assert f"{100 * sum(last) / 2:.1f} ±" in first
 
@@ -72,16 +72,16 @@ def test_a_killed_study_goes_on_reports_from_its_records_and_is_published(data_d
         path.unlink()
     main.report("gan_cifar100", out=tmp_path)
     assert report.read_text() == first
-    assert "<svg" in (report.parent / "curves_adamw.svg").read_text()
+    assert "<svg" in (report.parent / "global_std.svg").read_text()
     page = (report.parent / "dynamics.md").read_text()
     sheets = re.findall(r"^!\[.*\]\((dynamics_.*)\)$", page, re.MULTILINE)
-    assert sheets == [path.name for path in report.parent.glob("dynamics_*.svg")]
-    assert len(sheets) == 1  # of one network, all methods side by side
+    assert sheets == sorted(path.name for path in report.parent.glob("dynamics_*.svg"))
+    assert len(sheets) == 2  # of one network, all methods side by side: of many images and of few
 
     # A report of what was published is the same, byte by byte, and so are its figures.
     main.publish("gan_cifar100", "smoke", **publish)
     out = capsys.readouterr().out
-    assert "6 runs" in out
+    assert "10 runs" in out
     assert "not ended" not in out
     main.report("gan_cifar100", out=tmp_path / "published")
     published = tmp_path / "published" / "gan_cifar100" / "smoke"

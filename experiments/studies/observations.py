@@ -1,4 +1,4 @@
-"""What the summaries say of the GAN paper's three observations, as findings."""
+"""What recorded gradients say of two observations of the GAN paper, as findings."""
 
 import dataclasses
 import math
@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from experiments.report import intervals, names
 from experiments.report.findings import CONTRADICTED, NO_DIFFERENCE, SHOWN, TOO_SMALL, UNTOLD, Finding, judge
 from experiments.report.intervals import Interval
-from experiments.studies.gradient_dynamics.trends import (
+from experiments.run import Run
+from experiments.studies.trends import (
     SEEN_SHARE,
     Settings,
     change_interval,
     count_trends,
     format_ratio,
-    peak_factor,
 )
 
 SOURCE = "Yun 2025, arXiv 2509.03677"
+FULL_IMAGES = 50_000  # of CIFAR-100
 PAPER_STEPS = 58_500  # 300 epochs of 195 steps
 # By a protocol's rule, a run of fewer steps than this share of the paper's cannot contradict what it observes.
 ENOUGH = 0.5
@@ -27,22 +28,8 @@ The global deviation falls: shown where the interval of the ratio of the last ep
 lies below 1, contradicted where it lies above 1, no difference that counts where all of it is within
 {NO_CHANGE:.0%} of 1. Some layers rise while others fall: shown where more than {SEEN_SHARE:.0%} of the layers do
 each in every run, with and without the first epoch; contradicted where in every run more than {SEEN_SHARE:.0%} move
-one way from then on and no more than that the other, and no run has both. ZNorm amplifies most in VGG: shown where
-VGG's factor is above all others, contradicted where it is not. What few steps show or contradict is said of few
-steps."""
-
-
-def dynamics_findings(settings: Settings, steps: Mapping[str, int], unequal: str = "") -> list[Finding]:
-    """One finding for every network and observation.
-
-    Args:
-      settings: summaries by network and method.
-      steps: how long each network trained.
-      unequal: what the networks do not have in common, for comparisons between them.
-    """
-    measured = {setting: runs for setting, runs in settings.items() if runs}
-    trends = trend_findings(settings, steps, headline=("resnet56", "baseline"))
-    return [*trends, *_amplifies(measured, steps, unequal)]
+one way from then on and no more than that the other, and no run has both. What few steps show or contradict is said
+of few steps."""
 
 
 def trend_findings(
@@ -53,7 +40,7 @@ def trend_findings(
     regime: str = "",
     by_protocol: bool = False,
 ) -> list[Finding]:
-    """The same of the observations that are of one network by itself.
+    """A finding for every network, method and observation of its own gradients.
 
     Args:
       settings: summaries by network and method.
@@ -72,6 +59,11 @@ def trend_findings(
     return found
 
 
+def count_steps(run: Run) -> int:
+    """Updates of a run on CIFAR-100."""
+    return run.epochs * ((run.train_examples or FULL_IMAGES) // run.batch_size)
+
+
 def _falls(setting: tuple[str, str], runs, steps: int, by_protocol: bool) -> Finding:
     """The global deviation falls: its last over its first epoch that counts, and how often that is a trend."""
     everything, later = count_trends(runs)
@@ -83,7 +75,7 @@ def _falls(setting: tuple[str, str], runs, steps: int, by_protocol: bool) -> Fin
         verdict, since = _by_protocol(interval, steps), ""
         measured, note = f"{whole}, {trend}", _cannot(steps) if verdict != SHOWN else ""
     else:
-        verdict, since, note = _either_way(interval), f" from epoch {later.start} on", _few(steps)
+        verdict, since, note = _either_way(interval), f" from epoch {later.start} on", describe_length(steps)
         measured = f"last epoch / epoch {later.start} {format_ratio(interval)}, {whole}; {trend}"
     known = interval.is_known
     return Finding(
@@ -131,7 +123,7 @@ def _part(setting: tuple[str, str], runs, steps: int, by_protocol: bool) -> Find
     else:
         if not seen and not seen_later and one_way == len(runs):
             holds = False
-        note = _few(steps)
+        note = describe_length(steps)
     return Finding(
         claim=f"Some layers' deviations rise while others' fall: {_where(setting)}",
         source=SOURCE,
@@ -148,39 +140,13 @@ def _part(setting: tuple[str, str], runs, steps: int, by_protocol: bool) -> Find
     )
 
 
-def _amplifies(measured: Settings, steps: Mapping[str, int], unequal: str) -> list[Finding]:
-    """ZNorm's largest amplification is larger in VGG than in the ResNets."""
-    found = []
-    for method in dict.fromkeys(method for _, method in measured):
-        largest = {model: peak_factor(runs) for (model, m), runs in measured.items() if m == method}
-        largest = {model: factor for model, factor in largest.items() if not math.isnan(factor)}
-        vgg = [factor for model, factor in largest.items() if model.startswith("vgg")]
-        others = [factor for model, factor in largest.items() if not model.startswith("vgg")]
-        both = bool(vgg and others)
-        numbers = ", ".join(f"{names.model(model)} {factor:,.0f}" for model, factor in largest.items())
-        notes = [unequal, _few(max(steps.values()))] if both else ["this needs VGG and a ResNet"]
-        found.append(
-            Finding(
-                claim=f"ZNorm amplifies small gradients most in VGG: gradients of {names.METHODS[method]}",
-                source=SOURCE,
-                measured=f"largest factor, geometric mean over seeds: {numbers or 'none'}",
-                interval=None,
-                verdict=judge(min(vgg) > max(others) if both else None),
-                note="; ".join(filter(None, notes)),
-                label=names.METHODS[method],
-                question="ZNorm amplifies most in VGG",
-                headline=method == "baseline",
-            )
-        )
-    return found
-
-
-def _few(steps: int) -> str:
+def describe_length(steps: int) -> str:
+    """How many of the paper's steps were made; empty where they are about as many."""
     return "" if steps >= ENOUGH * PAPER_STEPS else f"in {steps:,} steps of the paper's {PAPER_STEPS:,}"
 
 
 def _cannot(steps: int) -> str:
-    return f"cannot be told {few}" if (few := _few(steps)) else ""
+    return f"cannot be told {few}" if (few := describe_length(steps)) else ""
 
 
 def _where(setting: tuple[str, str]) -> str:
