@@ -159,8 +159,8 @@ def describe_resolution(
     if not words:
         return ""
     return (
-        "Smaller than the fall of the validation accuracy from one of the best rates behind it to a neighbour a "
-        f"quarter of a decade away: {'; '.join(words)} points."
+        "Smaller than the fall of the validation accuracy from one of the best rates that they rest on to a "
+        f"neighbour a quarter of a decade away: {'; '.join(words)} points."
     )
 
 
