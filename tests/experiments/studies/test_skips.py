@@ -9,12 +9,13 @@ import pytest
 
 from experiments.records import EpochMetrics, RunRecord, read_records
 from experiments.report import names
-from experiments.report.cells import make_cells, make_rows
-from experiments.report.contrasts import ACCURACY, make_contrasts
+from experiments.report.cells import make_cells
+from experiments.report.contrasts import ACCURACY
 from experiments.report.findings import read_findings
 from experiments.report.pages import EXPERIMENTS
 from experiments.run import Run
 from experiments.studies import skips, steps_and_images
+from experiments.studies.comparison import compare_methods
 from experiments.studies.skips.answer import (
     Effects,
     answer,
@@ -106,8 +107,7 @@ def effects(residual, plain, overlap, baseline=0.0, *, spread=0.05, spreads=None
                 run = Run("cifar10", model, method, "sgdm", 0.1, 1, 50, seed)
                 records.append(record_of(run, points / 100 + weights[model][seed] + some[seed]))
     cells = make_cells([record.run for record in records], records)
-    rows = make_rows(cells.values(), ("model", "method"))
-    return Effects(*make_contrasts(rows, ACCURACY, one_family=True))
+    return Effects(*compare_methods(cells.values(), skips.QUESTION).contrasts[ACCURACY.score])
 
 
 def verdicts(found):
