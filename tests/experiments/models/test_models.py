@@ -9,56 +9,19 @@ from flax import nnx
 import optax_gradnorm
 from experiments import models
 from experiments.models.layers import BatchNorm, conv
-from experiments.models.resnet import BasicBlock, BottleneckBlock, OverlapBlock, ResNet
+from experiments.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from experiments.models.vgg import GROUPS
 
+from .made import abstract, apply, create, fill, images_for
 from .numpy_networks import (
     array,
-    branch_reference,
     conv_reference,
     linear_reference,
     max_pool_reference,
     norm_reference,
     relu,
     resnet_reference,
-    shortcut_reference,
 )
-
-
-def fill(build):
-    """Builds a model with weights from NumPy, which saves compiling the initialisation of every shape.
-
-    Scales, biases and running statistics get values that a mistake would show in.
-    """
-    graph, state = nnx.split(nnx.eval_shape(build))
-    random = np.random.default_rng(1)
-    leaves = []
-    for name, leaf in zip(optax_gradnorm.layer_names(state), jax.tree.leaves(state), strict=True):
-        if name.endswith("kernel"):
-            value = random.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
-        else:
-            low, high = (0.5, 1.5) if name.endswith(("scale", "var")) else (-0.5, 0.5)
-            value = random.uniform(low, high, leaf.shape)
-        leaves.append(jnp.asarray(value, leaf.dtype))
-    return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
-
-
-def abstract(name, *, num_classes=10, channels=3, image_size=8, **options):
-    return models.create(
-        name,
-        num_classes=num_classes,
-        channels=channels,
-        image_size=image_size,
-        rngs=nnx.Rngs(0),
-        **options,
-    )
-
-
-def create(name, **options):
-    return fill(lambda: abstract(name, **options))
-
-
-apply = nnx.jit(lambda model, images, train: model(images, train=train), static_argnames="train")
 
 
 def tiny(block, blocks_per_stage, *, small_stem=True, shortcut="projection", seed=0):
@@ -73,10 +36,6 @@ def tiny(block, blocks_per_stage, *, small_stem=True, shortcut="projection", see
         dtype=jnp.dtype("float32"),
         rngs=nnx.Rngs(seed),
     )
-
-
-def images_for(shape, seed=2):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 # A second implementation of every layer, in float64.
@@ -298,77 +257,6 @@ def test_the_plain_twin_has_no_way_around_a_silent_branch():
     np.testing.assert_array_equal(apply(plain, a, train=False), apply(plain, b, train=False))
     with pytest.raises(ValueError, match="no shortcut"):
         plain.blocks[0].shortcut(a, train=False)
-
-
-def loss_and_gradients(model, images):
-    """The cross-entropy of one batch, and its gradient with respect to every parameter, by name."""
-    graph, params, statistics = nnx.split(model, nnx.Param, ...)
-    labels = jnp.arange(len(images)) % 10
-
-    @jax.jit
-    @jax.value_and_grad
-    def of_params(params):
-        logits = nnx.merge(graph, params, statistics, copy=True)(images, train=True)
-        return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels].mean()
-
-    loss, gradients = of_params(params)
-    names = optax_gradnorm.layer_names(gradients)
-    return loss, dict(zip(names, map(np.asarray, jax.tree.leaves(gradients)), strict=True))
-
-
-def test_amplified_gradients_change_no_bit_of_weights_logits_and_loss():
-    images = jnp.asarray(images_for((4, 8, 8, 3)))
-    normal, amplified = abstract("resnet8"), abstract("resnet8_overlap")
-    weights = [nnx.to_pure_dict(nnx.state(model)) for model in (normal, amplified)]
-    jax.tree.map(np.testing.assert_array_equal, *weights)
-    (loss, gradients), (same_loss, others) = (loss_and_gradients(m, images) for m in (normal, amplified))
-    assert loss == same_loss
-    for train in (False, True):
-        expected = apply(normal, images, train=train)
-        np.testing.assert_array_equal(apply(amplified, images, train=train), expected)
-    statistics = [nnx.to_pure_dict(nnx.state(model)) for model in (normal, amplified)]
-    jax.tree.map(np.testing.assert_array_equal, *statistics)
-
-    # Behind the last addition, and in its branch and its projection, nothing has passed through a shortcut.
-    untouched = {name for name in gradients if name.startswith(("stages/2/", "to_logits"))}
-    assert any("projection" in name for name in untouched)
-    for name in gradients:
-        agrees = np.allclose(others[name], gradients[name], rtol=1e-4, atol=1e-6)
-        assert agrees == (name in untouched), name
-
-
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize(("features", "strides"), [((3, 3), 1), ((3, 4), 1), ((3, 4), 2)])
-def test_gradients_that_leave_a_shortcut_are_one_and_a_half_times_as_large(features, strides, train):
-    """Those that leave the branch are not: of one block, by differences of float64 NumPy."""
-    block = fill(
-        lambda: OverlapBlock(
-            *features, strides, shortcut="projection", dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)
-        )
-    )
-    assert (block.projection is None) == (features == (3, 3))
-    x = images_for((2, 4, 4, 3))
-    before_relu = sum(
-        path(block, x.astype(np.float64), strides, train) for path in (branch_reference, shortcut_reference)
-    )
-    gradient = images_for(before_relu.shape, seed=3)
-    masked = gradient * (before_relu > 0)
-
-    def through(path):
-        """The gradient at the block's input, by central differences."""
-
-        def loss(x):
-            return np.sum(masked * path(block, x, strides, train))
-
-        steps = 1e-6 * np.eye(x.size).reshape(-1, *x.shape)
-        differences = [loss(x + step) - loss(x - step) for step in steps]
-        return np.reshape(differences, x.shape) / 2e-6
-
-    expected = through(branch_reference) + 1.5 * through(shortcut_reference)
-    graph, state = nnx.split(block)
-    output, pull = jax.vjp(lambda x: nnx.merge(graph, state, copy=True)(x, train=train), jnp.asarray(x))
-    np.testing.assert_allclose(output, relu(before_relu), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(pull(jnp.asarray(gradient))[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_seed_decides_the_weights_and_skip_connections_do_not():
