@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models.resnet import bottleneck_resnet, cifar_resnet
+from experiments.models.resnet import OverlapBlock, bottleneck_resnet, cifar_resnet
 from experiments.models.signal_propagation.names import NormalizedName
 from experiments.models.signal_propagation.plain import SHAPES, PlainNetwork
 from experiments.models.signal_propagation.residual import NormalizedResNet
@@ -26,6 +26,7 @@ VISION_TRANSFORMERS = {
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in CIFAR_DEPTHS},
     **{f"plain{depth}": partial(cifar_resnet, depth, shortcut="none") for depth in CIFAR_DEPTHS},
+    **{f"resnet{depth}_overlap": partial(cifar_resnet, depth, block=OverlapBlock) for depth in CIFAR_DEPTHS},
     "resnet50": partial(bottleneck_resnet, 50),
     "resnet101": partial(bottleneck_resnet, 101),
     "vgg16": partial(VGG, use_batch_norm=False),
@@ -50,7 +51,8 @@ def create(
     Args:
       name: one of `MODELS`. 'resnet20' and its like are the CIFAR family (so 'resnet152' is not the
         ImageNet network of that depth); 'resnet50' and 'resnet101' are the bottleneck networks;
-        'plain56' is 'resnet56' without skip connections.
+        'plain56' is 'resnet56' without skip connections; 'resnet56_overlap' is 'resnet56' forwards, and
+        backwards the gradient that leaves a shortcut is multiplied by 1.5.
         'vit_tiny' has patches of 16 pixels; 'vit96_small' and 'vit192_small', of that width, have patches of 4
         for small images; with '_stacked' the blocks' parameters are stacked, with '_drop' they have stochastic
         depth 0.1.

@@ -5,6 +5,7 @@ Convolutions start He-normal (fan-in) and have no bias; BatchNorm has momentum 0
 """
 
 import abc
+from functools import partial
 from typing import Literal
 
 import jax
@@ -75,6 +76,33 @@ class BasicBlock(Block):
     def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = nnx.relu(self.norm1(self.conv1(x), train=train))
         return self.norm2(self.conv2(x), train=train)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
+    """The array as it is, to the bit; in the backward pass its gradient is multiplied by the factor."""
+    del factor
+    return x
+
+
+# A forward-mode rule: JAX transposes it, so that every mode of differentiation works.
+@scale_gradient.defjvp
+def _scale_gradient_jvp(factor, primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    return x, factor * x_dot
+
+
+class OverlapBlock(BasicBlock):
+    """A basic block in which the gradient that leaves the shortcut, for the block's input, is multiplied by 1.5.
+
+    That is how Yun, "Mitigating Gradient Overlap in Deep Residual Networks", 2024, arXiv 2410.21564, equation 31,
+    simulates gradient overlap. A projection's own weights get their gradient as it is.
+    """
+
+    amplification = 1.5
+
+    def shortcut(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return super().shortcut(scale_gradient(x, self.amplification), train=train)
 
 
 class BottleneckBlock(Block):
@@ -166,13 +194,20 @@ class ResNet(nnx.Module):
         return self.to_logits(jnp.mean(x, axis=(1, 2))).astype(jnp.float32)
 
 
-def cifar_resnet(depth: int, *, shortcut: Shortcut = "projection", image_size: int, **options) -> ResNet:
+def cifar_resnet(
+    depth: int,
+    *,
+    block: type[BasicBlock] = BasicBlock,
+    shortcut: Shortcut = "projection",
+    image_size: int,
+    **options,
+) -> ResNet:
     """The CIFAR network with `depth` = 6n+2 layers: n basic blocks of 16, of 32 and of 64 features."""
     del image_size  # Any: the last layer sees the mean over the image.
     n, rest = divmod(depth - 2, 6)
     if n < 1 or rest:
         raise ValueError(f"depth must be 6n+2 (8, 14, 20, ...), got {depth}")
-    return ResNet(BasicBlock, (n, n, n), (16, 32, 64), shortcut=shortcut, small_stem=True, **options)
+    return ResNet(block, (n, n, n), (16, 32, 64), shortcut=shortcut, small_stem=True, **options)
 
 
 def bottleneck_resnet(depth: int, *, image_size: int, **options) -> ResNet:

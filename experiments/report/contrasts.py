@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from experiments.report import intervals, names
-from experiments.report.cells import Row, paired_difference
+from experiments.report.cells import Cell, Row, paired_difference
 from experiments.report.findings import (
     FEW_SEEDS,
     HARM_SHOWN,
@@ -107,6 +107,18 @@ class Contrast:
     smallest: float
     paper: float | None
     by_protocol: bool
+
+    @property
+    def cells(self) -> tuple[Cell, Cell]:
+        """The method's and the baseline's."""
+        assert self.row.baseline is not None
+        return self.row.cell, self.row.baseline
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """The difference of every seed that both cells have, in the order of the seeds."""
+        ours, theirs = (cell.values(self.endpoint.score) for cell in self.cells)
+        return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
 
     @property
     def detectable(self) -> float:
@@ -212,9 +224,7 @@ class Contrast:
     @property
     def runs(self) -> str:
         """Which runs are compared, as one short word."""
-        assert self.row.baseline is not None
-        cells = (self.row.cell, self.row.baseline)
-        names_of_runs = sorted(record.run.name for cell in cells for record in cell.ended.values())
+        names_of_runs = sorted(record.run.name for cell in self.cells for record in cell.ended.values())
         return hashlib.sha256(" ".join(names_of_runs).encode()).hexdigest()[:8]
 
 
@@ -226,6 +236,7 @@ def make_contrasts(
     smallest: Callable[[Run], float] | None = None,
     described: Collection[str] = (),
     by_protocol: bool = False,
+    one_family: bool = False,
 ) -> list[Contrast]:
     """One contrast per row that has a baseline; a family is the rows whose labels differ in the method alone.
 
@@ -234,10 +245,11 @@ def make_contrasts(
       smallest: smallest difference of interest; by default the endpoint's.
       described: methods that are no part of the family: their p-values stay as they are.
       by_protocol: see `Contrast`.
+      one_family: all rows are one family.
     """
     families: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        families.setdefault(row.labels[:-1], []).append(row)
+        families.setdefault(() if one_family else row.labels[:-1], []).append(row)
     found = {}
     for family in families.values():
         cells = [list(row.cell.values(endpoint.score).values()) for row in family]

@@ -89,6 +89,8 @@ def model(name: str) -> str:
         return f"{ {'resnet': 'ResNet', 'plain': 'plain', 'vgg': 'VGG'}[family] }-{depth}" + (
             "-BN" if norm else ""
         )
+    if name.endswith("_overlap"):
+        return f"{model(name.removesuffix('_overlap'))} with shortcut gradients x 1.5"
     if found := re.fullmatch(r"(cnn|uniform|resnet)(\d+)w(\d+)(?::(.*))?", name):
         family, depth, width, norm = found.groups()
         base = f"ResNet-{depth}" if family == "resnet" else f"{depth} plain layers"

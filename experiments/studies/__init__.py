@@ -12,6 +12,7 @@ NAMES = (
     "cifar10_confirm",
     "steps_and_images",
     "shared_rate",
+    "skips",
     "overlap_table1",
     "gan_cifar100",
     "znorm_architectures",

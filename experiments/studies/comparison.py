@@ -46,6 +46,7 @@ class Question:
       described: methods that are compared without being a part of the family.
       versus: the method that the others are compared with.
       by_protocol: whether the study's own report uses the words that a PROTOCOL.md fixed before the runs.
+      one_family: whether all rows are one family; by default those of each setting are.
     """
 
     setting: str
@@ -62,6 +63,7 @@ class Question:
     described: Collection[str] = ()
     versus: str = "baseline"
     by_protocol: bool = False
+    one_family: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +124,7 @@ def compare_methods(cells: Iterable[Cell], question: Question) -> Answers:
             smallest=question.smallest if of_accuracy else None,
             described=question.described,
             by_protocol=question.by_protocol,
+            one_family=question.one_family,
         )
         contrasts[endpoint.score] = found
         if endpoint is not FINAL_LOSS:
@@ -136,6 +139,29 @@ def compare_methods(cells: Iterable[Cell], question: Question) -> Answers:
                     own=own,
                 )
     return Answers(names.headings(question.axes), rows, contrasts, findings, own_findings)
+
+
+def describe_resolution(
+    differences: Mapping[str, tuple[float, Sequence[Cell]]], tuning: Tuning, records: Sequence[RunRecord]
+) -> str:
+    """Which differences are smaller than what a quarter of a decade of the learning rate makes, in words.
+
+    Args:
+      differences: of accuracies, by name, and the cells whose they are.
+      tuning: which chose the cells' learning rates.
+    """
+    drops = {names.labels(setting, tuning.axes): drop for setting, drop in tuning.drops(records).items()}
+    words = [
+        f"{name}: {ACCURACY.write(difference)}"
+        for name, (difference, cells) in differences.items()
+        if abs(difference) < max(drops[names.labels(cell.run, tuning.axes)] for cell in cells)
+    ]
+    if not words:
+        return ""
+    return (
+        "Smaller than the fall of the validation accuracy from one of the best rates that they rest on to a "
+        f"neighbour a quarter of a decade away: {'; '.join(words)} points."
+    )
 
 
 def write_grid_report(

@@ -6,7 +6,8 @@ Expected: test accuracy of the baseline 0.33 to 0.36, on a part of the images; 9
 
 Yun, "ZNorm: Z-Score Gradient Normalization Accelerating Skip-Connected Network Training without Architectural
 Modification", 2024, arXiv 2408.01215, is meant for networks with skip connections and predicts a failure without.
-Un-augmented CIFAR-10 in the protocol of Yun 2024, arXiv 2410.21564: 100 epochs, batch 256.
+Un-augmented CIFAR-10 in the protocol of Yun 2024, arXiv 2410.21564: 100 epochs, batch 256. With tuned
+rates the study `skips` asks the same.
 """
 
 from collections.abc import Sequence

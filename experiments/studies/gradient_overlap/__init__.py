@@ -8,6 +8,8 @@ Yun, "Mitigating Gradient Overlap in Deep Residual Networks with Gradient Normal
 Non-Convex Optimization", 2024, arXiv 2410.21564, section 3. CIFAR-10 batches, at initialisation and after training
 with Adam (learning rate 0.001, at which plain networks train too) with and without ZNorm in front.
 
+Whether overlap harms training is the question of the study `skips`.
+
 `measures` measures a network, `figures` draws, this module plans and reports.
 """
 

@@ -11,7 +11,7 @@ cell, which is a number of steps, a number of images and an optimizer, every met
 decades that grow at their edges, then a quarter decade on either side of the best, by two unreported seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.records import RunRecord
@@ -20,8 +20,7 @@ from experiments.report.cells import Cell, make_cells
 from experiments.report.contrasts import ACCURACY, Contrast
 from experiments.report.findings import Finding
 from experiments.report.pages import describe_protocol, describe_waiting, write_report
-from experiments.run import Run
-from experiments.studies.comparison import Question, compare_methods
+from experiments.studies.comparison import Question, compare_methods, describe_resolution
 from experiments.studies.steps_and_images.answer import answer, dependences_table
 from experiments.studies.steps_and_images.plan import (
     AXES,
@@ -65,7 +64,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
             findings += found
             results += sections
             if tried:
-                results.append(_describe_resolution(contrasts, tuning.drops(records)))
+                differences = {", ".join(c.row.labels): (c.interval.mean, c.cells) for c in contrasts}
+                results.append(describe_resolution(differences, tuning, records))
             for contrast in contrasts if part.optimizer == "sgdm" else ():
                 run = contrast.row.cell.run
                 effects.setdefault(run.method, {})[run.train_examples or 0, run.steps or 0] = contrast
@@ -113,24 +113,6 @@ def _report_part(part: Part, cells: Sequence[Cell]) -> tuple[list[Contrast], lis
         findings += answers.findings
         sections += [f"{', '.join(labels)} ({describe_protocol(chosen[0].run)}):", *answers.tables()]
     return contrasts, findings, sections
-
-
-def _describe_resolution(contrasts: Sequence[Contrast], drops: Mapping[Run, float]) -> str:
-    """Which differences are smaller than what a quarter of a decade of the learning rate makes, in words."""
-    by_row = {names.labels(setting, AXES): drop for setting, drop in drops.items()}
-    words = []
-    for contrast in contrasts:
-        row = contrast.row
-        assert row.baseline is not None
-        largest = max(by_row[row.labels], by_row[names.labels(row.baseline.run, AXES)])
-        if abs(contrast.interval.mean) < largest:
-            words.append(f"{', '.join(row.labels)}: {contrast.endpoint.write(contrast.interval.mean)}")
-    if not words:
-        return ""
-    return (
-        "Smaller than the fall of the validation accuracy from the best rate, of the method or of the baseline, to a "
-        f"neighbour a quarter of a decade away: {'; '.join(words)} points."
-    )
 
 
 STUDY = Study(

@@ -51,16 +51,9 @@ class Dependence:
 
 def compare_cells(effects: Effects) -> list[Dependence]:
     """How an effect depends on steps, with few and with many images, and on images, in short and in long training."""
-    found = [intervals.welch(*(_by_seed(effects[cell]) for cell in pair)) for pair in PAIRS]
+    found = [intervals.welch(*(list(effects[cell].by_seed.values()) for cell in pair)) for pair in PAIRS]
     adjusted = intervals.holm([interval.p for interval in found])
     return [Dependence(*pair, interval, p) for pair, interval, p in zip(PAIRS, found, adjusted, strict=True)]
-
-
-def _by_seed(contrast: Contrast) -> list[float]:
-    """Method minus baseline, seed by seed."""
-    assert contrast.row.baseline is not None
-    ours, theirs = (cell.values(ACCURACY.score) for cell in (contrast.row.cell, contrast.row.baseline))
-    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
 
 
 def dependences_table(effects: Mapping[str, Effects]) -> str:

@@ -115,10 +115,14 @@ def named_runs(preset: str, records: Sequence[RunRecord]) -> list[Run]:
     return list(dict.fromkeys(runs))
 
 
-def make_tuning(preset: str, part: Part) -> Tuning:
+def make_tuning(preset: str, part: Part, models: Sequence[str] = (), axes: Sequence[str] = AXES) -> Tuning:
     """Every cell and method with every rate of its grid, which grows at its edges and then around its best rate.
 
     Where an earlier study chose the rates, these on the reported seeds.
+
+    Args:
+      models: trained networks; by default the preset's own.
+      axes: the fields in which the settings differ.
     """
     size = SIZES[preset]
     base = Run(
@@ -139,9 +143,11 @@ def make_tuning(preset: str, part: Part) -> Tuning:
         for steps in part.steps
         for images in part.images
     ]
-    settings = [run for cell in cells for run in grid(cell, method=part.methods)]
+    settings = [
+        run for cell in cells for run in grid(cell, model=models or (size.model,), method=part.methods)
+    ]
     if part.rates:
-        return Tuning(settings, part.rates, AXES, part.seeds)
+        return Tuning(settings, part.rates, axes, part.seeds)
 
     def held_out(run: Run) -> dict[str, Any]:
         assert run.train_examples is not None
@@ -152,7 +158,7 @@ def make_tuning(preset: str, part: Part) -> Tuning:
         return {**_length(size, images, run.steps), **validation}
 
     grids = rates_of(preset, GRID)
-    return Tuning(settings, grids, AXES, TUNING_SEEDS, changes=held_out, extend=True, refine=True)
+    return Tuning(settings, grids, axes, TUNING_SEEDS, changes=held_out, extend=True, refine=True)
 
 
 def reported_runs(preset: str, part: Part, records: Sequence[RunRecord]) -> list[Run]:

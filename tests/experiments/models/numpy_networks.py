@@ -44,23 +44,23 @@ def linear_reference(layer, x):
 
 
 def block_reference(block, x, stride, train, kind):
+    y = branch_reference(block, x, stride, train)
+    return relu(y if kind == "plain" else y + shortcut_reference(block, x, stride, train))
+
+
+def branch_reference(block, x, stride, train):
     if hasattr(block, "conv3"):
         y = relu(norm_reference(block.norm1, conv_reference(block.conv1, x, 1), train))
         y = relu(norm_reference(block.norm2, conv_reference(block.conv2, y, stride), train))
-        y = norm_reference(block.norm3, conv_reference(block.conv3, y, 1), train)
-    else:
-        y = relu(norm_reference(block.norm1, conv_reference(block.conv1, x, stride), train))
-        y = norm_reference(block.norm2, conv_reference(block.conv2, y, 1), train)
-    if kind == "plain":
-        return relu(y)
-    if x.shape == y.shape:
-        return relu(y + x)
-    if kind == "projection":
-        projected = conv_reference(block.projection.conv, x, stride)
-        return relu(y + norm_reference(block.projection.norm, projected, train))
-    padded = np.zeros_like(y)
-    padded[..., : x.shape[-1]] = x[:, ::stride, ::stride]
-    return relu(y + padded)
+        return norm_reference(block.norm3, conv_reference(block.conv3, y, 1), train)
+    y = relu(norm_reference(block.norm1, conv_reference(block.conv1, x, stride), train))
+    return norm_reference(block.norm2, conv_reference(block.conv2, y, 1), train)
+
+
+def shortcut_reference(block, x, stride, train):
+    if block.projection is None:
+        return x
+    return norm_reference(block.projection.norm, conv_reference(block.projection.conv, x, stride), train)
 
 
 def resnet_reference(model, images, train, kind, small_stem=True):

@@ -12,6 +12,7 @@ from experiments.models.layers import BatchNorm, conv
 from experiments.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from experiments.models.vgg import GROUPS
 
+from .made import abstract, apply, create, fill, images_for
 from .numpy_networks import (
     array,
     conv_reference,
@@ -21,42 +22,6 @@ from .numpy_networks import (
     relu,
     resnet_reference,
 )
-
-
-def fill(build):
-    """Builds a model with weights from NumPy, which saves compiling the initialisation of every shape.
-
-    Scales, biases and running statistics get values that a mistake would show in.
-    """
-    graph, state = nnx.split(nnx.eval_shape(build))
-    random = np.random.default_rng(1)
-    leaves = []
-    for name, leaf in zip(optax_gradnorm.layer_names(state), jax.tree.leaves(state), strict=True):
-        if name.endswith("kernel"):
-            value = random.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
-        else:
-            low, high = (0.5, 1.5) if name.endswith(("scale", "var")) else (-0.5, 0.5)
-            value = random.uniform(low, high, leaf.shape)
-        leaves.append(jnp.asarray(value, leaf.dtype))
-    return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
-
-
-def abstract(name, *, num_classes=10, channels=3, image_size=8, **options):
-    return models.create(
-        name,
-        num_classes=num_classes,
-        channels=channels,
-        image_size=image_size,
-        rngs=nnx.Rngs(0),
-        **options,
-    )
-
-
-def create(name, **options):
-    return fill(lambda: abstract(name, **options))
-
-
-apply = nnx.jit(lambda model, images, train: model(images, train=train), static_argnames="train")
 
 
 def tiny(block, blocks_per_stage, *, small_stem=True, shortcut="projection", seed=0):
@@ -71,10 +36,6 @@ def tiny(block, blocks_per_stage, *, small_stem=True, shortcut="projection", see
         dtype=jnp.dtype("float32"),
         rngs=nnx.Rngs(seed),
     )
-
-
-def images_for(shape, seed=2):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 # A second implementation of every layer, in float64.
@@ -187,7 +148,7 @@ def test_every_network_of_the_papers_has_a_name():
     depths = (20, 32, 44, 56, 110, 152)
     for kind in ("resnet{}", "plain{}"):
         assert {kind.format(depth) for depth in depths} <= set(models.MODELS)
-    others = {"resnet50", "resnet101", "vgg16", "vgg16_bn"}
+    others = {"resnet50", "resnet101", "vgg16", "vgg16_bn", "resnet20_overlap", "resnet56_overlap"}
     assert others <= set(models.MODELS)
 
 
@@ -200,7 +161,7 @@ def test_large_networks_take_images_of_any_size(name):
     assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "plain8", "vgg16", "vgg16_bn"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet8_overlap", "plain8", "vgg16", "vgg16_bn"])
 @pytest.mark.usefixtures("no_dead_units")
 def test_gradients_reach_every_parameter(name):
     size = 32 if name.startswith("vgg") else 8
