@@ -32,7 +32,7 @@ from experiments.preflight import (
     resolve_dataset,
 )
 from experiments.run import METHODS, OPTIMIZERS
-from experiments.studies import NAMES
+from experiments.studies import NAMES, load_studies
 
 RUNS = Path("runs")  # working files, unknown to git
 RESULTS = Path("experiments/results")  # what was published
@@ -227,11 +227,15 @@ def findings(out: Path = RESULTS, readme: Path = Path("README.md"), docs: Path =
     """
     from experiments.report.summary import collect, write_summary
 
-    if not (found := collect(out, NAMES)):
+    studies = load_studies()
+    everything = collect(out, NAMES)
+    found = {name: some for name, some in everything.items() if not studies[name].undecided}
+    if not found:
         raise UsageError(f"no findings below {out}; make them with `python -m experiments report STUDY`")
-    titles = {study: find_study(study).title for study in found}
+    titles = {name: study.title for name, study in studies.items()}
+    undecided = {name: studies[name].undecided for name in everything if name not in found}
     try:
-        written = write_summary(found, readme, docs, out, titles)
+        written = write_summary(found, readme, docs, out, titles, undecided)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot write the findings into {readme}: {error}") from error
     print(f"Findings of {len(found)} studies: {', '.join(map(str, written))}")

@@ -41,6 +41,10 @@ versa. *After correction* stands where a single interval excludes 0, and Holm's 
 the setting does not. The *smallest detectable difference* is the one that such a study finds in 80 % of its
 repetitions; a range is that of its settings."""
 
+NOT_DECIDED = """\
+The published runs of these studies are too small to decide what they ask, so what their reports found is in no table
+above:"""
+
 
 def collect(results: Path, studies: Sequence[str]) -> dict[str, list[Finding]]:
     """The findings of every study that has some, of its largest preset.
@@ -92,12 +96,14 @@ def write_summary(
     docs: Path,
     results: Path,
     titles: Mapping[str, str],
+    undecided: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Writes the README's answer with its figure, findings.md and forest.svg.
 
     Args:
       readme: page with the two markers, between which the answer goes.
       titles: of the studies, the headings of the page.
+      undecided: by study whose findings count nowhere, why.
 
     Returns:
       What was written.
@@ -110,7 +116,7 @@ def write_summary(
     written = front.draw_all(results, findings)
     text = insert(readme.read_text(), front_page(findings, readme, docs, results, with_figure=bool(written)))
     forest.draw(docs / "forest.svg", findings)
-    write_page(docs / "findings.md", _page(findings, titles))
+    write_page(docs / "findings.md", _page(findings, titles, undecided or {}))
     write_whole(readme, lambda file: file.write(text.encode()))
     return [readme, docs / "findings.md", docs / "forest.svg", *written]
 
@@ -128,7 +134,9 @@ def front_page(
     )
 
 
-def _page(findings: Mapping[str, Sequence[Finding]], titles: Mapping[str, str]) -> list[str]:
+def _page(
+    findings: Mapping[str, Sequence[Finding]], titles: Mapping[str, str], undecided: Mapping[str, str]
+) -> list[str]:
     parts = ["# Findings", HEAD, "![Measured differences with their 95 % intervals](forest.svg)"]
     parts += ["## The main claims", headline_table(findings), "## Study by study"]
     for study, some in findings.items():
@@ -136,4 +144,7 @@ def _page(findings: Mapping[str, Sequence[Finding]], titles: Mapping[str, str]) 
         report = f"(`{study}`, report `experiments/results/{escape(some[0].link)}`)"
         parts.append(f"### {title[0].upper()}{title[1:]}")
         parts.append(" ".join(filter(None, [describe(some), tell_detectable(some), report])))
+    if undecided:
+        parts += ["## Not decided", NOT_DECIDED]
+        parts.append("\n".join(f"- `{study}`: {why}." for study, why in undecided.items()))
     return [*parts, "## How to read them", HOW_TO_READ]

@@ -1,7 +1,7 @@
 """Studies by name: one module or package per paper table, each with a `STUDY`."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 # Imported where they are loaded: the command line needs their names alone, and starts without JAX.
@@ -30,6 +30,11 @@ NAMES = (
 def load_study(name: str) -> "Study":
     """One study, by its name in `NAMES`."""
     return importlib.import_module(f"experiments.studies.{name}").STUDY
+
+
+def deciding_studies() -> Sequence[str]:
+    """Names of the studies whose findings count in the summary of all."""
+    return [name for name, study in load_studies().items() if not study.undecided]
 
 
 def load_studies() -> Mapping[str, "Study"]:

@@ -104,4 +104,5 @@ STUDY = Study(
     title="ZNorm and GAN with LARS and LAMB as the batch grows",
     runs=make_runs,
     report=make_report,
+    undecided="batches of up to 512 and one rate that was not tuned; batches of 1,024 to 4,096 would tell",
 )

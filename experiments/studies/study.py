@@ -61,6 +61,8 @@ class Study:
       measurements: from a preset's name to what is measured beside the runs, after they have ended.
       keep_checkpoints: whether the measurements need the trained models.
       named: all runs that the protocol names, where `runs` excludes those whose turn has not come.
+      undecided: why its published runs cannot decide what it asks, where they cannot; the summary of all studies says
+        this in place of its findings.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Study:
     measurements: Callable[[str], Sequence[Measurement]] = lambda preset: ()
     keep_checkpoints: bool = False
     named: Callable[[str, Sequence[RunRecord]], Collection[Run]] | None = None
+    undecided: str = ""
 
     def check_records(self, preset: str, records: Sequence[RunRecord]) -> None:
         """Every record is of a run that the protocol names: records of two protocols are not mixed.

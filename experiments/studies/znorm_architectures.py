@@ -94,4 +94,5 @@ STUDY = Study(
     title="ZNorm on a ResNet, its plain twin and VGG-16 (Yun 2024, arXiv 2408.01215)",
     runs=make_runs,
     report=make_report,
+    undecided="2,000 images and one rate for both methods; `skips` asks the same with tuned rates and all images",
 )

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import pytest
 
+from experiments import __main__ as main
+from experiments.preflight import UsageError
 from experiments.report import steps, summary
 from experiments.report.findings import BEGIN, END, VERDICTS, Finding, write_findings
 
@@ -325,3 +328,23 @@ def test_the_figure_over_the_steps_has_a_line_for_each_number_of_images(tmp_path
     assert not steps.is_told(found)
     assert summary.front.draw_all(tmp_path, found) == []
     assert "tuned_and_shared.svg" in summary.front.page(found, "results/", "findings.md", with_figure=True)
+
+
+def test_what_too_small_a_study_found_counts_nowhere_and_the_page_says_why(tmp_path):
+    """As a user meets it: the command, with two studies that found something, of which one cannot decide."""
+    for study in ("cifar10_confirm", "pcam"):
+        folder = tmp_path / "results" / study / "cpu"
+        folder.mkdir(parents=True)
+        write_findings(folder, [finding(7.0, 6.0, 8.0, claim=f"found in {study}", verdict="helps")])
+    readme, docs = tmp_path / "README.md", tmp_path / "docs"
+    docs.mkdir()
+    readme.write_text(f"{BEGIN}\n\n{END}\n")
+    main.findings(tmp_path / "results", readme, docs)
+    page = (docs / "findings.md").read_text()
+    assert [row[0] for row in cells(page)] == ["found in cifar10_confirm"]
+    assert "hold 1 comparisons and claims" in readme.read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("- `pcam`: ")]
+    assert "one tuning seed" in line
+    shutil.rmtree(tmp_path / "results" / "cifar10_confirm")
+    with pytest.raises(UsageError, match="no findings below"):
+        main.findings(tmp_path / "results", readme, docs)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from experiments.records import exists, read_records
 from experiments.report import front, pages, steps, summary
 from experiments.reproduce import render
-from experiments.studies import NAMES, compare, load_studies
+from experiments.studies import compare, deciding_studies, load_studies
 
 ROOT = pathlib.Path(__file__).parents[3]
 RESULTS = ROOT / "experiments/results"
@@ -107,7 +107,7 @@ def test_a_report_renders_to_the_committed_bytes_though_last_digits_differ(study
     render(known[study], "cpu", records, folder)
     for figure in (front.FIGURE, steps.FIGURE):
         if (RESULTS / figure).parent == committed:  # beside the report, but of all findings
-            front.draw_all(tmp_path / "all", summary.collect(RESULTS, NAMES))
+            front.draw_all(tmp_path / "all", summary.collect(RESULTS, deciding_studies()))
             if (tmp_path / "all" / figure).exists():
                 shutil.copy(tmp_path / "all" / figure, folder)
 
