@@ -111,7 +111,15 @@ def page(findings: Mapping[str, Sequence[Finding]], prefix: str, readme: str, *,
     caption, path = (steps.CAPTION, steps.FIGURE) if steps.is_told(findings) else (CAPTION, FIGURE)
     figure = picture(caption, prefix + path.as_posix()) if with_figure else ""
     return "\n\n".join(
-        filter(None, [answer(findings), figure, table(findings, prefix), count(findings, readme)])
+        filter(
+            None,
+            [
+                " ".join(filter(None, [answer(findings), steps.tell(findings)])),
+                figure,
+                table(findings, prefix),
+                count(findings, readme),
+            ],
+        )
     )
 
 

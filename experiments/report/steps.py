@@ -36,6 +36,19 @@ def is_told(findings: Mapping[str, Sequence[Finding]]) -> bool:
     return sum(len(of_images) > 1 for of_images in effects.values()) > 1
 
 
+def tell(findings: Mapping[str, Sequence[Finding]]) -> str:
+    """A sentence: ZNorm's effect after every number of steps on every number of images that were tried."""
+    effects = find_effects(findings.get(STUDY, ()), METHODS[0])
+    words = [
+        f"{finding.effect:+.1f} ({finding.verdict}) after {steps:,} steps on {images:,} images"
+        for images, of_images in reversed(effects.items())
+        for steps, finding in of_images.items()
+    ]
+    if not words:
+        return ""
+    return f"By the length of training and the number of images, under SGD with momentum, ZNorm: {', '.join(words)}."
+
+
 def draw(
     path: Path,
     findings: Mapping[str, Sequence[Finding]],

@@ -322,6 +322,10 @@ def test_the_figure_over_the_steps_has_a_line_for_each_number_of_images(tmp_path
     assert [list(line.get_ydata()) for line in centralization.lines if line.get_marker() == "s"] == [[0.5]]
     page = summary.front.page(found, "results/", "findings.md", with_figure=True)
     assert "results/steps_and_images/cpu/effect_of_steps.svg" in page
+    assert (
+        "ZNorm: +3.0 (cannot be told) after 390 steps on 50,000 images, -0.5 (cannot be told) after 1,950 steps on "
+        "50,000 images, +4.0 (cannot be told) after 390 steps on 2,000 images, -1.0 "
+    ) in page
 
     # One number of steps is no line; then the older figure is the README's.
     del some[0]
