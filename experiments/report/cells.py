@@ -13,6 +13,7 @@ from experiments.run import Run
 
 # A constant learning rate leaves the accuracy of each epoch to chance.
 LAST_EPOCHS = 3
+LATE_EPOCHS = 20
 
 
 def last_accuracy(record: RunRecord) -> float:
@@ -72,6 +73,18 @@ def log_roughness(record: RunRecord) -> float | None:
     return math.log(size) / 2 if size > 0 else None
 
 
+def log_lowest_loss(record: RunRecord) -> float | None:
+    """Logarithm of the training loss of the epoch in which it is lowest; `None` where `mean_log_loss` is."""
+    losses = [epoch.train_loss for epoch in record.epochs]
+    return None if mean_log_loss(record) is None else math.log(min(losses))
+
+
+def log_late_loss(record: RunRecord) -> float | None:
+    """Mean logarithm of the training loss of the last 20 epochs; `None` where `mean_log_loss` is."""
+    late = [epoch.train_loss for epoch in record.epochs[-LATE_EPOCHS:]]
+    return None if mean_log_loss(record) is None else statistics.fmean(map(math.log, late))
+
+
 ENDPOINTS: Mapping[str, Callable[[RunRecord], float | None]] = {
     "accuracy": last_accuracy,
     "final_accuracy": final_accuracy,
@@ -79,6 +92,8 @@ ENDPOINTS: Mapping[str, Callable[[RunRecord], float | None]] = {
     "log_final_loss": log_final_loss,
     "mean_log_loss": mean_log_loss,
     "log_roughness": log_roughness,
+    "log_lowest_loss": log_lowest_loss,
+    "log_late_loss": log_late_loss,
 }
 
 

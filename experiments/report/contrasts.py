@@ -80,6 +80,10 @@ SPEED = Endpoint(
 SMOOTHNESS = Endpoint(
     "log_roughness", "roughness of the training loss", "ratio", math.log(1.1), False, "lowers (smoother)"
 )
+LATE_LOSS = Endpoint(
+    "log_late_loss", "training loss of the last 20 epochs", "ratio", FIVE_PERCENT, False, "lowers"
+)
+LOWEST_LOSS = Endpoint("log_lowest_loss", "lowest training loss", "ratio", FIVE_PERCENT, False, "lowers")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ NAMES = (
     "znorm_architectures",
     "large_batch",
     "gradient_convergence",
+    "near_convergence",
     "gradient_overlap",
     "beyond_batchnorm",
     "pcam",
