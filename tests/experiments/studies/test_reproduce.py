@@ -37,7 +37,9 @@ def test_a_killed_study_goes_on_reports_from_its_records_and_is_published(data_d
     command = ("reproduce", *STUDY, "--data-dir", data_dir, "--out", tmp_path, "--workers", "2", "--dynamics")
     records = tmp_path / "gan_cifar100" / "smoke" / "records"
     process = start(*command)
-    while '"status": "finished"' not in "".join(path.read_text() for path in records.glob("*.json")):
+    while not {"finished", "running"} <= {
+        json.loads(p.read_text())["status"] for p in records.glob("*.json")
+    }:
         wait_for_epochs(records, 1, process)
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -56,7 +58,7 @@ def test_a_killed_study_goes_on_reports_from_its_records_and_is_published(data_d
     assert code == 0, err
     after = {path.name: path.read_bytes() for path in records.glob("*.json")}
     assert {name: after[name] for name in ended} == {name: stopped[name] for name in ended}
-    assert len(after) == 10
+    assert len(after) == 8
     assert {json.loads(text)["status"] for text in after.values()} == {"finished"}
 
     report = tmp_path / "gan_cifar100" / "smoke" / "report.md"
@@ -64,7 +66,7 @@ def test_a_killed_study_goes_on_reports_from_its_records_and_is_published(data_d
     assert "report.md" in out
     assert first.splitlines()[0] == "# AdamW with gradient normalization on CIFAR-100"
     assert "preset smoke" in first
-    assert "All 10 runs have ended." in first
+    assert "All 8 runs have ended." in first
     last = [epochs[-1]["test_accuracy"] for name, epochs in metrics(records).items() if "-gan-" in name]
     assert f"{100 * sum(last) / 2:.1f} ±" in first
 
@@ -81,7 +83,7 @@ def test_a_killed_study_goes_on_reports_from_its_records_and_is_published(data_d
     # A report of what was published is the same, byte by byte, and so are its figures.
     main.publish("gan_cifar100", "smoke", **publish)
     out = capsys.readouterr().out
-    assert "10 runs" in out
+    assert "8 runs" in out
     assert "not ended" not in out
     main.report("gan_cifar100", out=tmp_path / "published")
     published = tmp_path / "published" / "gan_cifar100" / "smoke"
