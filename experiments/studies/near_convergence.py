@@ -220,7 +220,7 @@ def judge_claims(losses: Mapping[str, Contrast]) -> list[Finding]:
             measured=", ".join(f"{c.endpoint.title} x {c.endpoint.write_interval(c.interval)}" for c in used),
             interval=None,
             verdict=judge(holds),
-            group=f"{SETTING}, {optimizer}",
+            group=SETTING,
             label=optimizer,
             question=claim,
             headline=True,
