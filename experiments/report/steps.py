@@ -41,7 +41,7 @@ def tell(findings: Mapping[str, Sequence[Finding]]) -> str:
     effects = find_effects(findings.get(STUDY, ()), METHODS[0])
     words = [
         f"{finding.effect:+.1f} ({finding.verdict}) after {steps:,} steps on {images:,} images"
-        for images, of_images in reversed(effects.items())
+        for images, of_images in reversed(list(effects.items()))
         for steps, finding in of_images.items()
     ]
     if not words:
