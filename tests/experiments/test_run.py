@@ -81,7 +81,11 @@ def test_name_is_one_file_name_for_a_data_set_given_by_path():
 @pytest.mark.parametrize(
     ("field", "value", "choices"),
     [
-        ("method", "zscore", "baseline, centralization, clipping, clipping_1, clipping_value, znorm, gan"),
+        (
+            "method",
+            "zscore",
+            "baseline, centralization, layer_centralization, clipping, clipping_1, clipping_value, znorm, gan",
+        ),
         ("optimizer", "sgd", "sgdm, adam, adamw, rmsprop, lars, lamb"),
         ("schedule", "linear", "constant, cosine, step"),
         ("augment", "mirror", "none, flip, crop_flip"),

@@ -63,6 +63,9 @@ def _gan_first(g):
 METHOD_REFERENCES = {
     "baseline": lambda tree: tree,
     "centralization": lambda tree: {name: _centralized(g) for name, g in tree.items()},
+    "layer_centralization": lambda tree: {
+        name: g - g.mean() if g.ndim > 1 else g for name, g in tree.items()
+    },
     "clipping": lambda tree: {
         name: g * 0.1 / np.sqrt(sum((h**2).sum() for h in tree.values())) for name, g in tree.items()
     },
