@@ -67,7 +67,7 @@ def training_table(
     if len({kind for row in rows for kind in row.cell.processors}) == 1:  # else times compare processors
         columns["s/epoch"] = lambda row: format_number(row.cell.seconds_per_epoch, ".2f")
     columns["non-finite steps"] = lambda row: str(row.cell.nonfinite_steps)
-    return row_table(headings, rows, columns)
+    return row_table(headings, rows, columns, keep=("final training loss",))
 
 
 def certainty_table(headings: Sequence[str], contrasts: Sequence[Contrast]) -> str:
@@ -85,7 +85,9 @@ def certainty_table(headings: Sequence[str], contrasts: Sequence[Contrast]) -> s
         "p (Holm)": lambda c: format_number(c.p, ".2g"),
         "pooled variance [95 %]": lambda c: endpoint.write_ends(c.pooled) if c.pooled.is_known else "-",
     }
-    return contrasts_table(headings, contrasts, columns)
+    # What was measured may be the same by chance: Holm makes equal p-values of different ones.
+    measured = tuple(columns)[2:]
+    return contrasts_table(headings, contrasts, columns, keep=measured)
 
 
 def contrasts_table(
@@ -93,10 +95,11 @@ def contrasts_table(
     contrasts: Sequence[Contrast],
     columns: Mapping[str, Callable[[Contrast], str]],
     text: Sequence[str] = (),
+    keep: Sequence[str] = (),
 ) -> str:
     """A table of contrasts; see `row_table`."""
     written = {heading: column(contrasts, write) for heading, write in columns.items()}
-    return row_table(headings, [contrast.row for contrast in contrasts], written, text=text)
+    return row_table(headings, [contrast.row for contrast in contrasts], written, text=text, keep=keep)
 
 
 def scores_table(

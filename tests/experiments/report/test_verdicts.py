@@ -6,7 +6,7 @@ from experiments.report.cells import make_cells, make_rows
 from experiments.report.contrasts import ACCURACY, SPEED, Endpoint, make_contrasts, make_findings
 from experiments.report.pages import describe_rates
 from experiments.report.sentences import describe
-from experiments.report.tables import results_table
+from experiments.report.tables import certainty_table, results_table, training_table
 
 from .made import make_record, make_run
 
@@ -117,6 +117,17 @@ def test_p_values_are_adjusted_over_the_methods_of_one_family():
     assert gan.p == pytest.approx(gan.interval.p)
     znorm, gan = contrasts_of(BASE, shifted(0.1), shifted(0.02, 0.02), described=("gan",))
     assert (znorm.p, gan.p) == (znorm.interval.p, gan.interval.p)
+
+
+def test_what_was_measured_is_printed_also_where_it_is_the_same_in_every_row():
+    """Holm makes equal p-values of different ones; a table that drops what is the same would lose them."""
+    found = contrasts_of(BASE, shifted(0.02, 0.02), shifted(0.02, -0.02))
+    assert found[0].p == found[1].p
+    table = certainty_table(["method"], found)
+    assert f"{found[0].p:.2g}" in table
+    assert f"{100 * found[0].detectable:.2g}" in table
+    rows = [contrast.row for contrast in found]
+    assert "5.00e-01" in training_table(["method"], rows)
 
 
 def test_seeds_that_agree_and_two_seeds_tell_nothing():
