@@ -256,8 +256,10 @@ def make_contrasts(
         families.setdefault(() if one_family else row.labels[:-1], []).append(row)
     found = {}
     for family in families.values():
-        cells = [list(row.cell.values(endpoint.score).values()) for row in family]
         compared = [row for row in family if row.baseline is not None]
+        # Each once, also where rows share one, and where what is compared with has no row of its own.
+        once = {id(c): c for c in [*(row.cell for row in family), *(row.baseline for row in compared)] if c}
+        cells = [list(cell.values(endpoint.score).values()) for cell in once.values()]
         outside = [row.cell.run.method in described for row in compared]
         paired = [_difference(row, endpoint) for row in compared]
         pooled = [_pooled(row, endpoint, cells) for row in compared]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments.report.cells import make_cells, make_rows
+from experiments.report import intervals
+from experiments.report.cells import Cell, Row, make_cells, make_rows
 from experiments.report.contrasts import ACCURACY, SPEED, Endpoint, make_contrasts, make_findings
 from experiments.report.pages import describe_rates
 from experiments.report.sentences import describe
@@ -117,6 +118,21 @@ def test_p_values_are_adjusted_over_the_methods_of_one_family():
     assert gan.p == pytest.approx(gan.interval.p)
     znorm, gan = contrasts_of(BASE, shifted(0.1), shifted(0.02, 0.02), described=("gan",))
     assert (znorm.p, gan.p) == (znorm.interval.p, gan.interval.p)
+
+
+def test_the_pooled_variance_is_that_of_every_compared_cell_once():
+    """Rows of which some share a cell, and of which what they are compared with has no row of its own."""
+    values = {"baseline": BASE, "znorm": shifted(0.1, 0.03), "gan": shifted(0.05, 0.01)}
+    cells = {
+        method: Cell(make_run(method, 0), {s: make_record(make_run(method, s), a) for s, a in enumerate(some)})
+        for method, some in values.items()
+    }
+    pairs = (("znorm", "baseline"), ("znorm", "gan"))
+    rows = [Row((f"{ours} minus {theirs}",), cells[ours], cells[theirs]) for ours, theirs in pairs]
+    for contrast, (ours, theirs) in zip(make_contrasts(rows, ACCURACY), pairs, strict=True):
+        expected = intervals.pooled(values[ours], values[theirs], list(values.values()))
+        assert contrast.pooled.low == pytest.approx(expected.low)
+        assert contrast.pooled.high == pytest.approx(expected.high)
 
 
 def test_what_was_measured_is_printed_also_where_it_is_the_same_in_every_row():
