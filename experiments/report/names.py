@@ -73,6 +73,8 @@ def label(run: Run, field: str) -> str:
             return OPTIMIZERS[value]
         case "method":
             return METHODS[value]
+        case "learning_rate":
+            return f"rate {value:g}"
         case "batch_size":
             return f"batch {value}"
         case "train_examples":

@@ -109,6 +109,20 @@ def describe_waiting(cells: Collection[Cell]) -> str:
     return f"{ended} of {ended + missing} runs have ended. Nothing is compared before all have."
 
 
+def describe_diverged(cells: Iterable[Cell], axes: Sequence[str]) -> str:
+    """Which cells have runs that diverged, in words; empty where none did.
+
+    Args:
+      axes: the fields of a run that name its cell.
+    """
+    named = [
+        f"{', '.join(names.labels(cell.run, axes))} ({cell.diverged} of {len(cell.ended)})"
+        for cell in cells
+        if cell.diverged
+    ]
+    return f"With diverged runs: {escape('; '.join(named))}." if named else ""
+
+
 def describe_rates(rows: Iterable[Row], tuning: Iterable[Cell]) -> str:
     """Which methods were given another learning rate than the baseline, in words; empty where none was.
 

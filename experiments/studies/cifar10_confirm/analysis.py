@@ -11,7 +11,7 @@ from experiments.report import names
 from experiments.report.cells import Cell, Row, epochs_until, make_cells
 from experiments.report.contrasts import ACCURACY, FINAL_LOSS, SPEED, Contrast
 from experiments.report.curves import add_learning_curves
-from experiments.report.pages import describe_protocol, describe_waiting, write_report
+from experiments.report.pages import describe_diverged, describe_protocol, describe_waiting, write_report
 from experiments.report.sentences import describe
 from experiments.report.tables import (
     certainty_table,
@@ -105,10 +105,9 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     findings = [f for arm in arms for a in _in_families(arm) for f in a.findings]
     own_findings = [f for arm in arms for a in _in_families(arm) for f in a.own_findings]
     primary = [f for f in own_findings if f.question.startswith("Test accuracy")]
-    diverged = [_setting_name(cell) for arm in arms for cell in arm.cells if cell.diverged]
     answer = [*read_together(arms), describe_grid(tuning.peaks(records)), describe(primary)]
-    if diverged:
-        answer.append(f"With diverged runs: {'; '.join(diverged)}.")
+    if diverged := describe_diverged((cell for arm in arms for cell in arm.cells), AXES):
+        answer.append(diverged)
     results = [_add_figure(arms, folder), "### The protocol's claims", claims_table(arms[0])]
     for arm in arms:
         results += [f"### {arm.name[0].upper()}{arm.name[1:]}", *_describe_arm(arm, folder)]
@@ -283,10 +282,6 @@ def epochs_table(rows: Sequence[Row]) -> str:
 
     heading = "first epoch with at most the comparison's final training loss, seed by seed"
     return row_table(HEADINGS, rows, {heading: write}, text=(heading,)) if rows else ""
-
-
-def _setting_name(cell: Cell) -> str:
-    return f"{', '.join(names.labels(cell.run, AXES))} ({cell.diverged} of {len(cell.ended)})"
 
 
 def _effect(run: Run, versus: str) -> float | None:

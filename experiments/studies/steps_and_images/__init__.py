@@ -19,7 +19,8 @@ from experiments.report import names
 from experiments.report.cells import Cell, make_cells
 from experiments.report.contrasts import ACCURACY, Contrast
 from experiments.report.findings import Finding
-from experiments.report.pages import describe_protocol, describe_waiting, write_report
+from experiments.report.pages import describe_diverged, describe_protocol, describe_waiting, write_report
+from experiments.report.sentences import describe
 from experiments.studies.comparison import Question, compare_methods, describe_resolution
 from experiments.studies.steps_and_images.answer import answer, dependences_table
 from experiments.studies.steps_and_images.plan import (
@@ -47,6 +48,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     """Writes report.md and findings.json, part by part as far as they have begun."""
     begun = set(make_runs(preset, records))
     everything: list[Cell] = []
+    reported: list[Cell] = []
     findings: list[Finding] = []
     results: list[str] = []
     method: list[str] = []
@@ -59,6 +61,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         if part.rates or not begun.issuperset(tuning.runs()):
             tried = []
         everything += [*tried, *cells.values()]
+        reported += cells.values()
         if cells:
             contrasts, found, sections = _report_part(part, list(cells.values()))
             findings += found
@@ -79,12 +82,14 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
             ]
     if dependences := dependences_table(effects):
         results += ["### From cell to cell", dependences]
+    head = [answer(effects.get("znorm", {})) or describe(findings)]
+    head.append(describe_diverged(reported, (*AXES, "learning_rate")))
     write_report(
         folder,
         "When does ZNorm help: few steps, or few images?",
         everything,
         findings,
-        answer=answer(effects.get("znorm", {})),
+        answer="\n\n".join(filter(None, head)),
         settings=settings_table(preset, SIZES, of_paper=False),
         results=results or ["The tuning of the first part has not ended."],
         method=[

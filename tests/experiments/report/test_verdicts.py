@@ -124,7 +124,9 @@ def test_the_pooled_variance_is_that_of_every_compared_cell_once():
     """Rows of which some share a cell, and of which what they are compared with has no row of its own."""
     values = {"baseline": BASE, "znorm": shifted(0.1, 0.03), "gan": shifted(0.05, 0.01)}
     cells = {
-        method: Cell(make_run(method, 0), {s: make_record(make_run(method, s), a) for s, a in enumerate(some)})
+        method: Cell(
+            make_run(method, 0), {s: make_record(make_run(method, s), a) for s, a in enumerate(some)}
+        )
         for method, some in values.items()
     }
     pairs = (("znorm", "baseline"), ("znorm", "gan"))

@@ -1,5 +1,6 @@
 """The plans of `steps_and_images` and `shared_rate`: what is trained when, and at which learning rates."""
 
+import dataclasses
 import math
 import random
 
@@ -138,18 +139,43 @@ def test_the_cause_of_the_gain_is_judged_by_the_protocols_rule(at_shared, at_bes
     assert "+9.0 [" in text
 
 
-def test_a_part_is_compared_when_it_has_ended(tmp_path):
+@pytest.fixture(scope="module")
+def part_a():
+    """Records of the whole of part a; ZNorm gains 6 points."""
     better = {"baseline": 0.0, "centralization": 0.0, "clipping": -0.02, "znorm": 0.06, "gan": 0.0}
     records = []
     runs = []
     while not any(run.steps == 1_950 for run in runs):  # until the tuning of the next part has its turn
-        runs = steps_and_images.make_runs("cpu", records)
         new = [run for run in runs if run not in {record.run for record in records}]
         records += [
             noisy(run, 0.6 + better[run.method] - abs(math.log10(run.learning_rate / BEST[run.method])) / 9)
             for run in new
         ]
-    steps_and_images.STUDY.report("cpu", records[:-1], tmp_path)
+        runs = steps_and_images.make_runs("cpu", records)
+    return records
+
+
+def report(records, folder, preset="cpu"):
+    """The page of `steps_and_images`."""
+    steps_and_images.STUDY.report(preset, records, folder)
+    return (folder / "report.md").read_text()
+
+
+def test_a_cell_with_a_diverged_run_is_named_in_the_head(part_a, tmp_path):
+    assert "diverged" not in report(part_a, tmp_path).split("## Results")[0]
+    broken = [
+        dataclasses.replace(record, status="diverged")
+        if (record.run.method, record.run.train_examples, record.run.seed) == ("gan", 2_000, 3)
+        else record
+        for record in part_a
+    ]
+    head = report(broken, tmp_path).split("## Results")[0]
+    assert "With diverged runs: 2,000 images, 390 steps, SGDM, GAN, rate 30 (1 of 10)." in head
+    assert "ZNorm (50,000 images, +" in head  # what was found stays
+
+
+def test_a_part_is_compared_when_it_has_ended(part_a, tmp_path):
+    text = report(part_a, tmp_path)
     found = {
         (finding.label, finding.group): finding.verdict
         for finding in read_findings(tmp_path / "findings.json")
@@ -159,7 +185,6 @@ def test_a_part_is_compared_when_it_has_ended(tmp_path):
     assert {group.count("390 steps") for _, group in found} == {1}
     assert {verdict for (label, _), verdict in found.items() if label == "ZNorm"} == {"helps"}
     assert {verdict for (label, _), verdict in found.items() if label == "clipping by norm"} == {"harms"}
-    text = (tmp_path / "report.md").read_text()
     # A quarter of a decade makes about 3 points here: more than the others' effects, less than ZNorm's 5.
     (resolution,) = [line for line in text.splitlines() if line.startswith("Smaller than the fall of")]
     assert ", GAN: " in resolution
