@@ -8,8 +8,10 @@ from experiments.report.contrasts import ACCURACY, ONE_POINT, Contrast
 from experiments.report.findings import HARMS, HELPS, LEVEL, NO_DIFFERENCE, UNTOLD
 from experiments.report.intervals import Interval
 from experiments.report.markdown import markdown_table
+from experiments.report.tables import format_number
 
 LARGER, SMALLER = "larger", "smaller"
+_SMALL = "; by less than a point"
 METHODS = ("znorm", "centralization")  # whose effects are compared between cells
 
 Cell = tuple[int, int]  # images, steps
@@ -64,8 +66,9 @@ def dependences_table(effects: Mapping[str, Effects]) -> str:
             for d in compare_cells(effects[method]):
                 interval = ACCURACY.write_interval(d.interval)
                 words = names.METHODS[method], *map(_describe, (d.first, d.second)), interval
-                rows.append([*words, f"{d.p:.2g}", d.word])
-    return markdown_table(rows, left=3) if rows[1:] else ""
+                is_small = d.word in (LARGER, SMALLER) and d.interval.within(ONE_POINT)
+                rows.append([*words, format_number(d.p, ".2g"), d.word + _SMALL * is_small])
+    return markdown_table(rows, aligned_left=(True, True, True, False, False, True)) if rows[1:] else ""
 
 
 def answer(effects: Effects) -> str:
@@ -89,6 +92,9 @@ def answer(effects: Effects) -> str:
         when.append("with few steps and few images together alone")
     if when:
         verdict = f"helps {' and '.join(when)}"
+        # The rule looks at the four cells alone, and another one may seem to say otherwise.
+        if helps & set(CORNERS) == {FEW_SHORT} and (others := helps - set(CORNERS)):
+            verdict += f"; it helps {_list(others)} too"
     elif not helps:
         verdict = "helps nowhere that was tried"
     else:

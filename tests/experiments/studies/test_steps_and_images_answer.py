@@ -75,6 +75,19 @@ def test_a_cell_between_the_corners_alone_is_named():
     assert "helps with 50,000 images and 195 steps; what makes it help cannot be told" in text
 
 
+def test_a_cell_between_the_corners_is_named_beside_the_one_that_is_alone():
+    text = answer(effects(3, 0, 0, 0, e195=3))
+    assert "few images together alone; it helps with 50,000 images and 195 steps too**" in text
+    assert "too" not in answer(effects(3, 0, 3, 0, e195=3))
+
+
+def test_a_dependence_within_a_point_says_so():
+    table = dependences_table({"znorm": effects(0.5, 0, 3, 0)})
+    few, many = table.splitlines()[2:4]
+    assert "larger; by less than a point" in few
+    assert "less than a point" not in many
+
+
 def test_nothing_is_answered_before_the_four_cells_have_ended():
     some = effects(3, 0, 3, 0)
     del some[FEW_LONG]
