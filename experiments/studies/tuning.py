@@ -41,6 +41,8 @@ class Tuning:
         `MOST_EXTENSIONS` times.
       refine: whether a quarter of a decade on either side of the best rate is tried then.
       score: that chooses; see `Cell.values`.
+      is_grid: whether the rates are a grid, beyond whose edges a better one may lie; else they are candidates, of
+        which the highest score wins, also with a diverged run.
     """
 
     settings: Sequence[Run]
@@ -51,6 +53,7 @@ class Tuning:
     extend: bool = False
     refine: bool = False
     score: str = "accuracy"
+    is_grid: bool = True
 
     def runs(self, records: Iterable[RunRecord] = ()) -> list[Run]:
         """Every setting with every learning rate that can be named already.
@@ -97,7 +100,7 @@ class Tuning:
             entries = (self._entry(cell, best.get(setting)) for cell in cells)
             table.append([*names.labels(setting, self.axes), *entries])
         parts = [markdown_table(table, left=len(self.axes)) for table in tables.values()]
-        if edges := _edges(found, best):
+        if self.is_grid and (edges := _edges(found, best)):
             settings = (" ".join(str(getattr(setting, field)) for field in self.axes) for setting in edges)
             parts.append(
                 "The best learning rate lies at the edge of the grid, so a better one may lie outside, which weakens "
@@ -175,7 +178,10 @@ class Tuning:
         return {setting: [cells[key] for key in some] for setting, some in keys.items()}
 
     def _best(self, found: Mapping[Run, Sequence[Cell]]) -> dict[Run, Cell]:
-        best = {setting: best_cell(cells, self.score) for setting, cells in found.items()}
+        best = {
+            setting: best_cell(cells, self.score, diverged_lose=self.is_grid)
+            for setting, cells in found.items()
+        }
         return {setting: cell for setting, cell in best.items() if cell is not None}
 
     def _entry(self, cell: Cell, best: Cell | None) -> str:
@@ -198,11 +204,14 @@ class Peak:
     gain: float
 
 
-def best_cell(cells: Collection[Cell], score: str) -> Cell | None:
+def best_cell(cells: Collection[Cell], score: str, *, diverged_lose: bool = True) -> Cell | None:
     """The cell of the learning rate that `Tuning` takes; `None` before all runs have ended."""
     if any(cell.missing for cell in cells):
         return None
-    return max(cells, key=lambda cell: (_score(cell, score), -cell.run.learning_rate))
+    return max(
+        cells,
+        key=lambda cell: (_score(cell, score, diverged_lose=diverged_lose), -cell.run.learning_rate),
+    )
 
 
 def half_a_decade(rate: float, steps: int) -> float:
@@ -216,9 +225,9 @@ def quarter_decades(rate: float, steps: int) -> float:
     return float(f"{(1, 1.8, 3, 5.5)[rung]}e{decade}")
 
 
-def _score(cell: Cell, score: str) -> float:
+def _score(cell: Cell, score: str, *, diverged_lose: bool = True) -> float:
     values = cell.values(score).values()
-    return statistics.fmean(values) if values and not cell.diverged else -math.inf
+    return statistics.fmean(values) if values and not (cell.diverged and diverged_lose) else -math.inf
 
 
 def _edges(found: Mapping[Run, Sequence[Cell]], best: Mapping[Run, Cell]) -> dict[Run, int]:

@@ -147,7 +147,7 @@ def make_tuning(preset: str, part: Part, models: Sequence[str] = (), axes: Seque
         run for cell in cells for run in grid(cell, model=models or (size.model,), method=part.methods)
     ]
     if part.rates:
-        return Tuning(settings, part.rates, axes, part.seeds)
+        return Tuning(settings, part.rates, axes, part.seeds, is_grid=False)
 
     def held_out(run: Run) -> dict[str, Any]:
         assert run.train_examples is not None

@@ -171,7 +171,9 @@ def test_a_cell_with_a_diverged_run_is_named_in_the_head(part_a, tmp_path):
         for record in part_a
     ]
     head = report(broken, tmp_path).split("## Results")[0]
-    assert re.search(r"With diverged runs: 2,000 images, 390 steps, SGDM, GAN, rate \d+ \(1 of 10\)\.\n", head)
+    assert re.search(
+        r"With diverged runs: 2,000 images, 390 steps, SGDM, GAN, rate \d+ \(1 of 10\)\.\n", head
+    )
     assert "ZNorm (50,000 images, +" in head  # what was found stays
 
 
@@ -193,6 +195,36 @@ def test_a_part_is_compared_when_it_has_ended(part_a, tmp_path):
     assert "ZNorm" not in resolution
     assert "Tuning of part b" in text
     assert "### Part b" not in text
+    assert "Not compared yet, as their runs have not ended: part b, c, d, e." in text
+
+
+def test_part_c_takes_the_higher_mean_of_two_candidates_also_where_both_have_diverged_runs(played, tmp_path):
+    """Baseline: 0.5 at 0.1 and 0.6 at 0.3, with a run at the accuracy of chance in both."""
+    changed = []
+    for record in played[1]:
+        run = record.run
+        if run.seed < 100:
+            status, accuracy = "finished", 0.5 + random.Random(run.name).gauss(0, 0.001)
+            if (run.method, run.train_examples, run.steps) == ("baseline", 50_000, 1_950):
+                accuracy = 0.1 if run.seed == 2 else 0.5 if run.learning_rate == 0.1 else 0.6
+                status = "diverged" if run.seed == 2 else "finished"
+            last = dataclasses.replace(record.epochs[-1], test_accuracy=accuracy)
+            record = dataclasses.replace(record, status=status, epochs=(*record.epochs[:-1], last))
+        changed.append(record)
+    part_c = report(changed, tmp_path).split("### Part c")[1].split("### ")[0]
+    row = next(line for line in part_c.splitlines() if line.startswith("| baseline"))
+    assert [cell.strip() for cell in row.split("|")[2:4]] == ["0.3", "50.0 ± 22.4"]
+    assert "**50.0 ± 22.4 diverged**" in part_c
+    assert "a choice that sees the test images" in part_c
+    assert "edge of the grid" not in part_c  # candidates are no grid
+    assert "Not compared yet" not in part_c
+
+
+def test_findings_name_the_network_of_their_preset(tmp_path):
+    _, records = play(steps_and_images.STUDY, "smoke")
+    report(records, tmp_path, "smoke")
+    groups = {finding.group.split(", ")[1] for finding in read_findings(tmp_path / "findings.json")}
+    assert groups == {"ResNet-8"}
 
 
 @pytest.mark.parametrize("study", [steps_and_images.STUDY, shared_rate.STUDY])
