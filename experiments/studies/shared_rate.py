@@ -16,10 +16,10 @@ from pathlib import Path
 from experiments.records import RunRecord
 from experiments.report import names
 from experiments.report.cells import Cell, Row
-from experiments.report.contrasts import ACCURACY, Contrast, make_contrasts
-from experiments.report.findings import HELPS, Finding, judge
-from experiments.report.pages import describe_protocol, describe_waiting, write_report
-from experiments.report.tables import certainty_table, contrasts_table
+from experiments.report.contrasts import ACCURACY, FINAL_LOSS, SPEED, Contrast, make_contrasts
+from experiments.report.findings import CONTRADICTED, HELPS, SHOWN, Finding, judge
+from experiments.report.pages import describe_diverged, describe_protocol, describe_waiting, write_report
+from experiments.report.tables import certainty_table, contrasts_table, differences, row_table
 from experiments.run import Run
 from experiments.studies.grid import ZNORM_ALONE, Size, grid
 from experiments.studies.study import Study, settings_table
@@ -83,20 +83,25 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     """Writes report.md and findings.json: the protocol's contrasts, and every method's accuracy over its rates."""
     begun = _begun(preset, records)
     cells = begun.cells(records)
-    contrasts, findings = [], []
+    contrasts, findings, losses, text = [], [], [], ""
     waiting = describe_waiting(cells)
     if not waiting:
-        contrasts = make_contrasts(_rows(cells, begun.best(records)), ACCURACY)
+        rows = _rows(cells, begun.best(records))
+        contrasts = make_contrasts(rows, ACCURACY)
         findings = [_judge_cause(*contrasts[:2])]
+        text = _answer(findings[0], contrasts[1])
+        losses = _describe_losses(rows)
     write_report(
         folder,
         "What makes ZNorm gain at a shared learning rate?",
         cells,
         findings,
+        answer="\n\n".join(filter(None, [text, describe_diverged(cells, ("method", "learning_rate"))])),
         settings=settings_table(preset, SIZES, of_paper=False),
         results=[
             waiting or contrasts_table(HEADINGS, contrasts, COLUMNS, text=("verdict",)),
             certainty_table(HEADINGS, contrasts),
+            *losses,
             "Test accuracy of every rate, in percent:",
             begun.table(records),
         ],
@@ -144,6 +149,28 @@ def _judge_cause(at_best: Contrast, at_shared: Contrast) -> Finding:
         question="The gain at a shared rate is one of the rate",
         headline=True,
     )
+
+
+def _answer(cause: Finding, at_shared: Contrast) -> str:
+    """What makes the gain, in the protocol's words."""
+    if at_shared.verdict != HELPS:
+        words = "The gain was not found again, and nothing is explained"
+    else:
+        unknown = "Whether the gain is one of the rate or of the method cannot be told"
+        words = {SHOWN: "The gain is one of the rate", CONTRADICTED: "The gain is one of the method"}.get(
+            cause.verdict, unknown
+        )
+    return f"**{words}**: ZNorm minus the baseline is {cause.measured}."
+
+
+def _describe_losses(rows: Sequence[Row]) -> list[str]:
+    """The secondary endpoints, which decide nothing."""
+    contrasts = [make_contrasts(rows, endpoint) for endpoint in (FINAL_LOSS, SPEED)]
+    columns = {f"{some[0].endpoint.title}, ratio [95 %]": differences(some) for some in contrasts}
+    return [
+        "Training losses, the first over the second. A ratio below 1: the first one's is lower.",
+        row_table(HEADINGS, rows, columns, keep=tuple(columns)),
+    ]
 
 
 STUDY = Study(

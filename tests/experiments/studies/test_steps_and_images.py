@@ -114,15 +114,20 @@ def noisy(run, accuracy):
 
 
 @pytest.mark.parametrize(
-    ("at_shared", "at_best", "verdict"),
+    ("at_shared", "at_best", "verdict", "words"),
     [
-        (0.58, 0.60, "shown"),
-        (0.58, 0.70, "contradicted"),
-        (0.50, 0.60, "cannot be told"),
-        (0.58, 0.63, "cannot be told"),
+        (0.58, 0.60, "shown", "**The gain is one of the rate**"),
+        (0.58, 0.70, "contradicted", "**The gain is one of the method**"),
+        (0.50, 0.60, "cannot be told", "**The gain was not found again, and nothing is explained**"),
+        (
+            0.58,
+            0.63,
+            "cannot be told",
+            "**Whether the gain is one of the rate or of the method cannot be told**",
+        ),
     ],
 )
-def test_the_cause_of_the_gain_is_judged_by_the_protocols_rule(at_shared, at_best, verdict, tmp_path):
+def test_the_cause_of_the_gain_is_judged_by_the_protocols_rule(at_shared, at_best, verdict, words, tmp_path):
     """The baseline has 0.50 at the shared rate and 0.59 at its best; half of a gain of 8 points is 4."""
     accuracies = {
         "baseline": {0.01: 0.50, 0.03: 0.55, 0.1: 0.59, 0.3: 0.57},
@@ -135,9 +140,13 @@ def test_the_cause_of_the_gain_is_judged_by_the_protocols_rule(at_shared, at_bes
     (finding,) = read_findings(tmp_path / "findings.json")
     assert finding.verdict == verdict
     text = (tmp_path / "report.md").read_text()
+    assert text.splitlines()[2].startswith(words)
     assert "at the best rates: ZNorm at 0.003 minus baseline at 0.1" in text
     assert "the rate alone: baseline at 0.1 minus baseline at 0.01" in text
     assert "+9.0 [" in text
+    # The secondary endpoints: all methods have the same losses here.
+    losses = text.split("Training losses")[1].split("Test accuracy")[0]
+    assert losses.count("1.000 [seeds agree]") == 6
 
 
 @pytest.fixture(scope="module")
