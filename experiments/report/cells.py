@@ -5,6 +5,7 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from experiments.records import RunRecord
 from experiments.report import intervals, names
@@ -98,8 +99,15 @@ ENDPOINTS: Mapping[str, Callable[[RunRecord], float | None]] = {
 
 
 def processor(record: RunRecord) -> str:
-    """What a run was made on: the name of the accelerator, or of the CPU where the record has it."""
-    environment = record.environment
+    """What a run was made on: the name of the accelerator, or of the CPU where the record has it.
+
+    Of a run that went on somewhere else all kinds, in their order.
+    """
+    starts = [{**record.environment, **restart} for restart in ({}, *record.resumed)]
+    return ", then ".join(dict.fromkeys(map(_kind, starts)))
+
+
+def _kind(environment: Mapping[str, Any]) -> str:
     kind = str(environment.get("device_kind", "unknown"))
     return str(environment.get("cpu_model") or kind) if environment.get("backend") == "cpu" else kind
 

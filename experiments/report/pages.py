@@ -123,6 +123,27 @@ def describe_diverged(cells: Iterable[Cell], axes: Sequence[str]) -> str:
     return f"With diverged runs: {escape('; '.join(named))}." if named else ""
 
 
+def describe_processors(cells: Iterable[Cell]) -> str:
+    """Which runs that are compared seed by seed were made on several kinds of processor; empty where none were."""
+    kinds: dict[Run, dict[str, None]] = {}
+    for cell in cells:
+        for record in cell.ended.values():
+            of_seed = dataclasses.replace(record.run, method="baseline", learning_rate=1.0, dynamics=False)
+            kinds.setdefault(of_seed, {})[processor(record)] = None
+    named = [
+        f"{', '.join(names.labels(run, ('model', 'optimizer', 'train_examples', 'steps')))}: seed {run.seed} "
+        f"({'; '.join(sorted(some))})"
+        for run, some in kinds.items()
+        if len(some) > 1
+    ]
+    if not named:
+        return ""
+    return (
+        f"**Runs of one seed are of several kinds of processor**: {escape('. '.join(named))}. What is told of these "
+        "compares the processors too."
+    )
+
+
 def describe_rates(rows: Iterable[Row], tuning: Iterable[Cell]) -> str:
     """Which methods were given another learning rate than the baseline, in words; empty where none was.
 
@@ -207,6 +228,7 @@ def write_report(
         f"# {escape(title)}",
         answer or sentences.describe(findings),
         sentences.describe_detectable(findings),
+        describe_processors(cells),
         "" if is_whole else completeness,
         settings,
         "## Results",

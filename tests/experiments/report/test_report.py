@@ -24,13 +24,19 @@ from experiments.report.cells import (
 )
 from experiments.report.contrasts import ACCURACY, ONE_POINT, Endpoint, make_contrasts
 from experiments.report.curves import draw_learning_curves
-from experiments.report.pages import describe_completeness, describe_protocol, write_page
+from experiments.report.pages import (
+    describe_completeness,
+    describe_processors,
+    describe_protocol,
+    write_page,
+)
 from experiments.report.tables import remarks, results_table, scores_table, training_table
 from experiments.studies import load_study
 from experiments.studies.tuning import best_cell
 
 from .made import make_record, make_run
 
+METHODS = ("baseline", "znorm")
 BASELINE = [0.5, 0.6, 0.55]
 ZNORM = [0.7, 0.65, 0.8]
 
@@ -111,6 +117,33 @@ def test_a_diverged_run_is_never_chosen():
     best = best_cell(cells, "accuracy")
     assert best
     assert best.run.learning_rate == 0.1
+
+
+def test_runs_of_a_seed_on_two_kinds_of_processor_are_told():
+    def made(method, seed, kind, resumed=(), **changes):
+        run = make_run(method, seed, train_examples=2_000, **changes)
+        environment = {"backend": "cpu", "device_kind": "cpu", "cpu_model": kind}
+        record = make_record(run, 0.5)
+        return dataclasses.replace(record, environment=environment, resumed=resumed)
+
+    def told(*records):
+        return describe_processors(make_cells([record.run for record in records], records).values())
+
+    # Whole seeds on another kind are as they should be.
+    same = [made(m, s, "one" if s else "other", learning_rate=0.1 * s + 0.1) for m in METHODS for s in (0, 1)]
+    assert told(*same) == ""
+    moved = [made("baseline", 0, "one"), made("znorm", 0, "other", learning_rate=0.001)]
+    assert (
+        "**Runs of one seed are of several kinds of processor**: ResNet-8, SGDM, 2,000 images, 2 epochs: seed 0 "
+        "(one; other)."
+    ) in told(*moved)
+    resumed = [
+        made("baseline", 3, "one"),
+        made("znorm", 3, "one", ({"after_epoch": 1, "cpu_model": "other"},)),
+    ]
+    assert "seed 3 (one; one, then other)." in told(*resumed)
+    # Other cells have seeds of their own.
+    assert told(made("baseline", 0, "one"), made("znorm", 0, "other", steps=7)) == ""
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):
