@@ -13,6 +13,7 @@ from experiments.report.findings import (
     HARMS,
     HELPS,
     SHOWN,
+    WITHIN,
     Finding,
     compare_with_paper,
     decide,
@@ -157,7 +158,7 @@ class Contrast:
         """What the verdict alone does not say."""
         parts = self._few_seeds()
         if self.verdict in (HELPS, HARMS) and self.interval.within(self.common_smallest):
-            parts.append("within the smallest effect of interest")
+            parts.append(WITHIN)
         return "; ".join(parts + self._further(own=False))
 
     @property

@@ -14,6 +14,7 @@ from experiments.report.intervals import FEWEST_SEEDS, Interval
 from experiments.report.markdown import Markup, escape, link, markdown_table, remove_tags
 
 LEVEL = 0.05
+WITHIN = "within the smallest effect of interest"  # a note on a method that helps or harms
 FEW_SEEDS = f"fewer than {FEWEST_SEEDS} seeds"
 # Words for a method beside what it is compared with.
 HELPS, HARMS, NO_DIFFERENCE, UNTOLD = "helps", "harms", "no difference that counts", "cannot be told"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report import style
-from experiments.report.findings import Finding
+from experiments.report.findings import WITHIN, Finding
 
 STUDY = "steps_and_images"
 FIGURE = Path(STUDY) / "cpu/effect_of_steps.svg"  # in the folder of all results
@@ -40,13 +40,21 @@ def tell(findings: Mapping[str, Sequence[Finding]]) -> str:
     """A sentence: ZNorm's effect after every number of steps on every number of images that were tried."""
     effects = find_effects(findings.get(STUDY, ()), METHODS[0])
     words = [
-        f"{finding.effect:+.1f} ({finding.verdict}) after {steps:,} steps on {images:,} images"
+        f"on {images:,} images: "
+        + ", ".join(f"{_measured(finding)} after {steps:,} steps" for steps, finding in of_images.items())
         for images, of_images in reversed(list(effects.items()))
-        for steps, finding in of_images.items()
     ]
     if not words:
         return ""
-    return f"By the length of training and the number of images, under SGD with momentum, ZNorm: {', '.join(words)}."
+    return (
+        f"By the length of training, under SGD with momentum with tuned rates, ZNorm {'; '.join(words)} (points of "
+        "test accuracy)."
+    )
+
+
+def _measured(finding: Finding) -> str:
+    small = ", by less than a point" if WITHIN in finding.note else ""
+    return f"{finding.effect:+.1f} ({finding.verdict}{small})"
 
 
 def draw(

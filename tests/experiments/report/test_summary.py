@@ -323,9 +323,14 @@ def test_the_figure_over_the_steps_has_a_line_for_each_number_of_images(tmp_path
     page = summary.front.page(found, "results/", "findings.md", with_figure=True)
     assert "results/steps_and_images/cpu/effect_of_steps.svg" in page
     assert (
-        "ZNorm: +3.0 (cannot be told) after 390 steps on 50,000 images, -0.5 (cannot be told) after 1,950 steps on "
-        "50,000 images, +4.0 (cannot be told) after 390 steps on 2,000 images, -1.0 "
+        "ZNorm on 50,000 images: +3.0 (cannot be told) after 390 steps, -0.5 (cannot be told) after 1,950 steps; on "
+        "2,000 images: +4.0 (cannot be told) after 390 steps, -1.0 (cannot be told) after 1,950 steps (points of "
+        "test accuracy)."
     ) in page
+    small = [
+        dataclasses.replace(f, verdict="helps", note="within the smallest effect of interest") for f in some
+    ]
+    assert "-1.0 (helps, by less than a point) after 1,950 steps" in steps.tell({"steps_and_images": small})
 
     # One number of steps is no line; then the older figure is the README's.
     del some[0]
