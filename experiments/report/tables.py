@@ -95,11 +95,12 @@ def contrasts_table(
     contrasts: Sequence[Contrast],
     columns: Mapping[str, Callable[[Contrast], str]],
     text: Sequence[str] = (),
-    keep: Sequence[str] = (),
+    keep: Sequence[str] | None = None,
 ) -> str:
-    """A table of contrasts; see `row_table`."""
+    """A table of contrasts, by default with all columns; see `row_table`."""
     written = {heading: column(contrasts, write) for heading, write in columns.items()}
-    return row_table(headings, [contrast.row for contrast in contrasts], written, text=text, keep=keep)
+    rows = [contrast.row for contrast in contrasts]
+    return row_table(headings, rows, written, text=text, keep=tuple(columns) if keep is None else keep)
 
 
 def scores_table(

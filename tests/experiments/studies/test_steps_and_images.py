@@ -144,6 +144,8 @@ def test_the_cause_of_the_gain_is_judged_by_the_protocols_rule(at_shared, at_bes
     assert "at the best rates: ZNorm at 0.003 minus baseline at 0.1" in text
     assert "the rate alone: baseline at 0.1 minus baseline at 0.01" in text
     assert "+9.0 [" in text
+    # Where the verdict is the same in every row, it is told all the same.
+    assert "| verdict " in text
     # The secondary endpoints: all methods have the same losses here.
     losses = text.split("Training losses")[1].split("Test accuracy")[0]
     assert losses.count("1.000 [seeds agree]") == 6
