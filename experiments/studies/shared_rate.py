@@ -89,7 +89,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         rows = _rows(cells, begun.best(records))
         contrasts = make_contrasts(rows, ACCURACY)
         findings = [_judge_cause(*contrasts[:2])]
-        text = _answer(findings[0], contrasts[1])
+        text = "\n\n".join(filter(None, [_answer(findings[0], contrasts[1]), _describe_detectable(contrasts)]))
         losses = _describe_losses(rows)
     write_report(
         folder,
@@ -161,6 +161,17 @@ def _answer(cause: Finding, at_shared: Contrast) -> str:
             cause.verdict, unknown
         )
     return f"**{words}**: ZNorm minus the baseline is {cause.measured}."
+
+
+def _describe_detectable(contrasts: Sequence[Contrast]) -> str:
+    """The smallest differences that 80 % of such studies would see; empty where the seeds agree."""
+    sizes = [ACCURACY.convert_size(c.detectable) for c in contrasts if c.interval.is_known]
+    if not sizes:
+        return ""
+    return (
+        "Smallest detectable differences (80 % power, two-sided 5 %): "
+        f"{min(sizes):.2g} to {max(sizes):.2g} points."
+    )
 
 
 def _describe_losses(rows: Sequence[Row]) -> list[str]:
