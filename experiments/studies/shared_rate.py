@@ -89,7 +89,9 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         rows = _rows(cells, begun.best(records))
         contrasts = make_contrasts(rows, ACCURACY)
         findings = [_judge_cause(*contrasts[:2])]
-        text = "\n\n".join(filter(None, [_answer(findings[0], contrasts[1]), _describe_detectable(contrasts)]))
+        text = "\n\n".join(
+            filter(None, [_answer(findings[0], contrasts[1]), _describe_detectable(contrasts)])
+        )
         losses = _describe_losses(rows)
     write_report(
         folder,

@@ -147,7 +147,7 @@ def test_the_cause_of_the_gain_is_judged_by_the_protocols_rule(at_shared, at_bes
     # Where the verdict is the same in every row, it is told all the same.
     assert "| verdict " in text
     head = text.split("## Results")[0]
-    assert re.search(r"Smallest detectable differences \(80 % power, two-sided 5 %\): [\d.]+ to [\d.]+ points\.", head)
+    assert re.search(r"detectable differences \(80 % power, two-sided 5 %\): [\d.]+ to [\d.]+ points\.", head)
     # The secondary endpoints: all methods have the same losses here.
     losses = text.split("Training losses")[1].split("Test accuracy")[0]
     assert losses.count("1.000 [seeds agree]") == 6
