@@ -91,7 +91,8 @@ def answer(effects: Effects) -> str:
     if helps & set(CORNERS) == {FEW_SHORT}:
         when.append("with few steps and few images together alone")
     if when:
-        verdict = f"helps {' and '.join(when)}"
+        is_small = all(effects[cell].interval.within(ONE_POINT) for cell in helps & set(CORNERS))
+        verdict = f"helps {'by less than a point ' * is_small}{' and '.join(when)}"
         # The rule looks at the four cells alone, and another one may seem to say otherwise.
         if helps & set(CORNERS) == {FEW_SHORT} and (others := helps - set(CORNERS)):
             verdict += f"; it helps {_list(others)} too"

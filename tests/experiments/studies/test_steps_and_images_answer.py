@@ -81,6 +81,11 @@ def test_a_cell_between_the_corners_is_named_beside_the_one_that_is_alone():
     assert "too" not in answer(effects(3, 0, 3, 0, e195=3))
 
 
+def test_help_within_a_point_says_so():
+    assert "helps by less than a point in short training**" in answer(effects(0.5, 0, 0.5, 0))
+    assert "less than" not in answer(effects(3, 0, 0.5, 0))
+
+
 def test_a_dependence_within_a_point_says_so():
     table = dependences_table({"znorm": effects(0.5, 0, 3, 0)})
     few, many = table.splitlines()[2:4]
