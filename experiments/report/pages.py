@@ -101,9 +101,13 @@ def describe_completeness(cells: Iterable[Cell]) -> str:
     return f"**{missing} of {ended + missing} runs are missing**: {listed}."
 
 
-def describe_waiting(cells: Collection[Cell]) -> str:
-    """Why nothing is compared yet, where a protocol compares no part of its runs; empty when all have ended."""
-    ended, missing = sum(len(cell.ended) for cell in cells), sum(cell.missing for cell in cells)
+def describe_waiting(cells: Collection[Cell], unnamed: int = 0) -> str:
+    """Why nothing is compared yet, where a protocol compares no part of its runs; empty when all have ended.
+
+    Args:
+      unnamed: how many runs have no cell yet, as their learning rates are still tuned.
+    """
+    ended, missing = sum(len(cell.ended) for cell in cells), sum(cell.missing for cell in cells) + unnamed
     if not missing:
         return ""
     return f"{ended} of {ended + missing} runs have ended. Nothing is compared before all have."

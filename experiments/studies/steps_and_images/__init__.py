@@ -72,7 +72,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         everything += [*tried, *cells.values()]
         reported += cells.values()
         if cells:
-            contrasts, found, sections = _report_part(part, list(cells.values()), question)
+            unnamed = max(0, len(part.seeds) * len(tuning.settings) - len(runs))
+            contrasts, found, sections = _report_part(part, list(cells.values()), question, unnamed)
             findings += found
             results += sections
             if contrasts:
@@ -119,13 +120,13 @@ def _describe_turn(preset: str, compared: Sequence[Part]) -> str:
 
 
 def _report_part(
-    part: Part, cells: Sequence[Cell], question: Question
+    part: Part, cells: Sequence[Cell], question: Question, unnamed: int
 ) -> tuple[list[Contrast], list[Finding], list[str]]:
     """Accuracies' contrasts, findings and Markdown of a part; nothing is compared before all its runs have ended."""
     contrasts: list[Contrast] = []
     findings: list[Finding] = []
     sections = [f"### Part {part.name}"]
-    if waiting := describe_waiting(cells):
+    if waiting := describe_waiting(cells, unnamed):
         return contrasts, findings, [*sections, waiting]
     by_cell: dict[tuple[str, ...], dict[str, list[Cell]]] = {}
     for cell in cells:

@@ -190,6 +190,20 @@ def test_a_cell_with_a_diverged_run_is_named_in_the_head(part_a, tmp_path):
     assert "ZNorm (50,000 images, +" in head  # what was found stays
 
 
+def test_nothing_of_a_part_is_compared_while_a_method_is_still_tuned(part_a, tmp_path):
+    """All reported runs that can be named have ended, but those of one method have no rate yet."""
+    some = [
+        record
+        for record in part_a
+        if (record.run.method, record.run.train_examples) != ("znorm", 2_000)
+        or record.run.learning_rate < 6e-4
+    ]
+    assert len(some) < len(part_a)
+    text = report(some, tmp_path)
+    assert read_findings(tmp_path / "findings.json") == []
+    assert "90 of 100 runs have ended. Nothing is compared before all have." in text
+
+
 def test_a_part_is_compared_when_it_has_ended(part_a, tmp_path):
     text = report(part_a, tmp_path)
     found = {
