@@ -134,11 +134,14 @@ def describe_processors(cells: Iterable[Cell]) -> str:
         for record in cell.ended.values():
             of_seed = dataclasses.replace(record.run, method="baseline", learning_rate=1.0, dynamics=False)
             kinds.setdefault(of_seed, {})[processor(record)] = None
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for run, some in kinds.items():
+        if len(some) > 1:
+            where = ", ".join(names.labels(run, ("model", "optimizer", "train_examples", "steps")))
+            seeds.setdefault((where, "; ".join(sorted(some))), []).append(str(run.seed))
     named = [
-        f"{', '.join(names.labels(run, ('model', 'optimizer', 'train_examples', 'steps')))}: seed {run.seed} "
-        f"({'; '.join(sorted(some))})"
-        for run, some in kinds.items()
-        if len(some) > 1
+        f"{where}: seed{'s' * (len(some) > 1)} {', '.join(some)} ({words})"
+        for (where, words), some in seeds.items()
     ]
     if not named:
         return ""

@@ -142,6 +142,8 @@ def test_runs_of_a_seed_on_two_kinds_of_processor_are_told():
         made("znorm", 3, "one", ({"after_epoch": 1, "cpu_model": "other"},)),
     ]
     assert "seed 3 (one; one, then other)." in told(*resumed)
+    again = [made("baseline", 1, "one"), made("znorm", 1, "other", learning_rate=0.001)]
+    assert "2,000 images, 2 epochs: seeds 0, 1 (one; other)." in told(*moved, *again)
     # Other cells have seeds of their own.
     assert told(made("baseline", 0, "one"), made("znorm", 0, "other", steps=7)) == ""
 
