@@ -109,6 +109,21 @@ def describe_waiting(cells: Collection[Cell]) -> str:
     return f"{ended} of {ended + missing} runs have ended. Nothing is compared before all have."
 
 
+def describe_mixed_processors(cells: Iterable[Cell]) -> str:
+    """Which seeds have runs of several kinds of processors, where a protocol rules that out; empty where none has."""
+    kinds: dict[int, set[str]] = {}
+    for cell in cells:
+        for kind, seeds in cell.processors.items():
+            for seed in seeds:
+                kinds.setdefault(seed, set()).add(kind)
+    mixed = [str(seed) for seed, some in sorted(kinds.items()) if len(some) > 1]
+    if not mixed:
+        return ""
+    noun = "seed" if len(mixed) == 1 else "seeds"
+    which = f"runs of the {noun} {', '.join(mixed)}"
+    return f"Made on several kinds of processors, which the protocol rules out: {which}."
+
+
 def describe_rates(rows: Iterable[Row], tuning: Iterable[Cell]) -> str:
     """Which methods were given another learning rate than the baseline, in words; empty where none was.
 

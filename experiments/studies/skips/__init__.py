@@ -19,7 +19,12 @@ from experiments.records import RunRecord
 from experiments.report.cells import Cell, make_cells
 from experiments.report.contrasts import ACCURACY
 from experiments.report.findings import Finding
-from experiments.report.pages import describe_protocol, describe_waiting, write_report
+from experiments.report.pages import (
+    describe_mixed_processors,
+    describe_protocol,
+    describe_waiting,
+    write_report,
+)
 from experiments.run import Run
 from experiments.studies.comparison import Question, compare_methods, describe_resolution
 from experiments.studies.grid import ZNORM_ALONE
@@ -103,7 +108,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         findings,
         answer=text,
         settings=settings_table(preset, SIZES, of_paper=False),
-        results=results,
+        results=[describe_mixed_processors([*tried, *cells]), *results],
         method=[
             "- Questions, endpoints and analysis were fixed before the runs: [PROTOCOL.md](../PROTOCOL.md).",
             "Tuning: validation accuracy of every learning rate, in percent, seeds "
