@@ -14,6 +14,7 @@ from experiments.run import CROSS_ENTROPY, Run
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 REPORT = "report.md"
+COMPARED = ("method", "learning_rate", "dynamics")  # in what runs of one seed differ that are compared
 
 
 def describe_protocol(run: Run) -> str:
@@ -127,18 +128,24 @@ def describe_diverged(cells: Iterable[Cell], axes: Sequence[str]) -> str:
     return f"With diverged runs: {escape('; '.join(named))}." if named else ""
 
 
-def describe_processors(cells: Iterable[Cell]) -> str:
-    """Which runs that are compared seed by seed were made on several kinds of processor; empty where none were."""
-    kinds: dict[Run, dict[str, None]] = {}
+def describe_processors(cells: Iterable[Cell], compared: Collection[str] = COMPARED) -> str:
+    """Which runs that are compared seed by seed were made on several kinds of processor; empty where none were.
+
+    Args:
+      compared: the fields of a run in which they may differ.
+    """
+    same = [field.name for field in dataclasses.fields(Run) if field.name not in compared]
+    shown = [axis for axis in ("model", "optimizer", "train_examples", "steps") if axis in same]
+    kinds: dict[tuple, tuple[str, int, set[str]]] = {}
     for cell in cells:
+        where = ", ".join(names.labels(cell.run, shown))
         for record in cell.ended.values():
-            of_seed = dataclasses.replace(record.run, method="baseline", learning_rate=1.0, dynamics=False)
-            kinds.setdefault(of_seed, {})[processor(record)] = None
+            key = tuple(getattr(record.run, field) for field in same)
+            kinds.setdefault(key, (where, record.run.seed, set()))[2].add(processor(record))
     seeds: dict[tuple[str, str], list[str]] = {}
-    for run, some in kinds.items():
+    for where, seed, some in kinds.values():
         if len(some) > 1:
-            where = ", ".join(names.labels(run, ("model", "optimizer", "train_examples", "steps")))
-            seeds.setdefault((where, "; ".join(sorted(some))), []).append(str(run.seed))
+            seeds.setdefault((where, "; ".join(sorted(some))), []).append(str(seed))
     named = [
         f"{where}: seed{'s' * (len(some) > 1)} {', '.join(some)} ({words})"
         for (where, words), some in seeds.items()
@@ -212,6 +219,7 @@ def write_report(
     answer: str = "",
     own_findings: Sequence[Finding] | None = None,
     keep_findings: bool = True,
+    compared: Collection[str] = COMPARED,
 ) -> None:
     """Writes report.md and findings.json.
 
@@ -222,6 +230,7 @@ def write_report(
       answer: of the study in two sentences; by default made of the findings.
       own_findings: the answers in the words that a protocol fixed for this report; by default the findings.
       keep_findings: writes findings.json too, which has no place among records.
+      compared: the fields in which runs of one seed differ that are compared.
     """
     link = f"{folder.parent.name}/{folder.name}/{REPORT}"
     findings = [dataclasses.replace(finding, link=link) for finding in findings]
@@ -235,7 +244,7 @@ def write_report(
         f"# {escape(title)}",
         answer or sentences.describe(findings),
         sentences.describe_detectable(findings),
-        describe_processors(cells),
+        describe_processors(cells, compared),
         "" if is_whole else completeness,
         settings,
         "## Results",

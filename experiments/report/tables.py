@@ -57,8 +57,11 @@ def training_table(
       contrasts: of each endpoint of the training loss.
       versus: what the rows are compared with, for people.
     """
+    several = any(row.cell.run.epochs > 1 for row in rows)
     columns: dict[str, Callable[[Row], str]] = {
-        "final training loss": lambda row: format_number(mean_and_std(row.cell.losses)[0], ".2e"),
+        f"{'final' if several else 'mean'} training loss": lambda row: format_number(
+            mean_and_std(row.cell.losses)[0], ".2e"
+        ),
         "the paper": lambda row: format_number(row.paper_loss, ".1e"),
     }
     for some in contrasts:

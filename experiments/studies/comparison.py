@@ -88,7 +88,11 @@ class Answers:
         """Markdown: accuracies, other scores, training losses, and what is behind the verdicts."""
         accuracy = self.contrasts[ACCURACY.score]
         others = [c for score, c in self.contrasts.items() if score not in _OF_ALL_STUDIES and c]
-        losses = [self.contrasts[FINAL_LOSS.score], self.contrasts[SPEED.score]]
+        # Runs of one epoch have one training loss.
+        several = any(row.cell.run.epochs > 1 for row in self.rows)
+        losses = [
+            self.contrasts[endpoint.score] for endpoint in (FINAL_LOSS, SPEED) if several or endpoint is SPEED
+        ]
         certainty = certainty_table(self.headings, accuracy)
         return [
             results_table(self.headings, self.rows, accuracy, best_epoch=best_epoch),

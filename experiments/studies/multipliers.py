@@ -63,7 +63,8 @@ def changes_along(
     """
     found: dict[str, dict[Multiplier, Change]] = {}
     for (model, method), runs in recorded.items():
-        deviations = [run.global_std.astype(np.float64) for run in runs if np.all(run.global_std > 0)]
+        curves = (run.global_std.astype(np.float64) for run in runs)
+        deviations = [curve for curve in curves if np.all(np.isfinite(curve) & (curve > 0))]
         if method == "gan" and deviations:
             found[model] = {}
             for shape in SHAPES:

@@ -18,9 +18,11 @@ from experiments.report import intervals, names
 from experiments.report.cells import Cell, Row, make_cells, make_rows
 from experiments.report.contrasts import (
     ACCURACY,
+    FINAL_LOSS,
     LATE_LOSS,
     LOWEST_LOSS,
     SMOOTHNESS,
+    SPEED,
     Contrast,
     make_contrasts,
     make_findings,
@@ -29,9 +31,10 @@ from experiments.report.curves import add_learning_curves
 from experiments.report.findings import HARMS, HELPS, UNTOLD, Finding, judge
 from experiments.report.markdown import markdown_table
 from experiments.report.pages import describe_protocol, describe_waiting, write_report
+from experiments.report.sentences import describe
 from experiments.report.tables import certainty_table, format_number, results_table, training_table
 from experiments.run import Run
-from experiments.studies.gradient_convergence.leads import describe_spikes
+from experiments.studies.gradient_convergence.leads import count_spikes
 from experiments.studies.grid import ZNORM_ALONE, Size, default_learning_rate, grid, rates_of, with_seeds
 from experiments.studies.study import Study, settings_table
 from experiments.studies.tuning import TUNING_SEEDS, Tuning
@@ -142,7 +145,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     if drawn:
         title = f"{SETTING}, {len(SIZES[preset].seeds)} seeds"
         results.append(add_learning_curves(folder, "curves", title, drawn))
-    protocols = dict.fromkeys(describe_protocol(run) for part in parts.values() for run in part)
+    reported = [cell for part in parts.values() for cell in part.values()]
+    protocols = dict.fromkeys(describe_protocol(cell.run) for cell in reported)
     method = [
         "- Questions, endpoints and analysis were fixed before the runs: [PROTOCOL.md](../PROTOCOL.md).\n"
         + "\n".join(f"- Protocol: {words}." for words in protocols)
@@ -156,12 +160,24 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
     write_report(
         folder,
         "Is ZNorm unstable near convergence?",
-        [*tried, *(cell for part in parts.values() for cell in part.values())],
+        [*tried, *reported],
         findings,
+        answer=" ".join(filter(None, [describe(findings), _describe_diverged(reported)])),
         settings=settings_table(preset, SIZES, of_paper=False),
         results=results,
         method=method,
     )
+
+
+def _describe_diverged(cells: Sequence[Cell]) -> str:
+    """Which reported runs diverged; empty where none did."""
+    words = []
+    for cell in cells:
+        seeds = [str(seed) for seed, record in sorted(cell.ended.items()) if record.status == "diverged"]
+        if seeds:
+            method = f"{names.METHODS[cell.run.method]} behind {names.OPTIMIZERS[cell.run.optimizer]}"
+            words.append(f"{method} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})")
+    return f"Diverged, with losses that do not count: {'; '.join(words)}." if words else ""
 
 
 def _report_part(cells: Sequence[Cell]) -> tuple[list[Finding], list[str]]:
@@ -177,8 +193,8 @@ def _report_part(cells: Sequence[Cell]) -> tuple[list[Finding], list[str]]:
         results_table(headings, rows, accuracy),
         certainty_table(headings, accuracy),
         _losses_table(losses),
-        training_table(headings, rows),
-        describe_spikes(cells),
+        training_table(headings, rows, [make_contrasts(rows, endpoint) for endpoint in (FINAL_LOSS, SPEED)]),
+        count_spikes(cells),
     ]
 
 
@@ -212,14 +228,20 @@ def judge_claims(losses: Mapping[str, Contrast]) -> list[Finding]:
         UNSTABLE: ([rough], {HARMS: True, UNTOLD: None}.get(rough.verdict, False)),
         FLOOR: (floor, _leaves_a_floor([contrast.verdict for contrast in floor])),
     }
-    optimizer = names.OPTIMIZERS[rough.row.cell.run.optimizer]
+    ours, theirs = rough.cells
+    optimizer = names.OPTIMIZERS[ours.run.optimizer]
+    rates = f"at its own rate {ours.run.learning_rate:g}, not {theirs.run.learning_rate:g}"
+    # Where runs diverged, those that are left speak for a method that may have lost its worst ones.
+    worse = {True: theirs.diverged, False: ours.diverged}
     return [
         Finding(
             claim=f"{claim}: {SETTING}, {optimizer}",
             source=SOURCE if claim == UNSTABLE else "",
             measured=", ".join(f"{c.endpoint.title} x {c.endpoint.write_interval(c.interval)}" for c in used),
             interval=None,
-            verdict=judge(holds),
+            verdict=judge(None if worse.get(holds) else holds),
+            note=rates if rough.other_rate else "",
+            other_rate=rough.other_rate,
             group=SETTING,
             label=optimizer,
             question=claim,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from experiments.report import intervals, names
 from experiments.report.findings import CONTRADICTED, NO_DIFFERENCE, SHOWN, TOO_SMALL, UNTOLD, Finding, judge
-from experiments.report.intervals import Interval
+from experiments.report.intervals import FEWEST_SEEDS, Interval
 from experiments.run import Run
 from experiments.studies.trends import (
     SEEN_SHARE,
@@ -24,12 +24,12 @@ ENOUGH = 0.5
 NO_CHANGE = 0.05  # of the ratio of last over first epoch
 
 RULES = f"""\
-The global deviation falls: shown where the interval of the ratio of the last epoch to the first behind the warm-up
-lies below 1, contradicted where it lies above 1, no difference that counts where all of it is within
-{NO_CHANGE:.0%} of 1. Some layers rise while others fall: shown where more than {SEEN_SHARE:.0%} of the layers do
-each in every run, with and without the first epoch; contradicted where in every run more than {SEEN_SHARE:.0%} move
-one way from then on and no more than that the other, and no run has both. What few steps show or contradict is said
-of few steps."""
+The global deviation falls, the first that applies: shown where the interval of the ratio of the last epoch to the
+first behind the warm-up lies below 1, contradicted where it lies above 1, no difference that counts where all of it
+is within {NO_CHANGE:.0%} of 1. Some layers rise while others fall: shown where more than {SEEN_SHARE:.0%} of the
+layers do each in every run, with and without the first epoch; contradicted where in every run more than
+{SEEN_SHARE:.0%} move one way from then on and no more than that the other, and no run has both. Of fewer than
+{FEWEST_SEEDS} runs nothing is told. What few steps show or contradict is said of few steps."""
 
 
 def trend_findings(
@@ -94,10 +94,12 @@ def _falls(setting: tuple[str, str], runs, steps: int, by_protocol: bool) -> Fin
 
 
 def _either_way(interval: Interval) -> str:
-    """The word for a fall, which a rise contradicts, however long the runs are."""
-    if interval.within(math.log(1 + NO_CHANGE)):
-        return NO_DIFFERENCE
-    return judge(interval.mean < 0 if interval.excludes_zero else None)
+    """The word for a fall, the first that applies; a rise contradicts it, however long the runs are."""
+    if interval.n < FEWEST_SEEDS:
+        return UNTOLD
+    if interval.excludes_zero:
+        return judge(interval.mean < 0)
+    return NO_DIFFERENCE if interval.within(math.log(1 + NO_CHANGE)) else UNTOLD
 
 
 def _by_protocol(interval: Interval, steps: int) -> str:
@@ -123,6 +125,8 @@ def _part(setting: tuple[str, str], runs, steps: int, by_protocol: bool) -> Find
     else:
         if not seen and not seen_later and one_way == len(runs):
             holds = False
+        if len(runs) < FEWEST_SEEDS:
+            holds = None
         note = describe_length(steps)
     return Finding(
         claim=f"Some layers' deviations rise while others' fall: {_where(setting)}",

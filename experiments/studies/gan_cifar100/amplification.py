@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from experiments.report import intervals, names
 from experiments.report.contrasts import Endpoint
 from experiments.report.findings import LEVEL, Finding, judge
-from experiments.report.intervals import Interval
+from experiments.report.intervals import FEWEST_SEEDS, Interval
 from experiments.studies.observations import SOURCE, describe_length
 from experiments.studies.trends import Settings, peak_factor
 
@@ -50,7 +50,7 @@ def _judge(
     steps: int,
 ) -> Finding:
     """By the protocol's rule: above all others, or below one of them."""
-    signs = [i.mean > 0 if i.is_known and p <= LEVEL else None for i, p in compared.values()]
+    signs = [i.mean > 0 if i.n >= FEWEST_SEEDS and p <= LEVEL else None for i, p in compared.values()]
     holds = False if False in signs else True if signs and None not in signs else None
     ratios = [
         f"x {FACTOR.write_interval(interval)} of {names.model(model)}'s"

@@ -23,6 +23,14 @@ def describe_leads(cells: Sequence[Cell]) -> str:
 
 
 def describe_spikes(cells: Sequence[Cell]) -> str:
+    """In how many runs of each method the training loss leapt up, and what that does to the last epoch."""
+    return (
+        f"{count_spikes(cells)} Where it does, the last epoch's loss and gradients depend on when the training "
+        "stops, which widens their intervals."
+    )
+
+
+def count_spikes(cells: Sequence[Cell]) -> str:
     """In how many runs of each method the training loss leapt up."""
     counts = []
     for cell in cells:
@@ -30,8 +38,7 @@ def describe_spikes(cells: Sequence[Cell]) -> str:
         counts.append(f"{_name(cell, cells)} {spiking} of {len(cell.ended)}")
     return (
         f"The training loss rises to more than {SPIKE} times its lowest value before. Runs in which it does: "
-        f"{'; '.join(counts)}. Where it does, the last epoch's loss and gradients depend on when the training stops, "
-        "which widens their intervals."
+        f"{'; '.join(counts)}."
     )
 
 

@@ -19,7 +19,7 @@ from experiments.records import RunRecord
 from experiments.report.cells import Cell, make_cells
 from experiments.report.contrasts import ACCURACY
 from experiments.report.findings import Finding
-from experiments.report.pages import describe_protocol, describe_waiting, write_report
+from experiments.report.pages import COMPARED, describe_protocol, describe_waiting, write_report
 from experiments.run import Run
 from experiments.studies.comparison import Question, compare_methods, describe_resolution
 from experiments.studies.grid import ZNORM_ALONE
@@ -110,6 +110,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
             f"{', '.join(map(str, TUNING_SEEDS))} ({describe_protocol(tried[0].run)}).",
             tuning.table(records),
         ],
+        compared=(*COMPARED, "model"),
     )
 
 

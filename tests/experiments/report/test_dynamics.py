@@ -113,15 +113,15 @@ def test_layers_that_rise_in_one_run_and_fall_in_another_are_no_run_with_both():
     epochs = np.arange(1.0, 9.0)[:, None]
     rising, falling = np.hstack([epochs] * 4), np.hstack([1 / epochs] * 4)
     both = np.hstack([rising[:, :3], falling[:, :1]])
-    parts = find(rising, falling)["layers part"]
+    parts = find(rising, falling, falling)["layers part"]
     # In each run all layers go one way, which is the opposite and has its word, however few the steps are.
-    assert (parts.verdict, "in 0 of 2 runs" in parts.measured) == ("contradicted", True)
+    assert (parts.verdict, "in 0 of 3 runs" in parts.measured) == ("contradicted", True)
     assert parts.note == "in 200 steps of the paper's 58,500"
     assert find(both, rising, falling)["layers part"].verdict == "cannot be told"
-    assert find(both, both)["layers part"].verdict == "shown"
+    assert find(both, both, both)["layers part"].verdict == "shown"
     # Where hardly a layer has a trend, nothing is told of them.
     still = np.ones((8, 4)) + 0.1 * np.array([1, -1, 1, 1, -1, -1, 1, -1])[:, None]
-    assert find(still, rising)["layers part"].verdict == "cannot be told"
+    assert find(still, rising, rising)["layers part"].verdict == "cannot be told"
     assert find(rising, falling, steps=58_500)["layers part"].note == ""
 
 

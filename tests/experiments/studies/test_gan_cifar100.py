@@ -14,6 +14,7 @@ from experiments.report.findings import read_findings
 from experiments.studies.gan_cifar100 import STUDY
 from experiments.studies.gan_cifar100.amplification import amplification_findings
 from experiments.studies.gan_cifar100.plan import amplified_runs
+from experiments.studies.observations import trend_findings
 from experiments.studies.trends import Peak, summarize
 
 
@@ -94,6 +95,11 @@ def test_gan_is_held_against_the_optimizer_and_its_multiplier_against_the_centri
     alone = found["Test accuracy against the centralization of layers", "GAN"]
     assert alone.verdict == "no difference that counts"
     assert found["ZNorm amplifies most in VGG", "baseline"].verdict == "shown"
+    # The article says of GAN that accuracy is kept and training smoother, and nothing of the other questions.
+    assert {question: f.source for (question, label), f in found.items() if f.source and label == "GAN"} == {
+        baseline: "Yun 2025, arXiv 2509.03677: it is kept",
+        "Roughness of the training loss against the baseline": "Yun 2025, arXiv 2509.03677",
+    }
     assert (
         found["The global deviation falls from epoch 2 on", "ResNet-20, baseline"].verdict == "cannot be told"
     )
@@ -155,3 +161,78 @@ def test_the_ratio_is_that_of_geometric_means_with_welchs_interval():
 def _chances(name):
     chance = random.Random(name)
     return np.array([chance.gauss(0, 0.01) for _ in range(5)])
+
+
+def falling(*changes, epochs=8):
+    """The findings on gradients whose deviations change by so much from the second epoch to the last, by run."""
+    runs = []
+    for change in changes:
+        curve = np.float32([3.0, *np.geomspace(1, change, epochs - 1)])
+        layers = np.repeat(curve[:, None], 2, axis=1)
+        runs.append(summarize(GradientDynamics(("a", "b"), np.array([9, 9]), layers, layers, layers, curve)))
+    setting = ("resnet20", "baseline")
+    return [f.verdict for f in trend_findings({setting: runs}, {"resnet20": 5_850}, headline=setting)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ((0.5, 0.6, 0.7), "shown"),
+        ((0.97, 0.971, 0.972), "shown"),  # a small fall is one: the first word that applies
+        ((1.5, 1.6, 1.7), "contradicted"),
+        ((1.03, 1.031, 1.032), "contradicted"),
+        ((0.99, 1.0, 1.01), "no difference that counts"),
+        ((0.5, 1.0, 2.0), "cannot be told"),
+        ((0.5, 0.51), "cannot be told"),  # two runs
+    ],
+)
+def test_the_fall_of_the_global_deviation_gets_the_first_word_that_applies(changes, word):
+    assert falling(*changes)[0] == word
+
+
+def test_two_runs_say_nothing_of_layers_that_part():
+    assert falling(0.5, 0.6, 0.7)[1] == "contradicted"
+    assert falling(0.5, 0.6)[1] == "cannot be told"
+
+
+def test_two_runs_of_a_network_say_nothing_of_amplification():
+    factor = {"vgg16_bn": 20.0, "resnet20": 10.0}
+    dynamics = GradientDynamics(
+        ("a",), np.array([9]), *[np.ones((3, 1), np.float32)] * 3, np.ones(3, np.float32)
+    )
+    summary = summarize(dynamics)
+    settings = {
+        (model, "znorm"): [
+            dataclasses.replace(summary, peak=Peak(size * (1 + 1e-4 * n), "a", 1)) for n in range(2)
+        ]
+        for model, size in factor.items()
+    }
+    assert amplification_findings(settings, 200)[0].verdict == "cannot be told"
+
+
+def test_gradients_of_a_run_that_diverged_do_not_count(tmp_path):
+    """Its last epoch is an earlier one than that of the others, and its gradients may have overflowed."""
+    records = play({}, 1.0)
+    expected = report(records, tmp_path / "whole")
+    broken = next(r for r in records if (r.run.method, r.run.seed, r.run.train_examples) == ("gan", 4, None))
+    records[records.index(broken)] = dataclasses.replace(broken, status="diverged")
+    found = report(records, tmp_path / "broken")
+    question = "The global deviation falls from epoch 2 on", "ResNet-20, GAN"
+    assert expected[question].measured.endswith("of 5 runs")
+    assert found[question].measured.endswith("of 4 runs")
+    assert found[question[0], "ResNet-20, ZNorm"].measured.endswith("of 5 runs")
+
+
+def test_a_report_says_which_seeds_were_made_on_several_kinds_of_processors(tmp_path):
+    records = [dataclasses.replace(r, environment={"device_kind": "one"}) for r in play({}, 0.05)]
+    report(records, tmp_path / "one")
+    assert "several kinds of processor" not in (tmp_path / "one/report.md").read_text()
+    mixed = [
+        dataclasses.replace(r, environment={"device_kind": "two"}) if r.run.seed == 1 and n % 2 else r
+        for n, r in enumerate(records)
+    ]
+    report(mixed, tmp_path / "two")
+    assert "**Runs of one seed are of several kinds of processor**: ResNet-20, AdamW" in (
+        text := (tmp_path / "two/report.md").read_text()
+    )
+    assert "seed 1 (" in text

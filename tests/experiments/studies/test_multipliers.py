@@ -56,3 +56,13 @@ def test_multipliers_of_gradients_that_stay_the_same_are_all_alike():
     assert {finding.verdict for finding in multipliers_matter(changes)} == {"shown"}
     # A gradient that vanished has no multiplier whose change could be told.
     assert not changes_along({("resnet20", "gan"): deviations([0.3, 0.0])}, 1)
+
+
+@pytest.mark.parametrize("last", [math.inf, math.nan])
+def test_a_deviation_that_is_not_finite_tells_nothing_of_multipliers(last):
+    broken = deviations([0.4, 0.2, last])
+    assert not changes_along({("resnet20", "gan"): broken}, 1)
+    sound = deviations([0.4, 0.2, 0.1])
+    assert changes_along({("resnet20", "gan"): [*sound, *broken]}, 1) == changes_along(
+        {("resnet20", "gan"): sound}, 1
+    )

@@ -127,4 +127,38 @@ def test_a_diverged_run_counts_with_its_accuracy_alone(tmp_path):
     STUDY.report("cpu", records, tmp_path)
     found = {(f.question, f.label): f for f in read_findings(tmp_path)}
     assert found[FLOOR, "AdamW"].verdict == "shown"
-    assert "1 of 5 diverged" in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "1 of 5 diverged" in text
+    head = text.partition("## Results")[0]
+    assert f"Diverged, with losses that do not count: ZNorm behind AdamW (seed {broken.run.seed})." in head
+
+
+@pytest.mark.parametrize(
+    ("method", "late", "bump", "untold"),
+    [
+        ("znorm", 0.0, -0.5, ("cannot be told", "cannot be told")),  # smoother and no floor where it survived
+        ("baseline", 1.0, 0.5, ("cannot be told", "cannot be told")),
+        ("znorm", 1.0, 0.5, ("shown", "shown")),
+        ("baseline", -1.0, -0.5, ("contradicted", "contradicted")),
+    ],
+)
+def test_what_diverged_is_not_called_the_better_one(method, late, bump, untold, tmp_path):
+    records = play(late, bump, spread=0.001)
+    broken = next(i for i, r in enumerate(records) if r.run.method == method and r.run.optimizer == "adamw")
+    records[broken] = dataclasses.replace(records[broken], status="diverged")
+    assert words(records, tmp_path) == untold
+
+
+def test_the_report_describes_what_the_protocol_names(tmp_path):
+    STUDY.report("cpu", play(1.0, -0.5, optimizer="sgdm"), tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "training loss over all epochs: ratio to baseline [95 %]" in text
+    assert "final training loss: ratio to baseline [95 %]" in text
+    assert "Runs in which it does: baseline 0 of 5; ZNorm 0 of 5." in text
+    assert "gradients" not in text  # which are not recorded here
+    # Behind SGDM the rates differ, and with them what a constant rate leaves of the loss.
+    of_claims = {(f.question, f.label): f for f in read_findings(tmp_path) if f.question in (UNSTABLE, FLOOR)}
+    assert {key: f.other_rate for key, f in of_claims.items()} == {
+        (claim, name): name == "SGDM" for claim in (UNSTABLE, FLOOR) for name in ("AdamW", "SGDM")
+    }
+    assert of_claims[FLOOR, "SGDM"].note == "at its own rate 0.00018, not 0.055"

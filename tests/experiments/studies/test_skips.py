@@ -3,11 +3,12 @@
 import dataclasses
 import math
 import random
+import re
 import statistics
 
 import pytest
 
-from experiments.records import EpochMetrics, RunRecord, read_records
+from experiments.records import EpochMetrics, RecordError, RunRecord, read_records
 from experiments.report import names
 from experiments.report.cells import make_cells
 from experiments.report.contrasts import ACCURACY
@@ -32,7 +33,9 @@ T_9 = 2.262157  # 97.5 % quantile of Student's t with 9 degrees of freedom, from
 
 def record_of(run, accuracy):
     epochs = [
-        EpochMetrics(n, 1.0 / n, 0.5, *((1.0, accuracy) if run.evaluates(n) else (None, None)), 0, 1.0)
+        EpochMetrics(
+            n, (2 - accuracy) / n, 0.5, *((1.0, accuracy) if run.evaluates(n) else (None, None)), 0, 1.0
+        )
         for n in range(1, run.epochs + 1)
     ]
     return RunRecord(run, "finished", epochs=tuple(epochs))
@@ -259,6 +262,10 @@ def test_a_report_follows_from_made_up_records(tmp_path):
     assert in_twin == "ResNet-20 with shortcut gradients x 1.5"
     assert "| harms" in rows[f"baseline in {in_twin} minus that in ResNet-20"]
     assert f"ZNorm's effect in {in_twin} minus that in ResNet-20" in rows
+    # Runs of one epoch have one training loss, which is neither a final one nor two endpoints.
+    assert "final training loss" not in text
+    assert "| mean training loss |" in re.sub(" +", " ", text)
+    assert "training loss over all epochs: ratio to baseline [95 %]" in text
     # A quarter of a decade makes a third of a point here.
     (resolution,) = [line for line in text.splitlines() if line.startswith("Smaller than the fall of")]
     assert "ZNorm's effect in ResNet-20 minus that in plain-20" in resolution
@@ -271,3 +278,28 @@ def test_nothing_is_compared_while_one_network_is_still_tuned(tmp_path):
     skips.STUDY.report("cpu", [r for r in records if r is not last], tmp_path)
     assert "Nothing is compared before all have." in (tmp_path / "report.md").read_text()
     assert read_findings(tmp_path / "findings.json") == []
+
+
+def test_copied_records_of_another_kind_of_processor_are_named(tmp_path):
+    records = [dataclasses.replace(r, environment={"device_kind": "one"}) for r in play(skips.STUDY)]
+    copied = [
+        dataclasses.replace(r, environment={"device_kind": "two"})
+        if r.run.model == RESIDUAL and r.run.seed in (3, 7)
+        else r
+        for r in records
+    ]
+    skips.STUDY.report("cpu", copied, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "**Runs of one seed are of several kinds of processor**: SGDM" in text
+    assert "seeds 3, 7 (" in text
+
+
+def test_records_of_other_cells_of_the_other_study_are_refused():
+    theirs = play(steps_and_images.STUDY, until=lambda run: run.steps == 1_950)
+    mine = [record for record in theirs if is_shared(record.run)]
+    skips.STUDY.check_records("cpu", mine)
+    others = [record for record in theirs if not is_shared(record.run)]
+    assert {record.run.method for record in others} > {"gan", "clipping"}
+    for record in others[:: len(others) // 5]:
+        with pytest.raises(RecordError, match="of no run that the protocol of skips"):
+            skips.STUDY.check_records("cpu", [*mine, record])
