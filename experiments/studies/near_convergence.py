@@ -135,7 +135,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
         results.append(f"### {name}")
         if not cells:
             results.append("The tuning has not ended." if tried else "Its turn has not come.")
-        elif waiting := describe_waiting(cells):
+        elif waiting := describe_waiting([*(tried if optimizer == "sgdm" else ()), *cells]):
             results.append(waiting)
         else:
             found, sections = _report_part(cells)

@@ -227,7 +227,9 @@ def quarter_decades(rate: float, steps: int) -> float:
 
 def _score(cell: Cell, score: str, *, diverged_lose: bool = True) -> float:
     values = cell.values(score).values()
-    return statistics.fmean(values) if values and not (cell.diverged and diverged_lose) else -math.inf
+    if not values or (cell.diverged and diverged_lose):
+        return -math.inf
+    return round(statistics.fmean(values), 9)  # Equal means of other numbers differ in their last bits.
 
 
 def _edges(found: Mapping[Run, Sequence[Cell]], best: Mapping[Run, Cell]) -> dict[Run, int]:

@@ -88,6 +88,10 @@ def test_sgdm_is_tuned_and_told_apart_when_adamw_has_ended(tmp_path):
     STUDY.report("cpu", adamw, tmp_path / "adamw")
     assert {finding.label for finding in read_findings(tmp_path / "adamw")} == {"AdamW", "ZNorm"}
     assert "The tuning has not ended." in (tmp_path / "adamw/report.md").read_text()
+    tuned_baseline = [r for r in records if r in adamw or r.run.method == "baseline"]
+    STUDY.report("cpu", tuned_baseline, tmp_path / "half")
+    assert {finding.label for finding in read_findings(tmp_path / "half")} == {"AdamW", "ZNorm"}
+    assert "runs have ended. Nothing is compared" in (tmp_path / "half/report.md").read_text()
     STUDY.report("cpu", adamw[:-1], tmp_path / "few")
     assert read_findings(tmp_path / "few") == []
     assert "Its turn has not come." in (tmp_path / "few/report.md").read_text()

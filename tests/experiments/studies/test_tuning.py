@@ -133,6 +133,14 @@ def test_the_mean_over_the_tuning_seeds_chooses_and_a_diverged_one_excludes_its_
     assert table.index("0.03") < table.index("0.3 |")
 
 
+def test_of_equal_means_the_lower_rate_wins_however_they_are_rounded():
+    of = dataclasses.replace(tuning(), settings=SETTINGS[:1])
+    # Sums of other numbers: 0.9886 both, which floating point tells apart.
+    accuracies = {0.03: (0.495, 0.4936), 0.1: (0.4958, 0.4928), 0.3: (0.4, 0.4)}
+    records = [ended(run, accuracies[run.learning_rate][run.seed - 7]) for run in of.runs()]
+    assert [run.learning_rate for run in of.tuned(records)] == [0.03]
+
+
 @pytest.mark.parametrize("preset", cifar10_confirm.SIZES)
 def test_the_confirmatory_study_tunes_on_other_seeds_and_images_than_it_reports(preset):
     """Plays a whole study with made-up accuracies."""
