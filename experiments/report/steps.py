@@ -1,18 +1,20 @@
 """The README's figure of `steps_and_images`: what a method changes, over the number of steps."""
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report import style
+from experiments.report import sentences, style
 from experiments.report.findings import WITHIN, Finding
 
 STUDY = "steps_and_images"
 FIGURE = Path(STUDY) / "cpu/effect_of_steps.svg"  # in the folder of all results
 CAPTION = "What ZNorm and centralization change of the test accuracy, over the number of steps"
 ACCURACY = "Test accuracy against the baseline"
-METHODS = ("ZNorm", "centralization")
+METHODS = ("ZNorm", "centralization")  # that have a panel
+ALL_METHODS = ("centralization", "clipping by norm", "ZNorm", "GAN")
 SMALLEST = 1.0  # points
 _CELL = re.compile(r"CIFAR-10, ResNet-20, tuned rates, ([\d,]+) images, ([\d,]+) steps, SGDM")
 
@@ -37,15 +39,40 @@ def is_told(findings: Mapping[str, Sequence[Finding]]) -> bool:
 
 
 def tell(findings: Mapping[str, Sequence[Finding]]) -> str:
-    """A sentence: ZNorm's effect after every number of steps on every number of images that were tried."""
-    effects = find_effects(findings.get(STUDY, ()), METHODS[0])
+    """What the study adds to the answer: every method in short training, then ZNorm's effect over the steps."""
+    found = findings.get(STUDY, ())
+    return " ".join(filter(None, [_tell_methods(found), _tell_steps(found)]))
+
+
+def _tell_methods(findings: Sequence[Finding]) -> str:
+    """A sentence: what every method does in the cells that have all of them; empty where there is none."""
+    of_methods = {method: find_effects(findings, method) for method in ALL_METHODS}
+    clauses = []
+    for images, of_images in reversed(list(of_methods[METHODS[0]].items())):
+        for steps in of_images:
+            found = [effects.get(images, {}).get(steps) for effects in of_methods.values()]
+            if all(found):
+                some = [dataclasses.replace(finding, group="") for finding in found if finding]
+                clauses.append(
+                    f"{steps:,} steps on {images:,} images, {sentences.compare(some, rest=len(some))}"
+                )
+    return (
+        f"In short training, rates tuned, SGD with momentum: after {'; after '.join(clauses)}."
+        if clauses
+        else ""
+    )
+
+
+def _tell_steps(findings: Sequence[Finding]) -> str:
+    """A sentence: ZNorm's effect on every number of images, where there are several numbers of steps."""
+    effects = find_effects(findings, METHODS[0])
+    if all(len(of_images) == 1 for of_images in effects.values()):
+        return ""
     words = [
         f"on {images:,} images: "
         + ", ".join(f"{_measured(finding)} after {steps:,} steps" for steps, finding in of_images.items())
         for images, of_images in reversed(list(effects.items()))
     ]
-    if not words:
-        return ""
     return (
         f"By the length of training, under SGD with momentum with tuned rates, ZNorm {'; '.join(words)} (points of "
         "test accuracy)."

@@ -357,3 +357,26 @@ def test_what_too_small_a_study_found_counts_nowhere_and_the_page_says_why(tmp_p
     shutil.rmtree(tmp_path / "results" / "cifar10_confirm")
     with pytest.raises(UsageError, match="no findings below"):
         main.findings(tmp_path / "results", readme, docs)
+
+
+def test_the_answer_names_every_method_where_training_is_short():
+    words = {
+        "centralization": (5.0, "helps"),
+        "clipping by norm": (3.0, "helps"),
+        "ZNorm": (-0.4, "cannot be told"),
+        "GAN": (0.1, "no difference that counts"),
+    }
+    some = [
+        dataclasses.replace(f, verdict=verdict)
+        for method, (effect, verdict) in words.items()
+        for f in of_steps({(50_000, 390): effect, (2_000, 390): effect + 1}, method)
+    ]
+    told = steps.tell({"steps_and_images": some})
+    assert told.startswith(
+        "In short training, rates tuned, SGD with momentum: after 390 steps on 50,000 images, centralization (+5.0) "
+        "and clipping by norm (+3.0) help;"
+    )
+    assert "after 390 steps on 2,000 images, centralization (+6.0) and clipping by norm (+4.0) help;" in told
+    assert told.endswith("ZNorm cannot be told; GAN (+1.1) makes no difference that counts.")
+    # A cell without one of the methods, and one number of steps, tell nothing.
+    assert steps.tell({"steps_and_images": [f for f in some if f.label != "GAN"]}) == ""
