@@ -111,12 +111,15 @@ def draw(
             axes.set_title(method)
             axes.set_xscale("log")
             axes.set_xlabel("steps")
-            axes.axhspan(-SMALLEST, SMALLEST, color=style.GRAY, alpha=0.12, linewidth=0)
+            axes.axhspan(
+                -SMALLEST, SMALLEST, color=style.GRAY, alpha=0.12, linewidth=0, label="within 1 point"
+            )
             axes.axhline(0, color=style.GRAY, linewidth=0.8)
-            for (images, effects), look in zip(
-                find_effects(findings[STUDY], method).items(), _LOOKS, strict=False
-            ):
-                _draw_line(axes, effects, label=f"{images:,} images, rates tuned", **look)
+            lines = zip(find_effects(findings[STUDY], method).items(), _LOOKS, strict=False)
+            for (images, effects), (shift, look) in lines:
+                # Beside each other, as intervals at equal steps would hide one another.
+                aside = {steps * shift: finding for steps, finding in effects.items()}
+                _draw_line(axes, aside, label=f"{images:,} images, rates tuned", **look)
         for place, (label, steps, finding) in enumerate(shared):
             words = "one rate (0.01) for both" if place == 0 else None
             _draw_line(panels[0], {steps: finding}, label=words, **_SHARED)
@@ -132,9 +135,10 @@ def draw(
     return True
 
 
-_LOOKS: tuple[dict[str, Any], ...] = (
-    {"color": style.METHOD_STYLES["gan"][0], "linestyle": "--", "marker": "s"},
-    {"color": style.METHOD_STYLES["znorm"][0], "linestyle": "-", "marker": "o"},
+# The factor to the side, and the look of a line.
+_LOOKS: tuple[tuple[float, dict[str, Any]], ...] = (
+    (0.98, {"color": style.METHOD_STYLES["gan"][0], "linestyle": "--", "marker": "s"}),
+    (1.02, {"color": style.METHOD_STYLES["znorm"][0], "linestyle": "-", "marker": "o"}),
 )
 _SHARED: dict[str, Any] = {
     "color": style.GRAY,
@@ -144,7 +148,7 @@ _SHARED: dict[str, Any] = {
 }
 
 
-def _draw_line(axes: Any, effects: Mapping[int, Finding], **look: Any) -> None:
+def _draw_line(axes: Any, effects: Mapping[float, Finding], **look: Any) -> None:
     """Effects over the steps, and the interval of each."""
     told = {steps: finding for steps, finding in effects.items() if finding.effect is not None}
     axes.plot(list(told), [finding.effect for finding in told.values()], markersize=5, **look)

@@ -310,15 +310,14 @@ def test_the_figure_over_the_steps_has_a_line_for_each_number_of_images(tmp_path
     assert summary.front.draw_all(tmp_path, found) == [tmp_path / steps.FIGURE]
     znorm, centralization = drawn[0].axes
     marked = [line for line in znorm.lines if line.get_marker() in ("o", "s")]
-    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in marked] == [
-        ([390, 1_950], [4.0, -1.0]),
-        ([390, 1_950], [3.0, -0.5]),
-        ([320], [-6.5]),
-        ([2_340], [8.9]),
-    ]
+    # Two numbers of images lie beside each other.
+    few_x, many_x, *_ = places = [list(line.get_xdata()) for line in marked]
+    assert places == [pytest.approx(x, rel=0.03) for x in ([390, 1_950], [390, 1_950], [320], [2_340])]
+    assert few_x < many_x
+    assert [list(line.get_ydata()) for line in marked] == [[4.0, -1.0], [3.0, -0.5], [-6.5], [8.9]]
     assert [line.get_markerfacecolor() == "white" for line in marked] == [False, False, True, True]
     ends = [(line.get_xdata()[0], *line.get_ydata()) for line in znorm.lines if line.get_marker() == "None"]
-    assert (390, 3.0, 5.0) in ends
+    assert (few_x[0], 3.0, 5.0) in ends
     assert [list(line.get_ydata()) for line in centralization.lines if line.get_marker() == "s"] == [[0.5]]
     page = summary.front.page(found, "results/", "findings.md", with_figure=True)
     assert "results/steps_and_images/cpu/effect_of_steps.svg" in page
