@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report import sentences, style
-from experiments.report.findings import WITHIN, Finding
+from experiments.report.findings import HELPS, WITHIN, Finding
 
 STUDY = "steps_and_images"
 FIGURE = Path(STUDY) / "cpu/effect_of_steps.svg"  # in the folder of all results
@@ -38,45 +38,41 @@ def is_told(findings: Mapping[str, Sequence[Finding]]) -> bool:
     return sum(len(of_images) > 1 for of_images in effects.values()) > 1
 
 
-def tell(findings: Mapping[str, Sequence[Finding]]) -> str:
-    """What the study adds to the answer: every method in short training, then ZNorm's effect over the steps."""
-    found = findings.get(STUDY, ())
-    return " ".join(filter(None, [_tell_methods(found), _tell_steps(found)]))
-
-
-def _tell_methods(findings: Sequence[Finding]) -> str:
-    """A sentence: what every method does in the cells that have all of them; empty where there is none."""
-    of_methods = {method: find_effects(findings, method) for method in ALL_METHODS}
-    clauses = []
-    for images, of_images in reversed(list(of_methods[METHODS[0]].items())):
-        for steps in of_images:
-            found = [effects.get(images, {}).get(steps) for effects in of_methods.values()]
-            if all(found):
-                some = [dataclasses.replace(finding, group="") for finding in found if finding]
-                clauses.append(
-                    f"{steps:,} steps on {images:,} images, {sentences.compare(some, rest=len(some))}"
-                )
-    return (
-        f"In short training, rates tuned, SGD with momentum: after {'; after '.join(clauses)}."
-        if clauses
-        else ""
-    )
-
-
-def _tell_steps(findings: Sequence[Finding]) -> str:
-    """A sentence: ZNorm's effect on every number of images, where there are several numbers of steps."""
+def tell(findings: Sequence[Finding]) -> dict[str, str]:
+    """What every method does in short training, by setting; and ZNorm over the steps, where there are several."""
+    told = {
+        f"SGD with momentum, {steps:,} steps on {images:,} images": sentences.compare(some, rest=len(some))
+        for (images, steps), some in _short(findings).items()
+    }
     effects = find_effects(findings, METHODS[0])
-    if all(len(of_images) == 1 for of_images in effects.values()):
-        return ""
-    words = [
-        f"on {images:,} images: "
-        + ", ".join(f"{_measured(finding)} after {steps:,} steps" for steps, finding in of_images.items())
-        for images, of_images in reversed(list(effects.items()))
-    ]
-    return (
-        f"By the length of training, under SGD with momentum with tuned rates, ZNorm {'; '.join(words)} (points of "
-        "test accuracy)."
-    )
+    if any(len(of_images) > 1 for of_images in effects.values()):
+        words = [
+            f"on {images:,} images "
+            + ", ".join(f"{_measured(finding)} after {steps:,} steps" for steps, finding in of_images.items())
+            for images, of_images in reversed(list(effects.items()))
+        ]
+        told["SGD with momentum, ZNorm by the length of training"] = "; ".join(words)
+    return told
+
+
+def helpful(findings: Mapping[str, Sequence[Finding]]) -> list[str]:
+    """The methods that help in every cell of short training."""
+    cells = list(_short(findings.get(STUDY, ())).values())
+    helping = [{finding.label for finding in some if finding.verdict == HELPS} for some in cells]
+    return [method for method in ALL_METHODS if helping and all(method in some for some in helping)]
+
+
+def _short(findings: Sequence[Finding]) -> dict[tuple[int, int], list[Finding]]:
+    """Findings of all methods, by images and steps, in the cells that have all: those of short training."""
+    of_methods = [find_effects(findings, method) for method in ALL_METHODS]
+    cells = {}
+    for images, of_images in reversed(list(of_methods[0].items())):
+        for steps in of_images:
+            found = [effects.get(images, {}).get(steps) for effects in of_methods]
+            some = [dataclasses.replace(finding, group="") for finding in found if finding]
+            if len(some) == len(ALL_METHODS):
+                cells[images, steps] = some
+    return cells
 
 
 def _measured(finding: Finding) -> str:

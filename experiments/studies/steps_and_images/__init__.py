@@ -22,6 +22,7 @@ from experiments.report.contrasts import ACCURACY, Contrast
 from experiments.report.findings import Finding
 from experiments.report.pages import describe_diverged, describe_protocol, describe_waiting, write_report
 from experiments.report.sentences import describe
+from experiments.report.steps import tell
 from experiments.studies.comparison import Question, compare_methods, describe_resolution
 from experiments.studies.steps_and_images.answer import answer, dependences_table
 from experiments.studies.steps_and_images.plan import (
@@ -86,7 +87,7 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
                 effects.setdefault(run.method, {})[run.train_examples or 0, run.steps or 0] = contrast
             if part.rates:
                 results += [CANDIDATES, tuning.table(records)]
-        if tried:
+        if any(cell.ended for cell in tried):
             method += [
                 f"Tuning of part {part.name}: validation accuracy of every learning rate, in percent, seeds "
                 f"{', '.join(map(str, TUNING_SEEDS))}.",
@@ -94,7 +95,8 @@ def make_report(preset: str, records: Sequence[RunRecord], folder: Path) -> None
             ]
     if dependences := dependences_table(effects):
         results += ["### From cell to cell", dependences]
-    head = [answer(effects.get("znorm", {})) or describe(findings)]
+    in_short = "; ".join(f"{setting}: {words}" for setting, words in tell(findings).items())
+    head = [answer(effects.get("znorm", {})) or in_short or describe(findings)]
     head.append(describe_diverged(reported, (*AXES, "learning_rate")))
     write_report(
         folder,

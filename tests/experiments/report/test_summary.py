@@ -156,14 +156,16 @@ def test_the_readmes_answer_follows_the_verdicts(tmp_path, monkeypatch):
     some = tuned([(1.3, "helps"), (1.2, "helps"), (-1.0, "harms"), (0.2, no)], "SGDM")
     some += tuned([(0.1, no)] * 4, "Adam")
     answer = summary.front.answer({"cifar10_confirm": some})
-    assert (
-        "under SGD with momentum, centralization (+1.3) and clipping by norm (+1.2) help; ZNorm (-1.0) harms; "
-        "GAN (+0.2) makes no difference that counts; under Adam, none of the 4 makes a difference that counts"
-    ) in answer
+    assert answer.startswith("**Not as your first move.** ")
+    assert answer.endswith(
+        "- SGD with momentum, five epochs: centralization (+1.3) and clipping by norm (+1.2) help; ZNorm (-1.0) "
+        "harms; GAN (+0.2) makes no difference that counts.\n- Adam, five epochs: none of the 4 makes a difference "
+        "that counts."
+    )
     some[4:] = tuned([(3.0, "helps"), (0.1, no), (0.1, no), (2.0, "cannot be told")], "Adam")
     assert summary.front.answer({"cifar10_confirm": some}).endswith(
-        "under Adam, centralization (+3.0) helps; GAN cannot be told; clipping by norm (+0.1) and ZNorm (+0.1) make "
-        "no difference that counts (differences in points of test accuracy)."
+        "Adam, five epochs: centralization (+3.0) helps; GAN cannot be told; clipping by norm (+0.1) and ZNorm "
+        "(+0.1) make no difference that counts."
     )
     assert "Adam" not in summary.front.answer({"cifar10_confirm": some[:-1]})
 
@@ -321,15 +323,15 @@ def test_the_figure_over_the_steps_has_a_line_for_each_number_of_images(tmp_path
     assert [list(line.get_ydata()) for line in centralization.lines if line.get_marker() == "s"] == [[0.5]]
     page = summary.front.page(found, "results/", "findings.md", with_figure=True)
     assert "results/steps_and_images/cpu/effect_of_steps.svg" in page
-    assert (
-        "ZNorm on 50,000 images: +3.0 (cannot be told) after 390 steps, -0.5 (cannot be told) after 1,950 steps; on "
-        "2,000 images: +4.0 (cannot be told) after 390 steps, -1.0 (cannot be told) after 1,950 steps (points of "
-        "test accuracy)."
-    ) in page
+    told = steps.tell(some)
+    assert list(told.values()) == [
+        "on 50,000 images +3.0 (cannot be told) after 390 steps, -0.5 (cannot be told) after 1,950 steps; on "
+        "2,000 images +4.0 (cannot be told) after 390 steps, -1.0 (cannot be told) after 1,950 steps"
+    ]
     small = [
         dataclasses.replace(f, verdict="helps", note="within the smallest effect of interest") for f in some
     ]
-    assert "-1.0 (helps, by less than a point) after 1,950 steps" in steps.tell({"steps_and_images": small})
+    assert "-1.0 (helps, by less than a point) after 1,950 steps" in next(iter(steps.tell(small).values()))
 
     # One number of steps is no line; then the older figure is the README's.
     del some[0]
@@ -370,12 +372,22 @@ def test_the_answer_names_every_method_where_training_is_short():
         for method, (effect, verdict) in words.items()
         for f in of_steps({(50_000, 390): effect, (2_000, 390): effect + 1}, method)
     ]
-    told = steps.tell({"steps_and_images": some})
-    assert told.startswith(
-        "In short training, rates tuned, SGD with momentum: after 390 steps on 50,000 images, centralization (+5.0) "
-        "and clipping by norm (+3.0) help;"
+    long = tuned([(1.3, "helps"), (1.2, "harms"), (-1.0, "harms"), (0.2, "harms")], "SGDM")
+    found = {"cifar10_confirm": long, "steps_and_images": some}
+    assert steps.tell(some) == {
+        "SGD with momentum, 390 steps on 50,000 images": "centralization (+5.0) and clipping by norm (+3.0) help; "
+        "ZNorm cannot be told; GAN (+0.1) makes no difference that counts",
+        "SGD with momentum, 390 steps on 2,000 images": "centralization (+6.0) and clipping by norm (+4.0) help; "
+        "ZNorm cannot be told; GAN (+1.1) makes no difference that counts",
+    }
+    assert summary.front.answer(found).startswith(
+        "**Tune the learning rate first; then, with SGD and momentum, try centralization, and clipping by norm where "
+        "training is short.** "
     )
-    assert "after 390 steps on 2,000 images, centralization (+6.0) and clipping by norm (+4.0) help;" in told
-    assert told.endswith("ZNorm cannot be told; GAN (+1.1) makes no difference that counts.")
+    # What helps in one cell of two is no advice.
+    found["steps_and_images"] = [
+        dataclasses.replace(f, verdict="cannot be told") if " 2,000 images" in f.group else f for f in some
+    ]
+    assert summary.front.answer(found).startswith("**Not as your first move.** ")
     # A cell without one of the methods, and one number of steps, tell nothing.
-    assert steps.tell({"steps_and_images": [f for f in some if f.label != "GAN"]}) == ""
+    assert steps.tell([f for f in some if f.label != "GAN"]) == {}
