@@ -187,7 +187,7 @@ def test_a_cell_with_a_diverged_run_is_named_in_the_head(part_a, tmp_path):
     assert re.search(
         r"With diverged runs: 2,000 images, 390 steps, SGDM, GAN, rate \d+ \(1 of 10\)\.\n", head
     )
-    assert "ZNorm (50,000 images, +" in head  # what was found stays
+    assert "390 steps on 50,000 images: ZNorm (+" in head  # what was found stays
 
 
 def test_nothing_of_a_part_is_compared_while_a_method_is_still_tuned(part_a, tmp_path):
@@ -220,7 +220,8 @@ def test_a_part_is_compared_when_it_has_ended(part_a, tmp_path):
     assert ", GAN: " in resolution
     assert ", clipping by norm: " in resolution
     assert "ZNorm" not in resolution
-    assert "Tuning of part b" in text
+    assert "Tuning of part a" in text
+    assert "Tuning of part b" not in text  # none of its runs has ended
     assert "### Part b" not in text
     assert "Not compared yet, as their runs have not ended: part b, c, d, e." in text
 
